@@ -1,1 +1,35 @@
-//! model
+//! Plain values that every other module speaks in.
+//!
+//! Nothing here waits, reads a clock, logs or talks to anybody: a value in, a value out. The folder's reading order is
+//! the order of the `mod` lines: time, positions in the WAL, the names and states of members, the cluster as the store
+//! shows it, the settings in force, the deadlines that follow from them, what this member knows of itself, and at last
+//! the decision that comes out of all that.
+//!
+//! What it deliberately does not do: parse or print wire formats (that is `dcs::schema`, `api`, `ctl::output`).
+
+pub mod cluster;
+pub mod decision;
+pub mod lease;
+pub mod local;
+pub mod member;
+pub mod settings;
+pub mod time;
+pub mod timings;
+pub mod wal;
+
+pub use cluster::{
+    Cluster, ConfigRecord, FailoverRequest, HistoryRow, HolderMark, Initialize, Initializer, LeaderRecord, SyncRecord,
+    Version,
+};
+pub use decision::{Action, Decision, Permission, Reason, Rewrite, StartRole, StopMode, TaskKind, Upstream, Warning};
+pub use lease::{LeaseRecord, LeaseTracker, LeaseVerdict, OwnLease};
+pub use local::{
+    ClusterState, ControlData, DataDir, DeathProof, Handover, InFlight, KeeperLink, Local, PeerAnswer, PeerRole, PeerRound,
+    PlannedRestart, StartRoleSeen,
+    PostgresView, Probe, Request, RewindState, StoreLink, Task, TaskEnd,
+};
+pub use member::{Member, MemberName, PostgresState, Role, Tags};
+pub use settings::{ProofOfDeath, RestartFilter, Settings, WatchdogMode};
+pub use time::{BootInstant, Now, WallTime};
+pub use timings::{Timings, TooTight, time_scale};
+pub use wal::{Lsn, Timeline};

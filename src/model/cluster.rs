@@ -1,0 +1,194 @@
+//! The cluster as the store shows it, in one consistent view (kubernetes-objects §1).
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::{LeaseRecord, Lsn, Member, MemberName, Timeline, WallTime};
+
+/// The version of an object in the store. Opaque outside `dcs`: it is only handed back in a conditional write.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Version(pub String);
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// `patroni.holder`: who exactly holds the lease (design §4). Valid only while its two times equal the record's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HolderMark {
+    /// UID of the holder's pod.
+    pub uid: String,
+    /// A random word per start of the sidecar.
+    pub session: String,
+    /// Container name → container ID, empty until the sidecar has learned them.
+    pub containers: BTreeMap<String, String>,
+    /// Must equal the record's.
+    pub acquire_time: String,
+    /// Must equal the record's.
+    pub renew_time: String,
+}
+
+/// The leader object.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LeaderRecord {
+    /// For conditional writes.
+    pub version: Version,
+    /// The five keys that are the lease.
+    pub lease: LeaseRecord,
+    /// Our own annotation, if present and well-formed.
+    pub holder: Option<HolderMark>,
+    /// The leader's last published WAL position.
+    pub optime: Option<Lsn>,
+    /// Slot name → position.
+    pub slots: BTreeMap<String, Lsn>,
+    /// Slots to be kept on every node.
+    pub retain_slots: Vec<String>,
+    /// Member → REST address, written while failsafe mode is on.
+    pub failsafe: Option<BTreeMap<String, String>>,
+    /// Endpoints mode: the addresses clients are sent to. Empty in ConfigMaps mode.
+    pub addresses: Vec<String>,
+}
+
+impl LeaderRecord {
+    /// Who the record names; `None` when released.
+    pub fn named(&self) -> Option<&MemberName> {
+        self.lease.leader.as_ref()
+    }
+    /// The holder mark, if it belongs to the record that stands.
+    pub fn valid_holder(&self) -> Option<&HolderMark> {
+        self.holder.as_ref().filter(|h| {
+            Some(&h.acquire_time) == self.lease.acquire_time.as_ref()
+                && Some(&h.renew_time) == self.lease.renew_time.as_ref()
+        })
+    }
+}
+
+/// The `initialize` key. `""` and absent mean different things (kubernetes-objects §1.1).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Initialize {
+    /// Never initialized, or cancelled.
+    #[default]
+    Absent,
+    /// Somebody is bootstrapping.
+    InProgress,
+    /// The system identifier (anything not empty; see [`Initialize::system_id`]).
+    Value(String),
+}
+
+impl Initialize {
+    /// The system identifier if it is valid: at least 10 characters, all digits (ha-decisions §5).
+    pub fn system_id(&self) -> Option<&str> {
+        match self {
+            Initialize::Value(v) if v.len() >= 10 && v.bytes().all(|b| b.is_ascii_digit()) => Some(v),
+            Initialize::Value(_) | Initialize::Absent | Initialize::InProgress => None,
+        }
+    }
+}
+
+/// `patroni.initializer`: which incarnation is bootstrapping (design §4).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Initializer {
+    /// UID of its pod.
+    pub uid: String,
+    /// Its session.
+    pub session: String,
+}
+
+/// The config object: dynamic configuration, initialize, history.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConfigRecord {
+    /// For conditional writes.
+    pub version: Version,
+    /// The dynamic configuration as JSON text, if the annotation exists.
+    pub document: Option<String>,
+}
+
+/// One row of the timeline history.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HistoryRow {
+    /// The timeline that ended.
+    pub timeline: Timeline,
+    /// Where it ended.
+    pub lsn: Lsn,
+    /// Postgres' words.
+    pub reason: String,
+    /// When, ISO 8601, for people.
+    pub at: Option<String>,
+    /// Who became leader.
+    pub new_leader: Option<String>,
+}
+
+/// The failover request object (kubernetes-objects §1.1): `leader` present = switchover, absent = failover.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FailoverRequest {
+    /// For conditional writes.
+    pub version: Version,
+    /// Who is to step down.
+    pub leader: Option<MemberName>,
+    /// Who is to take over.
+    pub candidate: Option<MemberName>,
+    /// When. An unparsable text is reported by `dcs` and read as no request at all.
+    pub scheduled_at: Option<WallTime>,
+}
+
+impl FailoverRequest {
+    /// Is there a request? The object stays when a request is cleared.
+    pub fn is_present(&self) -> bool {
+        self.leader.is_some() || self.candidate.is_some()
+    }
+}
+
+/// The sync object.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SyncRecord {
+    /// For conditional writes.
+    pub version: Version,
+    /// Primary that manages the key; absent = synchronous mode not active.
+    pub leader: Option<MemberName>,
+    /// Synchronous standbys.
+    pub standbys: Vec<MemberName>,
+    /// Quorum.
+    pub quorum: u32,
+}
+
+/// Everything the store knows, read at one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Cluster {
+    /// The config object; `None` if it does not exist.
+    pub config: Option<ConfigRecord>,
+    /// The `initialize` key of it.
+    pub initialize: Initialize,
+    /// Who is bootstrapping.
+    pub initializer: Option<Initializer>,
+    /// Timeline history; `None` when the key is absent.
+    pub history: Option<Vec<HistoryRow>>,
+    /// The leader object; `None` if it does not exist.
+    pub leader: Option<LeaderRecord>,
+    /// All pods of the cluster.
+    pub members: BTreeMap<MemberName, Member>,
+    /// The failover object, if it exists.
+    pub failover: Option<FailoverRequest>,
+    /// The sync object, if it exists.
+    pub sync: Option<SyncRecord>,
+}
+
+impl Cluster {
+    /// The pending request, if any.
+    pub fn request(&self) -> Option<&FailoverRequest> {
+        self.failover.as_ref().filter(|f| f.is_present())
+    }
+    /// The timeline the history speaks for: last row + 1; 1 without rows; 0 without a config object (kubernetes-objects §1.1).
+    pub fn timeline(&self) -> Timeline {
+        match (&self.config, &self.history) {
+            (None, _) => Timeline(0),
+            (Some(_), None) => Timeline(1),
+            (Some(_), Some(rows)) => rows.last().map_or(Timeline(1), |r| Timeline(r.timeline.0 + 1)),
+        }
+    }
+    /// The last known position of the leader; unknown = 0.
+    pub fn optime(&self) -> Lsn {
+        self.leader.as_ref().and_then(|l| l.optime).unwrap_or(Lsn::ZERO)
+    }
+}

@@ -1,0 +1,379 @@
+//! What this member knows of itself: its Postgres, its keeper, its lease, its unfinished business.
+//!
+//! `agent::observe` fills it; `decide` reads it. Time-outs of anything in flight are the executor's: it turns them into
+//! an outcome here.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::{
+    BootInstant, LeaseRecord, LeaseTracker, Lsn, MemberName, OwnLease, Permission, PostgresState, RestartFilter, Role,
+    StopMode, Tags, TaskKind, Timeline, Upstream, Version, WallTime,
+};
+
+/// The connection to the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreLink {
+    /// No complete view yet since the start.
+    NotRead,
+    /// The view is followed by live watches.
+    Following,
+    /// Watches or reads fail since then; the last view may be old.
+    Broken {
+        /// Since when.
+        since: BootInstant,
+    },
+}
+
+/// A lease write on its way. One at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InFlight {
+    /// Acquire.
+    Acquire,
+    /// Renew.
+    Renew,
+    /// Release.
+    Release,
+}
+
+/// The connection to the keeper.
+#[derive(Clone, Debug, PartialEq)]
+pub enum KeeperLink {
+    /// Connected, and this permission stands.
+    Connected {
+        /// The standing permission.
+        permission: Permission,
+    },
+    /// Unreachable since then: keep renewing, never promote or start, report `fence: lost` (design §7).
+    Lost {
+        /// Since when.
+        since: BootInstant,
+    },
+}
+
+/// pg_controldata's "Database cluster state".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClusterState {
+    /// starting up
+    StartingUp,
+    /// shut down
+    ShutDown,
+    /// shut down in recovery
+    ShutDownInRecovery,
+    /// shutting down
+    ShuttingDown,
+    /// in crash recovery
+    InCrashRecovery,
+    /// in archive recovery
+    InArchiveRecovery,
+    /// in production
+    InProduction,
+}
+
+/// What pg_control says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ControlData {
+    /// Database system identifier, decimal.
+    pub system_id: String,
+    /// Cluster state.
+    pub state: ClusterState,
+    /// Latest checkpoint location.
+    pub checkpoint: Lsn,
+    /// Latest checkpoint's timeline.
+    pub timeline: Timeline,
+    /// Minimum recovery ending location and its timeline (0/0 when not in recovery).
+    pub min_recovery_end: (Lsn, Timeline),
+    /// Can pg_rewind work: wal_log_hints on, or data checksums.
+    pub rewindable: bool,
+    /// Where the next standby continues after a clean shutdown: the end of the shutdown checkpoint's predecessor, i.e.
+    /// the position a standby must have received (ha-decisions §12 "Shutdown position"). Only set in state "shut down".
+    pub shutdown_position: Option<Lsn>,
+}
+
+/// The data directory.
+#[derive(Clone, Debug, PartialEq)]
+pub enum DataDir {
+    /// Missing, or nothing but dotfiles and `lost+found` (ha-decisions §3 row 10).
+    Empty,
+    /// Half-made by this very pod's own bootstrap: the marker beside PGDATA names our pod (design §4).
+    HalfMade,
+    /// A data directory.
+    Present {
+        /// pg_control, if readable.
+        control: Option<ControlData>,
+        /// standby.signal or recovery.signal is there.
+        standby_signal: bool,
+    },
+    /// Exists, not readable or not a data directory; why, in words.
+    Unusable(String),
+}
+
+/// One answer of the monitoring query (ha-decisions §1.1).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Probe {
+    /// When the query was sent.
+    pub at: BootInstant,
+    /// `pg_is_in_recovery()`.
+    pub in_recovery: bool,
+    /// Primary: from the current WAL file name. Standby: the receiver's, else pg_control's.
+    pub timeline: Timeline,
+    /// Primary: flush position. Standby: max(receive, replay).
+    pub position: Lsn,
+    /// Standby.
+    pub received: Lsn,
+    /// Standby.
+    pub replayed: Lsn,
+    /// WAL receiver is streaming.
+    pub streaming: bool,
+    /// Replay is paused.
+    pub replay_paused: bool,
+    /// Database system identifier, decimal.
+    pub system_id: String,
+}
+
+/// The Postgres of this member.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PostgresView {
+    /// The word published in member data.
+    pub state: PostgresState,
+    /// The role published in member data.
+    pub role: Role,
+    /// A postmaster (or a descendant of one) is alive, as the keeper reports.
+    pub alive: bool,
+    /// How it was started, if alive and known.
+    pub started_as: Option<StartRoleSeen>,
+    /// Since when `state` is what it is.
+    pub since: BootInstant,
+    /// The last stop asked for, while alive.
+    pub stopping: Option<StopMode>,
+    /// A promotion was ordered and pg_control does not say "in production" yet: when it was ordered.
+    pub promoting: Option<BootInstant>,
+    /// When the last postmaster was seen dead with all descendants.
+    pub last_death: Option<BootInstant>,
+    /// The last death was not asked for, and no start came after it.
+    pub crashed: bool,
+    /// Consecutive failed starts since the last good one.
+    pub failed_starts: u32,
+    /// The last answer, if Postgres answers.
+    pub probe: Option<Probe>,
+    /// The upstream it is configured for.
+    pub following: Option<Upstream>,
+    /// Primary: a checkpoint on the present timeline has been completed since promotion.
+    pub checkpointed: bool,
+    /// A restart is pending.
+    pub pending_restart: bool,
+    /// `server_version_num`, when known.
+    pub server_version: Option<u32>,
+}
+
+/// How the living postmaster was started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartRoleSeen {
+    /// Without standby.signal.
+    Primary,
+    /// With standby.signal.
+    Standby,
+}
+
+/// The long task under way. One at a time (style §10).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Task {
+    /// What.
+    pub kind: TaskKind,
+    /// Since when.
+    pub since: BootInstant,
+    /// For people: progress such as `43 %`, if known.
+    pub progress: Option<String>,
+}
+
+/// How the last long task ended; kept until the next one starts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TaskEnd {
+    /// What.
+    pub kind: TaskKind,
+    /// When.
+    pub at: BootInstant,
+    /// `Err`: one line, what went wrong.
+    pub result: Result<(), String>,
+}
+
+/// The divergence check (ha-decisions §22.1).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum RewindState {
+    /// Nothing to check.
+    #[default]
+    Initial,
+    /// To be checked against the leader.
+    Check,
+    /// Diverged.
+    Need,
+    /// Checked, not diverged.
+    NotNeeded,
+    /// pg_rewind succeeded.
+    Success,
+    /// pg_rewind failed; why.
+    Failed(String),
+}
+
+/// Role in a peer's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerRole {
+    /// Runs as primary (`location` present or role primary/master).
+    Primary,
+    /// In recovery.
+    Standby,
+}
+
+/// One peer's answer to `GET /patroni` (rest-api §2.2, ha-decisions §9.4).
+#[derive(Clone, Debug, PartialEq)]
+pub enum PeerAnswer {
+    /// Answered, with a WAL position.
+    Fit {
+        /// Primary or standby.
+        role: PeerRole,
+        /// max(received, replayed), or location.
+        position: Lsn,
+        /// 0 = unknown.
+        timeline: Timeline,
+        /// Its effective tags.
+        tags: Tags,
+        /// `watchdog_failed`.
+        watchdog_failed: bool,
+    },
+    /// No answer, or one without position.
+    Unreachable(String),
+}
+
+/// A completed round of questions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PeerRound {
+    /// When it was sent.
+    pub asked_at: BootInstant,
+    /// Every member that was asked.
+    pub answers: BTreeMap<MemberName, PeerAnswer>,
+}
+
+/// An orderly hand-over in progress: CHECKPOINT, fast stop, a standby has it all, release.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Handover {
+    /// `None`: to whoever is fit.
+    pub candidate: Option<MemberName>,
+    /// Why, for the log: `switchover`, `manual failover`, `shutdown`.
+    pub why: &'static str,
+    /// When it began.
+    pub began: BootInstant,
+    /// The early checkpoint has ended (or failed, or was too slow).
+    pub checkpoint_done: bool,
+    /// The whole process ends after it.
+    pub then_exit: bool,
+    /// When Postgres was seen dead after the stop.
+    pub stopped: Option<BootInstant>,
+}
+
+/// Something a person asked for, or a signal.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Request {
+    /// Restart Postgres once, if the filter matches.
+    Restart {
+        /// Filter.
+        filter: RestartFilter,
+        /// Start timeout, else `primary_start_timeout`.
+        timeout: Option<Duration>,
+    },
+    /// Throw the data away and clone anew.
+    Reinitialize {
+        /// Cancel what runs.
+        force: bool,
+        /// Only from the leader.
+        from_leader: bool,
+    },
+    /// SIGTERM, or the keeper is terminating.
+    Terminate {
+        /// Pod shape, SIGTERM of the sidecar alone: leave Postgres, lock and permission as they are (design §7).
+        leave_postgres: bool,
+    },
+}
+
+/// A restart or other stop-then-start in progress, so that the dead postmaster is not taken for a crash.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlannedRestart {
+    /// When it was asked for.
+    pub began: BootInstant,
+    /// Start timeout.
+    pub timeout: Duration,
+}
+
+/// A proof that the holder of this very record is dead (design §5): fresh reads of pod and leader object agreed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeathProof {
+    /// The record of the dead holder.
+    pub record: LeaseRecord,
+    /// The version of the leader object in the fresh read.
+    pub version: Version,
+    /// In words, for the log: which containers, which UID.
+    pub how: String,
+}
+
+/// Everything this member knows of itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Local {
+    /// My name.
+    pub me: MemberName,
+    /// UID of my pod, empty while unknown.
+    pub uid: String,
+    /// A random word per start of this process.
+    pub session: String,
+    /// When this process started.
+    pub started: BootInstant,
+    /// The store.
+    pub store: StoreLink,
+    /// The lease as observed.
+    pub lease: LeaseTracker,
+    /// The lease as mine (design §4 "Mine").
+    pub own: Option<OwnLease>,
+    /// A lease write in flight.
+    pub lease_write: Option<InFlight>,
+    /// When the last attempt to renew was sent.
+    pub last_attempt: Option<BootInstant>,
+    /// Any other store write in flight (initialize, config, history, failover).
+    pub store_write: bool,
+    /// Proof of death for the standing record.
+    pub death_proof: Option<DeathProof>,
+    /// A `ProveDeath` is in flight.
+    pub proving: bool,
+    /// The keeper.
+    pub keeper: KeeperLink,
+    /// The data directory.
+    pub data: DataDir,
+    /// Postgres.
+    pub postgres: PostgresView,
+    /// The long task.
+    pub task: Option<Task>,
+    /// The last long task's end.
+    pub task_end: Option<TaskEnd>,
+    /// I won the initialize race and the bootstrap is not finished.
+    pub bootstrapping: bool,
+    /// Divergence check.
+    pub rewind: RewindState,
+    /// The last completed round of questions.
+    pub peers: Option<PeerRound>,
+    /// A round is out since.
+    pub asking: Option<BootInstant>,
+    /// Hand-over in progress.
+    pub handover: Option<Handover>,
+    /// A planned restart in progress.
+    pub restart: Option<PlannedRestart>,
+    /// The oldest unserved request.
+    pub request: Option<Request>,
+    /// pre_promote failed: no race until then (ha-decisions §9.2 row 1).
+    pub backoff_until: Option<BootInstant>,
+    /// I stepped down by a hand-over at this time; I do not race for the lock I have just given away until a ttl passed
+    /// or somebody else has held it.
+    pub stepped_down: Option<BootInstant>,
+    /// The failsafe promise given to another leader (design §4): no race until then.
+    pub promised_until: Option<BootInstant>,
+    /// The watchdog device is armed.
+    pub watchdog_armed: bool,
+    /// Scheduled restart of this member, if any.
+    pub scheduled_restart: Option<(WallTime, RestartFilter)>,
+}

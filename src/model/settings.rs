@@ -1,0 +1,113 @@
+//! The settings in force: dynamic configuration after adjustment, and what decisions need of the local file.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::Tags;
+
+/// What counts as proof that a holder is gone (design §5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ProofOfDeath {
+    /// The object is there and names nobody.
+    Released,
+    /// Every container named in `patroni.holder` is reported terminated by the kubelet.
+    Terminated,
+    /// The pod object with that UID is gone (opt-in).
+    Deleted,
+}
+
+/// `watchdog.mode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum WatchdogMode {
+    /// Never opened.
+    #[default]
+    Off,
+    /// Used when it works.
+    Automatic,
+    /// No leadership without it.
+    Required,
+}
+
+/// Filters of a restart request (rest-api §5.3).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RestartFilter {
+    /// Role the member must have: `primary`, `replica` or `standby_leader`.
+    pub role: Option<String>,
+    /// Only if the running version is lower than this `server_version` number.
+    pub below_version: Option<u32>,
+    /// Only if a restart is pending.
+    pub pending_only: bool,
+}
+
+/// Everything `decide` reads besides the cluster and the local state.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Lease duration, after adjustment (configuration §3.1).
+    pub ttl: Duration,
+    /// Period of the loop at rest.
+    pub loop_wait: Duration,
+    /// Budget for retries against the API and Postgres.
+    pub retry_timeout: Duration,
+    /// Bytes a candidate may be behind.
+    pub maximum_lag_on_failover: u64,
+    /// Candidates must be on the latest timeline.
+    pub check_timeline: bool,
+    /// How long a crashed primary may take to start; 0 = fail over at once.
+    pub primary_start_timeout: Duration,
+    /// Rows of history kept, 0 = all.
+    pub max_timelines_history: usize,
+    /// How long the slot of an absent member is kept; 0 = not at all.
+    pub member_slots_ttl: Duration,
+    /// Physical replication slots for members.
+    pub use_slots: bool,
+    /// Slot name → definition: permanent physical slots.
+    pub permanent_slots: BTreeMap<String, ()>,
+    /// Own tags.
+    pub tags: Tags,
+    /// The local file has a `bootstrap` section.
+    pub may_bootstrap: bool,
+    /// pg_rewind is configured.
+    pub use_pg_rewind: bool,
+    /// A failed rewind may remove the data directory.
+    pub remove_on_rewind_failure: bool,
+    /// A diverged timeline may remove the data directory.
+    pub remove_on_diverged_timelines: bool,
+    /// Accepted proofs.
+    pub proofs: BTreeSet<ProofOfDeath>,
+    /// Watchdog mode.
+    pub watchdog: WatchdogMode,
+    /// Seconds between watchdog timeout and ttl; `None` for -1 (half of the ttl).
+    pub watchdog_margin: Option<Duration>,
+    /// Wait for Postgres to accept connections after a start.
+    pub pg_ctl_timeout: Duration,
+    /// What this version cannot do yet but the configuration asks for, in words. A member with an entry here never
+    /// becomes leader: ignoring `synchronous_mode` would lose commits somebody was promised.
+    pub unsupported: Vec<String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            ttl: Duration::from_secs(30),
+            loop_wait: Duration::from_secs(10),
+            retry_timeout: Duration::from_secs(10),
+            maximum_lag_on_failover: 1_048_576,
+            check_timeline: false,
+            primary_start_timeout: Duration::from_secs(300),
+            max_timelines_history: 0,
+            member_slots_ttl: Duration::from_secs(1800),
+            use_slots: true,
+            permanent_slots: BTreeMap::new(),
+            tags: Tags::default(),
+            may_bootstrap: true,
+            use_pg_rewind: false,
+            remove_on_rewind_failure: false,
+            remove_on_diverged_timelines: false,
+            proofs: BTreeSet::from([ProofOfDeath::Released, ProofOfDeath::Terminated]),
+            watchdog: WatchdogMode::Off,
+            watchdog_margin: Some(Duration::from_secs(5)),
+            pg_ctl_timeout: Duration::from_secs(60),
+            unsupported: Vec::new(),
+        }
+    }
+}
