@@ -23,11 +23,12 @@ pub struct LeaseRecord {
 }
 
 impl LeaseRecord {
-    /// The ttl of the record; missing, unparsable or 0 = the reader's own (kubernetes-objects §1.1).
+    /// The ttl of the record; missing, unparsable or 0 = the reader's own (kubernetes-objects §1.1). The record has
+    /// configured seconds; in builds with `test-time-scale` each of them is shorter.
     pub fn ttl_or(&self, own: Duration) -> Duration {
         match self.ttl.as_deref().and_then(|t| t.trim().parse::<u64>().ok()) {
             None | Some(0) => own,
-            Some(secs) => Duration::from_secs(secs),
+            Some(secs) => Duration::from_secs(secs.min(u64::from(u32::MAX))).mul_f64(super::time_scale()),
         }
     }
     /// The `transitions` that a new acquirer writes (kubernetes-objects §4.2).
