@@ -331,6 +331,9 @@ pub struct Local {
     pub lease: LeaseTracker,
     /// The lease as mine (design §4 "Mine").
     pub own: Option<OwnLease>,
+    /// The record that stood at my start, whose `patroni.holder.uid` is my own pod's, while my keeper reports that no
+    /// Postgres of an earlier session is left (design §4 "Mine" (c)): renew it first, start after.
+    pub reclaim: Option<LeaseRecord>,
     /// A lease write in flight.
     pub lease_write: Option<InFlight>,
     /// When the last attempt to renew was sent.
@@ -341,6 +344,8 @@ pub struct Local {
     pub death_proof: Option<DeathProof>,
     /// A `ProveDeath` is in flight.
     pub proving: bool,
+    /// When the last `ProveDeath` ended without a proof; the next try waits a moment.
+    pub proof_tried: Option<BootInstant>,
     /// The keeper.
     pub keeper: KeeperLink,
     /// The data directory.
@@ -355,6 +360,8 @@ pub struct Local {
     pub bootstrapping: bool,
     /// Divergence check.
     pub rewind: RewindState,
+    /// A `CheckDivergence` is in flight.
+    pub checking: bool,
     /// The last completed round of questions.
     pub peers: Option<PeerRound>,
     /// A round is out since.

@@ -1,0 +1,159 @@
+//! What the lock holder does, and what stops a primary that is none (design §4; ha-decisions §10, §13, §16).
+
+use super::{Ctx, Hold, requests};
+use crate::model::{Action, Decision, LeaseVerdict, OwnLease, Permission, Role, StopMode, StoreLink, Timeline};
+
+/// A possible writer without an unexpired lease is stopped, before anything else is looked at.
+///
+/// * Lapsed (D reached, ttl not): fast stop; the keeper's standing permission ends at S and K behind it.
+/// * Not mine: the permission goes first, then the stop.
+///
+/// The bootstrap of a new cluster runs unfenced: there is no other member with data, and no lease yet.
+pub(super) fn fence(ctx: &Ctx<'_>) -> Option<Decision> {
+    if !ctx.writer() || ctx.local.bootstrapping || matches!(ctx.hold, Hold::Leader(_)) {
+        return None;
+    }
+    if ctx.local.store == StoreLink::NotRead && matches!(ctx.hold, Hold::No) && ctx.local.own.is_none() {
+        // Just started beside a running primary: whether its lease is ours shows with the first view. Until then the
+        // permission it was given stands, and ends, by itself.
+        return None;
+    }
+    let reason = match (&ctx.hold, &ctx.verdict) {
+        (Hold::Lapsed(_), _) => "demoted self because DCS is not accessible and I was a leader".to_owned(),
+        (_, LeaseVerdict::Held(other)) if *other != ctx.local.me => {
+            format!("demoting self because I do not have the lock and I was a leader ({other} has it)")
+        }
+        (_, LeaseVerdict::Held(_)) => "demoting self because the lock names me but is not mine".to_owned(),
+        (_, LeaseVerdict::Released | LeaseVerdict::Expired(_) | LeaseVerdict::Silence { .. } | LeaseVerdict::Vacant) => {
+            "demoting self because I do not have the lock and I was a leader".to_owned()
+        }
+    };
+    if ctx.keeper_lost() {
+        return Some(ctx.wait(format!("{reason}; the keeper does not answer, its deadline stops Postgres")));
+    }
+    let d = ctx.wait(reason).wake_by(ctx.now.boot + super::RETRY_PAUSE);
+    let d = d.then_if(matches!(ctx.hold, Hold::No), || Action::Permit(Permission::None));
+    Some(d.then_if(ctx.local.postgres.stopping.is_none(), || Action::StopPostgres {
+        mode: StopMode::Fast,
+        why: "the lease is gone",
+    }))
+}
+
+/// The lock is mine and Postgres is alive.
+pub(super) fn lead(ctx: &Ctx<'_>, own: &OwnLease) -> Decision {
+    let pg = &ctx.local.postgres;
+    if pg.stopping.is_some() {
+        return ctx.wait("waiting for Postgres to stop");
+    }
+    match &pg.probe {
+        None => starting(ctx),
+        Some(probe) if probe.in_recovery => promote(ctx, own),
+        Some(probe) => {
+            if let Some(d) = stale_primary(ctx, probe.timeline) {
+                return d;
+            }
+            primary(ctx, own, probe.timeline)
+        }
+    }
+}
+
+/// Postgres is up but does not answer yet (ha-decisions §7).
+fn starting(ctx: &Ctx<'_>) -> Decision {
+    let pg = &ctx.local.postgres;
+    let timeout = ctx.local.restart.as_ref().map_or(ctx.settings.primary_start_timeout, |r| r.timeout);
+    let in_state = ctx.now.boot.since(pg.since);
+    let left = timeout.saturating_sub(in_state);
+    if left.is_zero() && !timeout.is_zero() {
+        return match requests::fit_candidates(ctx, None) {
+            requests::Fitness::Ask(ask) => ctx.wait("startup timeout: looking for a member to take over").then(ask),
+            requests::Fitness::Waiting => ctx.wait("startup timeout: waiting for the answers of the other members"),
+            requests::Fitness::Fit(_) => ctx
+                .wait("stopped PostgreSQL because of startup timeout")
+                .then(Action::StopPostgres { mode: StopMode::Immediate, why: "startup timeout" })
+                .then(Action::Permit(Permission::None)),
+            requests::Fitness::Nobody(why) => {
+                ctx.wait(format!("primary start has timed out, but continuing to wait because failover is not possible: {why}"))
+            }
+        };
+    }
+    ctx.wait(format!("PostgreSQL is still starting up, {} seconds until timeout", left.as_secs()))
+        .wake_by(ctx.now.boot + left.max(super::RETRY_PAUSE))
+}
+
+/// A standby with the lock becomes primary: permission first, then the promotion (design §7 "Order").
+fn promote(ctx: &Ctx<'_>, own: &OwnLease) -> Decision {
+    if !ctx.settings.unsupported.is_empty() {
+        return ctx
+            .wait(format!("releasing the lock: {}", ctx.settings.unsupported.join("; ")))
+            .then(Action::ReleaseLease { optime: None });
+    }
+    if ctx.keeper_lost() {
+        return ctx.wait("not promoting because the keeper does not answer (fence: lost)");
+    }
+    if !ctx.renewed_since_death(own) {
+        let renew = ctx.local.lease_write.is_none();
+        return ctx.wait("renewing the lock before promoting").then_if(renew, || Action::RenewLease);
+    }
+    if ctx.local.postgres.promoting.is_some() {
+        return ctx.wait("promote in progress").wake_by(ctx.now.boot + super::RETRY_PAUSE);
+    }
+    ctx.wait("promoted self to leader by acquiring session lock")
+        .then(Action::Permit(ctx.permission(own)))
+        .then(Action::Promote)
+        .wake_by(ctx.now.boot + super::RETRY_PAUSE)
+}
+
+/// A primary behind the recorded timeline never keeps the lock (ha-decisions §9.2 row 5, S6).
+fn stale_primary(ctx: &Ctx<'_>, timeline: Timeline) -> Option<Decision> {
+    let recorded = ctx.cluster.timeline();
+    if timeline.0 == 0 || timeline >= recorded {
+        return None;
+    }
+    Some(
+        ctx.wait(format!("demoting self because my timeline {timeline} is behind the cluster's {recorded}"))
+            .then(Action::StopPostgres { mode: StopMode::Immediate, why: "stale timeline" })
+            .then(Action::Permit(Permission::None))
+            .then(Action::ReleaseLease { optime: None }),
+    )
+}
+
+/// The normal life of a leader.
+fn primary(ctx: &Ctx<'_>, own: &OwnLease, timeline: Timeline) -> Decision {
+    if let Some(d) = requests::failover_request(ctx) {
+        return upkeep_of_primary(ctx, d, timeline);
+    }
+    let fence = if ctx.keeper_lost() { " (fence: lost, the keeper does not answer)" } else { "" };
+    let mut d = ctx.wait(format!("no action. I am ({}), the leader with the lock{fence}", ctx.local.me));
+    if ctx.cluster.initialize.system_id().is_some_and(|id| Some(id) != ctx.my_system_id()) {
+        d = d.warn(format!(
+            "the store says system identifier {}, my data directory {}: I keep serving while my lease holds; find out \
+             who wrote it before restarting me",
+            ctx.cluster.initialize.system_id().unwrap_or(""),
+            ctx.my_system_id().unwrap_or("unknown")
+        ));
+    }
+    for wish in &ctx.settings.unsupported {
+        d = d.warn(wish.clone());
+    }
+    let fresh = ctx.now.boot.since(own.evidence);
+    let _age = fresh;
+    upkeep_of_primary(ctx, d, timeline)
+}
+
+/// Repairs of the store, history, checkpoint, slots: whatever else the primary does.
+fn upkeep_of_primary(ctx: &Ctx<'_>, mut d: Decision, timeline: Timeline) -> Decision {
+    if !ctx.local.store_write {
+        let version = ctx.cluster.config.as_ref().map(|c| c.version.clone());
+        let has_config = ctx.cluster.config.as_ref().is_some_and(|c| c.document.is_some());
+        if let (None, Some(id)) = (ctx.cluster.initialize.system_id(), ctx.my_system_id()) {
+            d = d.then(Action::WriteSystemId { expect: version, system_id: id.to_owned() });
+        } else if !has_config {
+            d = d.then(Action::WriteConfig { expect: version });
+        } else if timeline.0 > 1 && ctx.cluster.timeline() < timeline {
+            d = d.then(Action::UpdateHistory);
+        }
+    }
+    let promoted_here = timeline.0 > 1 && ctx.local.postgres.role != Role::Demoted;
+    d.then_if(promoted_here && !ctx.local.postgres.checkpointed && ctx.local.handover.is_none(), || Action::Checkpoint)
+        .then(Action::SyncSlots)
+}

@@ -1,0 +1,174 @@
+//! Postgres is not running, or its data directory is no good (ha-decisions §3 rows 10–12, §8).
+
+use std::time::Duration;
+
+use super::{Ctx, Hold, RETRY_PAUSE, requests, rewind};
+use crate::model::{
+    Action, ClusterState, ControlData, DataDir, Decision, InFlight, LeaseVerdict, OwnLease, Permission, StartRole,
+    StopMode, Upstream,
+};
+
+/// The longest pause between two attempts to start a standby that does not start.
+const START_PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// Rows 10 to 12: a data directory that is gone, unreadable, or of another cluster.
+pub(super) fn data_directory(ctx: &Ctx<'_>) -> Option<Decision> {
+    match &ctx.local.data {
+        DataDir::Unusable(why) => Some(no_data(ctx, format!("data directory is not accessible: {why}"))),
+        DataDir::Empty | DataDir::HalfMade => {
+            Some(no_data(ctx, "data directory has vanished under the running Postgres".to_owned()))
+        }
+        DataDir::Present { control: None, .. } => Some(no_data(
+            ctx,
+            "data directory is not empty, but has no readable pg_control (system ID is invalid); consider doing \
+             reinitialize"
+                .to_owned(),
+        )),
+        DataDir::Present { control: Some(control), .. } => other_cluster(ctx, control),
+    }
+}
+
+fn no_data(ctx: &Ctx<'_>, reason: String) -> Decision {
+    let holding = !matches!(ctx.hold, Hold::No);
+    if let Some(crate::model::Request::Reinitialize { .. }) = &ctx.local.request
+        && !holding
+        && let Some(d) = requests::of_people(ctx)
+    {
+        return d;
+    }
+    if ctx.local.postgres.alive {
+        let stop = ctx.local.postgres.stopping != Some(StopMode::Immediate);
+        return ctx
+            .wait(reason)
+            .then_if(stop, || Action::StopPostgres { mode: StopMode::Immediate, why: "no data directory" });
+    }
+    ctx.wait(if holding { format!("released leader key voluntarily: {reason}") } else { reason })
+        .then_if(holding, || Action::Permit(Permission::None))
+        .then_if(holding && ctx.local.lease_write.is_none(), || Action::ReleaseLease { optime: None })
+}
+
+/// Row 12: never adopt another system identifier; refuse, never delete (SAFETY).
+fn other_cluster(ctx: &Ctx<'_>, control: &ControlData) -> Option<Decision> {
+    let theirs = ctx.cluster.initialize.system_id()?;
+    if theirs == control.system_id {
+        return None;
+    }
+    if ctx.local.postgres.alive && matches!(ctx.hold, Hold::Leader(_)) {
+        return None;
+    }
+    let message = format!(
+        "system ID mismatch: node {} belongs to a different cluster: the store says {theirs}, its data directory {}; \
+         nothing was changed. Give it an empty data directory, or the right one",
+        ctx.local.me, control.system_id
+    );
+    Some(ctx.wait(message.clone()).then(Action::Exit { code: 1, message, leave_postgres: false }))
+}
+
+/// There is data, and no postmaster.
+pub(super) fn not_running(ctx: &Ctx<'_>) -> Decision {
+    if ctx.keeper_lost() {
+        return ctx.wait("Postgres is not running and the keeper does not answer (fence: lost): waiting for the keeper");
+    }
+    if ctx.local.lease_write == Some(InFlight::Release) {
+        return ctx.wait("releasing the lock");
+    }
+    let DataDir::Present { control: Some(control), standby_signal } = &ctx.local.data else {
+        return ctx.wait("no usable data directory");
+    };
+    match &ctx.hold {
+        Hold::Leader(own) => with_lock(ctx, own, control, *standby_signal),
+        Hold::Lapsed(_) => ctx.wait("Postgres is stopped; the lease could not be confirmed in time, trying to renew it"),
+        Hold::No => without_lock(ctx, control, *standby_signal),
+    }
+}
+
+/// ha-decisions §8.1 rows 1, 3, 6; §8.3.
+fn with_lock(ctx: &Ctx<'_>, own: &OwnLease, control: &ControlData, standby_signal: bool) -> Decision {
+    let pg = &ctx.local.postgres;
+    let release = |reason: String| {
+        ctx.wait(reason)
+            .then(Action::Permit(Permission::None))
+            .then_if(ctx.local.lease_write.is_none(), || Action::ReleaseLease { optime: control.shutdown_position })
+    };
+    if pg.failed_starts > 0 {
+        return release("removed leader key after trying and failing to start postgres".to_owned());
+    }
+    if !ctx.settings.unsupported.is_empty() {
+        return release(format!("removed leader key: {}", ctx.settings.unsupported.join("; ")));
+    }
+    if pg.crashed && ctx.settings.primary_start_timeout.is_zero() {
+        match requests::fit_candidates(ctx, None) {
+            requests::Fitness::Ask(ask) => return ctx.wait("crashed: looking for a member to take over").then(ask),
+            requests::Fitness::Waiting => return ctx.wait("crashed: waiting for the answers of the other members"),
+            requests::Fitness::Fit(_) => return release("stopped PostgreSQL to fail over after a crash".to_owned()),
+            requests::Fitness::Nobody(_) => {}
+        }
+    }
+    let as_primary = !standby_signal
+        && control.timeline >= ctx.cluster.timeline()
+        && matches!(
+            control.state,
+            ClusterState::InProduction
+                | ClusterState::InCrashRecovery
+                | ClusterState::ShuttingDown
+                | ClusterState::ShutDown
+                | ClusterState::StartingUp
+        );
+    if !as_primary {
+        return ctx
+            .wait("starting as readonly because i had the session lock")
+            .then(Action::StartPostgres { role: StartRole::Standby, upstream: Upstream::Nobody });
+    }
+    if !ctx.renewed_since_death(own) {
+        let renew = ctx.local.lease_write.is_none();
+        return ctx
+            .wait("renewing the lock before starting the primary: its old holder must not have been usurped meanwhile")
+            .then_if(renew, || Action::RenewLease);
+    }
+    let reason = if pg.crashed { "starting primary after failure" } else { "starting primary" };
+    ctx.wait(reason)
+        .then(Action::Permit(ctx.permission(own)))
+        .then(Action::StartPostgres { role: StartRole::Primary, upstream: Upstream::Nobody })
+}
+
+/// ha-decisions §8.1 rows 5 to 10, and §3 row 13.
+fn without_lock(ctx: &Ctx<'_>, control: &ControlData, standby_signal: bool) -> Decision {
+    let pg = &ctx.local.postgres;
+    if let Some(record) = &ctx.local.reclaim
+        && ctx.cluster.leader.as_ref().is_some_and(|l| l.lease == *record)
+        && matches!(&ctx.verdict, LeaseVerdict::Held(who) if *who == ctx.local.me)
+    {
+        let free = ctx.local.lease_write.is_none();
+        return ctx
+            .wait("the lock is this pod's own and nothing of its earlier life is left: renewing it before starting")
+            .then_if(free, || Action::RenewLease)
+            .wake_by(ctx.now.boot + RETRY_PAUSE);
+    }
+    if pg.failed_starts > 0 {
+        let pause = START_PAUSE_MAX.min(RETRY_PAUSE * 2u32.saturating_pow(pg.failed_starts.min(6)));
+        let again = pg.since + pause;
+        if ctx.now.boot < again {
+            return ctx.wait("failed to start postgres; trying again soon").wake_by(again);
+        }
+    }
+    if let Some((leader, member)) = ctx.leader() {
+        if let Some(d) = rewind::of_stopped(ctx, leader, member, control, standby_signal) {
+            return d;
+        }
+        let upstream = ctx.upstream();
+        return ctx.wait("starting as a secondary").then(Action::StartPostgres { role: StartRole::Standby, upstream });
+    }
+    if ctx.local.stepped_down.is_some_and(|at| ctx.now.boot < at + ctx.settings.ttl) {
+        let until = ctx.local.stepped_down.unwrap_or(ctx.now.boot) + ctx.settings.ttl;
+        return ctx.wait("gave the lock away: waiting for the new leader").wake_by(until);
+    }
+    let lost_key = ctx.cluster.initialize == crate::model::Initialize::Absent;
+    if lost_key && ctx.unlocked().is_some() && !ctx.local.store_write {
+        return ctx.wait("restoring the lost initialize key from my stopped data directory").then(Action::WriteSystemId {
+            expect: ctx.cluster.config.as_ref().map(|c| c.version.clone()),
+            system_id: control.system_id.clone(),
+        });
+    }
+    ctx.wait("starting as a secondary; there is no leader to follow yet")
+        .then(Action::StartPostgres { role: StartRole::Standby, upstream: Upstream::Nobody })
+}

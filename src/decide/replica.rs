@@ -1,0 +1,53 @@
+//! Following (ha-decisions §11).
+
+use super::{Ctx, race, rewind};
+use crate::model::{Action, Decision, LeaseVerdict, RewindState, Upstream};
+
+/// Postgres is alive as a standby (the fence has seen to that) and the lock is somebody else's, or silent.
+pub(super) fn follow(ctx: &Ctx<'_>) -> Decision {
+    let pg = &ctx.local.postgres;
+    if pg.stopping.is_some() {
+        return ctx.wait("waiting for Postgres to stop");
+    }
+    let Some((leader, member)) = ctx.leader() else {
+        return idle(ctx, nobody(ctx));
+    };
+    if pg.probe.is_none() {
+        return ctx.wait(format!("PostgreSQL is still starting up; I am ({}), following ({leader})", ctx.local.me));
+    }
+    if let Some(d) = rewind::of_running(ctx, leader, member) {
+        return d;
+    }
+    let wanted = ctx.upstream();
+    if wanted != Upstream::Nobody && pg.following.as_ref() != Some(&wanted) {
+        let text = match &wanted {
+            Upstream::Member { name, .. } => format!("following {name}"),
+            Upstream::Nobody => "following nobody".to_owned(),
+        };
+        return ctx.wait(text).then(Action::Follow { upstream: wanted }).then(Action::SyncSlots);
+    }
+    idle(ctx, format!("no action. I am ({}), a secondary, and following a leader ({leader})", ctx.local.me))
+}
+
+/// A standby with nothing to do: slots, and the early question before a silent lease ends.
+pub(super) fn idle(ctx: &Ctx<'_>, reason: String) -> Decision {
+    let ahead = if ctx.leader().is_some() { race::ask_ahead(ctx) } else { None };
+    let done = matches!(ctx.local.rewind, RewindState::Success | RewindState::NotNeeded);
+    let streaming = ctx.local.postgres.probe.as_ref().is_some_and(|p| p.streaming);
+    ctx.wait(reason)
+        .then_if(done && streaming, || Action::SetRewind(RewindState::Initial))
+        .then(Action::SyncSlots)
+        .then_all(ahead)
+}
+
+fn nobody(ctx: &Ctx<'_>) -> String {
+    match &ctx.verdict {
+        LeaseVerdict::Held(who) if *who == ctx.local.me => {
+            "the lock names me but is not mine (an earlier life of this pod): waiting for it to expire".to_owned()
+        }
+        LeaseVerdict::Silence { .. } => "no leader known: waiting a full ttl before taking that for an empty throne".to_owned(),
+        LeaseVerdict::Held(_) | LeaseVerdict::Released | LeaseVerdict::Expired(_) | LeaseVerdict::Vacant => {
+            format!("no action. I am ({})", ctx.local.me)
+        }
+    }
+}
