@@ -1,1 +1,4 @@
-//! config
+//! Reading configuration.
+pub mod merge;
+pub mod numbers;
+pub mod yaml;
