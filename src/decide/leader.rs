@@ -52,7 +52,7 @@ pub(super) fn lead(ctx: &Ctx<'_>, own: &OwnLease) -> Decision {
             if let Some(d) = stale_primary(ctx, probe.timeline) {
                 return d;
             }
-            primary(ctx, own, probe.timeline)
+            primary(ctx, probe.timeline)
         }
     }
 }
@@ -118,7 +118,7 @@ fn stale_primary(ctx: &Ctx<'_>, timeline: Timeline) -> Option<Decision> {
 }
 
 /// The normal life of a leader.
-fn primary(ctx: &Ctx<'_>, own: &OwnLease, timeline: Timeline) -> Decision {
+fn primary(ctx: &Ctx<'_>, timeline: Timeline) -> Decision {
     if let Some(d) = requests::failover_request(ctx) {
         return upkeep_of_primary(ctx, d, timeline);
     }
@@ -135,8 +135,6 @@ fn primary(ctx: &Ctx<'_>, own: &OwnLease, timeline: Timeline) -> Decision {
     for wish in &ctx.settings.unsupported {
         d = d.warn(wish.clone());
     }
-    let fresh = ctx.now.boot.since(own.evidence);
-    let _age = fresh;
     upkeep_of_primary(ctx, d, timeline)
 }
 

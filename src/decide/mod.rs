@@ -223,7 +223,7 @@ impl<'a> Ctx<'a> {
             LeaseVerdict::Held(holder) => self.death_proof().map(|proof| Unlocked {
                 stood: Some(proof.record.clone()),
                 proven_dead: true,
-                positions_final: since,
+                positions_final: self.local.proof_tried.unwrap_or(since),
                 gone: Some(holder.clone()),
             }),
             LeaseVerdict::Released if self.settings.proofs.contains(&ProofOfDeath::Released) => {

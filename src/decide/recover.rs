@@ -131,6 +131,20 @@ fn with_lock(ctx: &Ctx<'_>, own: &OwnLease, control: &ControlData, standby_signa
         .then(Action::StartPostgres { role: StartRole::Primary, upstream: Upstream::Nobody })
 }
 
+/// The store lost `initialize`: a stopped member restores it once the throne is provably empty (ha-decisions §3 row 13,
+/// S7). It stays stopped until then, because a running replica may not.
+fn restore_initialize(ctx: &Ctx<'_>, control: &ControlData) -> Decision {
+    if ctx.unlocked().is_none() {
+        return ctx.wait("the initialize key is missing: restoring it from my stopped data directory after a ttl of silence");
+    }
+    ctx.wait("restoring the lost initialize key from my stopped data directory").then_if(!ctx.local.store_write, || {
+        Action::WriteSystemId {
+            expect: ctx.cluster.config.as_ref().map(|c| c.version.clone()),
+            system_id: control.system_id.clone(),
+        }
+    })
+}
+
 /// ha-decisions §8.1 rows 5 to 10, and §3 row 13.
 fn without_lock(ctx: &Ctx<'_>, control: &ControlData, standby_signal: bool) -> Decision {
     let pg = &ctx.local.postgres;
@@ -162,12 +176,8 @@ fn without_lock(ctx: &Ctx<'_>, control: &ControlData, standby_signal: bool) -> D
         let until = ctx.local.stepped_down.unwrap_or(ctx.now.boot) + ctx.settings.ttl;
         return ctx.wait("gave the lock away: waiting for the new leader").wake_by(until);
     }
-    let lost_key = ctx.cluster.initialize == crate::model::Initialize::Absent;
-    if lost_key && ctx.unlocked().is_some() && !ctx.local.store_write {
-        return ctx.wait("restoring the lost initialize key from my stopped data directory").then(Action::WriteSystemId {
-            expect: ctx.cluster.config.as_ref().map(|c| c.version.clone()),
-            system_id: control.system_id.clone(),
-        });
+    if ctx.cluster.initialize == crate::model::Initialize::Absent {
+        return restore_initialize(ctx, control);
     }
     ctx.wait("starting as a secondary; there is no leader to follow yet")
         .then(Action::StartPostgres { role: StartRole::Standby, upstream: Upstream::Nobody })

@@ -72,7 +72,7 @@ pub(super) fn of_stopped(
     standby_signal: bool,
 ) -> Option<Decision> {
     match &ctx.local.rewind {
-        RewindState::Initial if standby_signal => None,
+        RewindState::Initial if standby_signal && ctx.local.postgres.failed_starts == 0 => None,
         RewindState::NotNeeded | RewindState::Success => None,
         RewindState::Initial | RewindState::Check => {
             if let Some(d) = crash_recovery(ctx, control) {

@@ -1,0 +1,549 @@
+//! Scenario tests of `decide`: scripts with golden traces in `tests/scenarios/*.txt`.
+//!
+//! A file is a list of blocks. A block is some commands, a line `----`, and the trace up to the next empty line. State
+//! lives on from block to block. `REWRITE=1 cargo test --test scenarios` writes the traces anew; review the diff.
+//! Every decision also passes `decide::check`: a broken invariant fails the test whatever the golden trace says.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use patroni::decide::{check, decide};
+use patroni::model::*;
+
+/// Scenario time 0, so that "before" can be expressed.
+const EPOCH_S: f64 = 1000.0;
+const SYSTEM_ID: &str = "7000000000000000001";
+
+struct World {
+    cluster: Cluster,
+    local: Local,
+    settings: Settings,
+    now: f64,
+}
+
+fn boot(s: f64) -> BootInstant {
+    BootInstant::from_secs_f64(EPOCH_S + s)
+}
+
+impl World {
+    fn new() -> World {
+        let settings = Settings::default();
+        let start = boot(-100.0);
+        let local = Local {
+            me: "a".into(),
+            uid: "uid-a".into(),
+            session: "s1".into(),
+            started: start,
+            store: StoreLink::Following,
+            lease: LeaseTracker::new(start, settings.ttl),
+            own: None,
+            reclaim: None,
+            lease_write: None,
+            last_attempt: None,
+            store_write: false,
+            death_proof: None,
+            proving: false,
+            proof_tried: None,
+            keeper: KeeperLink::Connected { permission: Permission::None },
+            data: DataDir::Empty,
+            postgres: PostgresView {
+                state: PostgresState::Stopped,
+                role: Role::Uninitialized,
+                alive: false,
+                started_as: None,
+                since: start,
+                stopping: None,
+                promoting: None,
+                last_death: None,
+                crashed: false,
+                failed_starts: 0,
+                probe: None,
+                following: None,
+                checkpointed: true,
+                pending_restart: false,
+                server_version: Some(150_018),
+            },
+            task: None,
+            task_end: None,
+            bootstrapping: false,
+            rewind: RewindState::Initial,
+            checking: false,
+            peers: None,
+            asking: None,
+            handover: None,
+            restart: None,
+            request: None,
+            backoff_until: None,
+            stepped_down: None,
+            promised_until: None,
+            watchdog_armed: false,
+            scheduled_restart: None,
+        };
+        World { cluster: Cluster::default(), local, settings, now: 0.0 }
+    }
+
+    fn now(&self) -> Now {
+        Now { boot: boot(self.now), wall: WallTime((self.now * 1e6) as i64) }
+    }
+
+    fn run(&mut self, line: &str, out: &mut String) {
+        let mut words = line.split_whitespace();
+        let command = words.next().unwrap();
+        let args: Vec<&str> = words.collect();
+        let opt = |key: &str| args.iter().find_map(|a| a.strip_prefix(key).and_then(|v| v.strip_prefix('=')));
+        let flag = |key: &str| args.contains(&key);
+        match command {
+            "at" => self.now = args[0].parse().unwrap(),
+            "me" => {
+                self.local.me = args[0].into();
+                self.local.uid = format!("uid-{}", args[0]);
+            }
+            "set" => self.set(args[0], args[1]),
+            "member" => self.member(&args),
+            "leader" => self.leader(&args),
+            "own" => self.own(&args),
+            "initialize" => self.initialize(args[0]),
+            "config" => {
+                let document = (args[0] == "yes").then(|| "{}".to_owned());
+                self.cluster.config = Some(ConfigRecord { version: Version("c1".into()), document });
+            }
+            "history" => {
+                let row = |tl| HistoryRow { timeline: Timeline(tl), lsn: Lsn(1), reason: "r".into(), at: None, new_leader: None };
+                self.cluster.history = Some((1..args[0].parse::<u32>().unwrap()).map(row).collect());
+            }
+            "request" => {
+                self.cluster.failover = (!flag("none")).then(|| FailoverRequest {
+                    version: Version("f1".into()),
+                    leader: opt("leader").map(Into::into),
+                    candidate: opt("candidate").map(Into::into),
+                    scheduled_at: opt("at").map(|s| WallTime((s.parse::<f64>().unwrap() * 1e6) as i64)),
+                });
+            }
+            "postgres" => self.postgres(&args),
+            "data" => self.data(&args),
+            "peers" => self.peers(&args),
+            "asking" => self.local.asking = (!flag("none")).then(|| boot(self.now)),
+            "task" => {
+                self.local.task = task_kind(args[0]).map(|kind| Task { kind, since: boot(self.now), progress: None });
+            }
+            "task-end" => {
+                let result = if args[1] == "ok" { Ok(()) } else { Err(args[1..].join(" ")) };
+                self.local.task = None;
+                self.local.task_end = Some(TaskEnd { kind: task_kind(args[0]).unwrap(), at: boot(self.now), result });
+            }
+            "rewind" => {
+                self.local.rewind = match args[0] {
+                    "initial" => RewindState::Initial,
+                    "check" => RewindState::Check,
+                    "need" => RewindState::Need,
+                    "not-needed" => RewindState::NotNeeded,
+                    "success" => RewindState::Success,
+                    "failed" => RewindState::Failed("boom".into()),
+                    other => panic!("rewind {other}"),
+                }
+            }
+            "local" => self.local_flags(&args),
+            "decide" => self.decide(out),
+            other => panic!("unknown command {other}"),
+        }
+    }
+
+    fn set(&mut self, key: &str, value: &str) {
+        let secs = || Duration::from_secs_f64(value.parse().unwrap());
+        let yes = value == "true";
+        match key {
+            "ttl" => self.settings.ttl = secs(),
+            "loop_wait" => self.settings.loop_wait = secs(),
+            "retry_timeout" => self.settings.retry_timeout = secs(),
+            "primary_start_timeout" => self.settings.primary_start_timeout = secs(),
+            "nofailover" => self.settings.tags.nofailover = yes,
+            "failover_priority" => self.settings.tags.failover_priority = value.parse().unwrap(),
+            "replicatefrom" => self.settings.tags.replicatefrom = Some(value.into()),
+            "use_pg_rewind" => self.settings.use_pg_rewind = yes,
+            "remove_on_diverged" => self.settings.remove_on_diverged_timelines = yes,
+            "remove_on_failure" => self.settings.remove_on_rewind_failure = yes,
+            "check_timeline" => self.settings.check_timeline = yes,
+            "may_bootstrap" => self.settings.may_bootstrap = yes,
+            "maximum_lag" => self.settings.maximum_lag_on_failover = value.parse().unwrap(),
+            "unsupported" => self.settings.unsupported = vec![value.to_owned()],
+            "proof_deleted" => {
+                self.settings.proofs.insert(ProofOfDeath::Deleted);
+            }
+            other => panic!("set {other}"),
+        }
+    }
+
+    fn member(&mut self, args: &[&str]) {
+        for name in args.iter().take_while(|a| !a.contains('=')) {
+            let opt = |key: &str| args.iter().find_map(|a| a.strip_prefix(key).and_then(|v| v.strip_prefix('=')));
+            if opt("gone").is_some() {
+                self.cluster.members.remove(&MemberName::from(*name));
+                continue;
+            }
+            let mut tags = Tags::default();
+            tags.nofailover = opt("nofailover").is_some();
+            tags.clonefrom = opt("clonefrom").is_some();
+            let dead = opt("terminated");
+            let member = Member {
+                conn_url: opt("url").is_none().then(|| format!("postgres://{name}:5432/postgres")),
+                api_url: opt("url").is_none().then(|| format!("http://{name}:8008/patroni")),
+                state: opt("state").or(Some("running")).map(|s| PostgresState::from_word(&s.replace('-', " "))),
+                role: opt("role").or(Some("replica")).and_then(Role::from_word),
+                timeline: opt("tl").map(|t| Timeline(t.parse().unwrap())).or(Some(Timeline(1))),
+                checkpoint_pending: opt("checkpoint").is_some(),
+                uid: opt("uid").map_or_else(|| format!("uid-{name}"), str::to_owned),
+                tags,
+                terminated: dead
+                    .map(|ids| BTreeMap::from([("postgres".to_owned(), ids.split(',').map(str::to_owned).collect())]))
+                    .unwrap_or_default(),
+                ..Member::default()
+            };
+            self.cluster.members.insert((*name).into(), member);
+        }
+    }
+
+    fn leader(&mut self, args: &[&str]) {
+        let opt = |key: &str| args.iter().find_map(|a| a.strip_prefix(key).and_then(|v| v.strip_prefix('=')));
+        let old = self.cluster.leader.take();
+        let optime = opt("optime").map(|o| Lsn(o.parse().unwrap())).or(old.and_then(|l| l.optime));
+        let renew = opt("renew").unwrap_or("r1").to_owned();
+        self.cluster.leader = (args[0] != "gone").then(|| LeaderRecord {
+            version: Version("l1".into()),
+            lease: LeaseRecord {
+                leader: (args[0] != "none").then(|| args[0].into()),
+                ttl: Some(self.settings.ttl.as_secs().to_string()),
+                acquire_time: Some("t0".into()),
+                renew_time: Some(renew.clone()),
+                transitions: Some("1".into()),
+            },
+            holder: opt("holder").map(|uid| HolderMark {
+                uid: uid.to_owned(),
+                session: "s".into(),
+                containers: BTreeMap::from([("postgres".to_owned(), "id1".to_owned())]),
+                acquire_time: "t0".into(),
+                renew_time: renew,
+            }),
+            optime,
+            slots: BTreeMap::new(),
+            retain_slots: Vec::new(),
+            failsafe: None,
+            addresses: Vec::new(),
+        });
+        let record = self.cluster.leader.as_ref().map(|l| l.lease.clone());
+        let _changed = self.local.lease.observe(record, boot(self.now), self.settings.ttl);
+    }
+
+    fn own(&mut self, args: &[&str]) {
+        let record = self.cluster.leader.as_ref().map(|l| l.lease.clone()).unwrap_or_default();
+        self.local.own = (args[0] != "none").then(|| OwnLease {
+            record,
+            evidence: boot(args[0].parse().unwrap()),
+            ttl: self.settings.ttl,
+        });
+    }
+
+    fn initialize(&mut self, word: &str) {
+        self.cluster.initializer = None;
+        self.cluster.initialize = match word.split_once(':') {
+            Some((_, who)) => {
+                self.cluster.initializer = Some(Initializer { uid: format!("uid-{who}"), session: "s1".into() });
+                Initialize::InProgress
+            }
+            None if word == "absent" => Initialize::Absent,
+            None if word == "yes" => Initialize::Value(SYSTEM_ID.into()),
+            None => Initialize::Value(word.to_owned()),
+        };
+        if self.cluster.config.is_none() && self.cluster.initialize != Initialize::Absent {
+            self.cluster.config = Some(ConfigRecord { version: Version("c1".into()), document: Some("{}".into()) });
+        }
+    }
+
+    fn postgres(&mut self, args: &[&str]) {
+        let opt = |key: &str| args.iter().find_map(|a| a.strip_prefix(key).and_then(|v| v.strip_prefix('=')));
+        let flag = |key: &str| args.contains(&key);
+        let pg = &mut self.local.postgres;
+        let in_recovery = args[0] == "standby";
+        pg.alive = args[0] != "dead";
+        pg.since = boot(opt("since").map_or(self.now, |s| s.parse().unwrap()));
+        pg.role = match args[0] {
+            "primary" => Role::Primary,
+            "dead" => pg.role,
+            _ => Role::Replica,
+        };
+        pg.state = PostgresState::from_word(if pg.alive { "running" } else { "stopped" });
+        pg.started_as = opt("started").map_or_else(
+            || pg.alive.then_some(if in_recovery { StartRoleSeen::Standby } else { StartRoleSeen::Primary }),
+            |s| Some(if s == "primary" { StartRoleSeen::Primary } else { StartRoleSeen::Standby }),
+        );
+        pg.stopping = flag("stopping").then_some(StopMode::Fast);
+        pg.promoting = flag("promoting").then(|| boot(self.now));
+        pg.crashed = flag("crashed");
+        pg.checkpointed = !flag("no-checkpoint");
+        pg.failed_starts = opt("failed").map_or(0, |n| n.parse().unwrap());
+        if let Some(death) = opt("death") {
+            pg.last_death = Some(boot(death.parse().unwrap()));
+        }
+        pg.following = opt("following").map(|name| Upstream::Member {
+            name: name.into(),
+            conn_url: format!("postgres://{name}:5432/postgres"),
+        });
+        pg.probe = (pg.alive && args[0] != "starting").then(|| Probe {
+            at: boot(self.now),
+            in_recovery,
+            timeline: Timeline(opt("tl").map_or(1, |t| t.parse().unwrap())),
+            position: Lsn(opt("pos").map_or(100, |p| p.parse().unwrap())),
+            received: Lsn(0),
+            replayed: Lsn(0),
+            streaming: flag("streaming"),
+            replay_paused: false,
+            system_id: SYSTEM_ID.into(),
+        });
+    }
+
+    fn data(&mut self, args: &[&str]) {
+        let opt = |key: &str| args.iter().find_map(|a| a.strip_prefix(key).and_then(|v| v.strip_prefix('=')));
+        self.local.data = match args[0] {
+            "empty" => DataDir::Empty,
+            "half-made" => DataDir::HalfMade,
+            "unusable" => DataDir::Unusable("permission denied".into()),
+            "no-control" => DataDir::Present { control: None, standby_signal: false },
+            word => {
+                let (state, clean) = match word {
+                    "in-production" => (ClusterState::InProduction, false),
+                    "shut-down" => (ClusterState::ShutDown, true),
+                    "shut-down-in-recovery" => (ClusterState::ShutDownInRecovery, false),
+                    "in-archive-recovery" => (ClusterState::InArchiveRecovery, false),
+                    other => panic!("data {other}"),
+                };
+                DataDir::Present {
+                    control: Some(ControlData {
+                        system_id: opt("id").unwrap_or(SYSTEM_ID).to_owned(),
+                        state,
+                        checkpoint: Lsn(100),
+                        timeline: Timeline(opt("tl").map_or(1, |t| t.parse().unwrap())),
+                        min_recovery_end: (Lsn(0), Timeline(0)),
+                        rewindable: true,
+                        shutdown_position: clean.then_some(Lsn(opt("pos").map_or(100, |p| p.parse().unwrap()))),
+                    }),
+                    standby_signal: args.contains(&"signal"),
+                }
+            }
+        };
+    }
+
+    fn peers(&mut self, args: &[&str]) {
+        self.local.asking = None;
+        let answers = args[1..].iter().map(|a| {
+            let (name, answer) = a.split_once('=').unwrap();
+            let answer = match answer.split_once(':') {
+                Some((role, rest)) => PeerAnswer::Fit {
+                    role: if role == "primary" { PeerRole::Primary } else { PeerRole::Standby },
+                    position: Lsn(rest.split(':').next().unwrap().parse().unwrap()),
+                    timeline: Timeline(1),
+                    tags: Tags {
+                        failover_priority: rest.split(':').nth(1).map_or(1, |p| p.parse().unwrap()),
+                        ..Tags::default()
+                    },
+                    watchdog_failed: false,
+                },
+                None => PeerAnswer::Unreachable("connection refused".into()),
+            };
+            (name.into(), answer)
+        });
+        self.local.peers = Some(PeerRound { asked_at: boot(args[0].parse().unwrap()), answers: answers.collect() });
+    }
+
+    fn local_flags(&mut self, args: &[&str]) {
+        for arg in args {
+            let (key, value) = arg.split_once('=').unwrap_or((arg, ""));
+            let l = &mut self.local;
+            match key {
+                "store" => {
+                    l.store = match value {
+                        "not-read" => StoreLink::NotRead,
+                        "broken" => StoreLink::Broken { since: boot(self.now) },
+                        _ => StoreLink::Following,
+                    }
+                }
+                "keeper" if value == "lost" => l.keeper = KeeperLink::Lost { since: boot(self.now) },
+                "keeper" => l.keeper = KeeperLink::Connected { permission: Permission::None },
+                "bootstrapping" => l.bootstrapping = value != "no",
+                "stepped-down" => l.stepped_down = Some(boot(self.now)),
+                "promised" => l.promised_until = Some(boot(value.parse().unwrap())),
+                "backoff" => l.backoff_until = Some(boot(value.parse().unwrap())),
+                "reclaim" => l.reclaim = self.cluster.leader.as_ref().map(|x| x.lease.clone()),
+                "proof" => {
+                    l.proof_tried = Some(boot(self.now));
+                    l.death_proof = self.cluster.leader.as_ref().map(|x| DeathProof {
+                        record: x.lease.clone(),
+                        version: x.version.clone(),
+                        how: "its containers are terminated".into(),
+                    })
+                }
+                "attempt" => l.last_attempt = Some(boot(value.parse().unwrap())),
+                "write" => {
+                    l.lease_write = match value {
+                        "acquire" => Some(InFlight::Acquire),
+                        "renew" => Some(InFlight::Renew),
+                        "release" => Some(InFlight::Release),
+                        _ => None,
+                    }
+                }
+                "handover" => {
+                    l.handover = (value != "none").then(|| Handover {
+                        candidate: (!value.is_empty()).then(|| value.into()),
+                        why: "switchover",
+                        began: boot(self.now),
+                        checkpoint_done: false,
+                        then_exit: false,
+                        stopped: None,
+                    })
+                }
+                "checkpointed" => l.handover.as_mut().unwrap().checkpoint_done = true,
+                "exiting" => l.handover.as_mut().unwrap().then_exit = true,
+                "terminate" => l.request = Some(Request::Terminate { leave_postgres: value == "leave" }),
+                "restart" => {
+                    let filter = RestartFilter { role: (!value.is_empty()).then(|| value.into()), ..Default::default() };
+                    l.request = Some(Request::Restart { filter, timeout: None })
+                }
+                "planned" => {
+                    l.restart = Some(PlannedRestart { began: boot(self.now), timeout: Duration::from_secs(300) })
+                }
+                "reinit" => l.request = Some(Request::Reinitialize { force: value == "force", from_leader: false }),
+                "no-request" => l.request = None,
+                other => panic!("local {other}"),
+            }
+        }
+    }
+
+    fn decide(&self, out: &mut String) {
+        let d = decide(&self.cluster, &self.local, &self.settings, self.now());
+        if let Err(broken) = check(&d, &self.cluster, &self.local, &self.settings, self.now()) {
+            panic!("invariant broken at {}: {broken:?}\n{d:#?}", self.now);
+        }
+        let actions: Vec<_> = d.actions.iter().filter(|a| **a != Action::PublishStatus).map(brief).collect();
+        writeln!(out, "{}: {}", self.local.me, d.reason).unwrap();
+        let wake = d.wake_at.since(boot(self.now)).as_secs_f64();
+        writeln!(out, "   [{}] wake +{}", actions.join(", "), (wake * 1000.0).round() / 1000.0).unwrap();
+        for warning in &d.warnings {
+            writeln!(out, "   warning: {}", warning.0).unwrap();
+        }
+    }
+}
+
+fn task_kind(word: &str) -> Option<TaskKind> {
+    let url = Some("postgres://a:5432/postgres".to_owned());
+    Some(match word {
+        "bootstrap" => TaskKind::Bootstrap,
+        "post-bootstrap" => TaskKind::PostBootstrap,
+        "clone" => TaskKind::CreateReplica { from: Some("a".into()), conn_url: url },
+        "rewind" => TaskKind::Rewind { from: "a".into(), conn_url: url.unwrap() },
+        "crash-recovery" => TaskKind::CrashRecovery,
+        "none" => return None,
+        other => panic!("task {other}"),
+    })
+}
+
+/// One action, short and stable.
+fn brief(action: &Action) -> String {
+    let t = |at: BootInstant| (at.as_secs_f64() - EPOCH_S) * 10.0;
+    match action {
+        Action::Permit(Permission::Writer { stop_at, kill_at }) => {
+            format!("Permit writer stop@{} kill@{}", t(*stop_at).round() / 10.0, t(*kill_at).round() / 10.0)
+        }
+        Action::Permit(Permission::None) => "Permit none".into(),
+        Action::Permit(Permission::Unfenced) => "Permit unfenced".into(),
+        Action::AcquireLease { stood, proven_dead } => format!(
+            "AcquireLease over {}{}",
+            stood.as_ref().map_or("no object".into(), |r| r.leader.as_ref().map_or("released".into(), |l| l.to_string())),
+            if *proven_dead { " (proven dead)" } else { "" }
+        ),
+        Action::StartPostgres { role, upstream } => format!("Start {role:?} from {}", source(upstream)),
+        Action::Follow { upstream } => format!("Follow {}", source(upstream)),
+        Action::StopPostgres { mode, why } => format!("Stop {mode:?} ({why})"),
+        Action::ReleaseLease { optime } => format!("ReleaseLease {}", optime.map_or("-".into(), |o| o.0.to_string())),
+        Action::ProveDeath { pod, uid, .. } => format!("ProveDeath {pod} {uid}"),
+        Action::AskPeers { members } => {
+            format!("AskPeers {}", members.iter().map(MemberName::as_str).collect::<Vec<_>>().join(" "))
+        }
+        Action::Begin(TaskKind::CreateReplica { from, .. }) => {
+            format!("Begin clone from {}", from.as_ref().map_or("nobody", |f| f.as_str()))
+        }
+        Action::Begin(TaskKind::Rewind { from, .. }) => format!("Begin rewind from {from}"),
+        Action::CheckDivergence { leader, .. } => format!("CheckDivergence from {leader}"),
+        Action::ClearRequest { why, .. } => format!("ClearRequest ({why})"),
+        Action::BeginHandover(h) => {
+            format!("BeginHandover to {}", h.candidate.as_ref().map_or("anybody", |c| c.as_str()))
+        }
+        Action::RemoveDataDir { keep_as_failed, .. } => {
+            format!("RemoveDataDir{}", if *keep_as_failed { " (keep as .failed)" } else { "" })
+        }
+        Action::AnswerRequest { status, text } => format!("Answer {status} {text}"),
+        Action::Exit { code, leave_postgres, .. } => {
+            format!("Exit {code}{}", if *leave_postgres { " leaving Postgres" } else { "" })
+        }
+        Action::WriteSystemId { system_id, .. } => format!("WriteSystemId {system_id}"),
+        Action::ClaimInitialize { expect } => format!("ClaimInitialize on {}", expect.as_ref().map_or("-", |v| v.0.as_str())),
+        Action::WriteConfig { .. } => "WriteConfig".into(),
+        other => format!("{other:?}"),
+    }
+}
+
+fn source(upstream: &Upstream) -> &str {
+    match upstream {
+        Upstream::Member { name, .. } => name.as_str(),
+        Upstream::Nobody => "nobody",
+    }
+}
+
+fn play(text: &str) -> String {
+    let mut world = World::new();
+    let mut result = String::new();
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
+        if line.trim().is_empty() || line.starts_with('#') {
+            result.push_str(line);
+            result.push('\n');
+            continue;
+        }
+        let mut out = String::new();
+        let mut current = line;
+        loop {
+            result.push_str(current);
+            result.push('\n');
+            if current == "----" {
+                break;
+            }
+            world.run(current.split('#').next().unwrap().trim(), &mut out);
+            current = lines.next().unwrap_or("----");
+        }
+        while lines.next_if(|l| !l.trim().is_empty()).is_some() {}
+        result.push_str(&out);
+    }
+    result
+}
+
+#[test]
+fn the_traces_of_all_scenarios_are_as_written() {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios");
+    let mut failed = Vec::new();
+    let mut played = 0;
+    for entry in std::fs::read_dir(&dir).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let got = play(&text);
+        played += 1;
+        if std::env::var_os("REWRITE").is_some() {
+            std::fs::write(&path, &got).unwrap();
+        } else if got != text {
+            failed.push(format!("{}:\n{}", path.display(), difference(&text, &got)));
+        }
+    }
+    assert!(played > 0, "no scenarios in {}", dir.display());
+    assert!(failed.is_empty(), "traces differ (REWRITE=1 writes them anew):\n{}", failed.join("\n"));
+}
+
+fn difference(want: &str, got: &str) -> String {
+    similar::TextDiff::from_lines(want, got).unified_diff().context_radius(3).to_string()
+}
