@@ -10,3 +10,4 @@ pub mod api;
 pub mod ctl;
 pub mod config;
 pub mod kubemem;
+pub mod demo;

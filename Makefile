@@ -1,0 +1,41 @@
+# `make demo` and `make test` are meant to be the only command after cloning. Everything else is a part of them.
+#
+#   make demo            three members on this machine, a live table; Ctrl-C ends it
+#   make demo STORY=1    the scripted story: crash, lost member, rejoin, switchover, SIGTERM
+#   make test            unit tests, house rules, clusters with real Postgres (lease times scaled by five)
+#   make bench           failover times, memory and API requests beside their targets (release build)
+#   make lint            format and clippy
+
+CARGO ?= cargo
+WORDS ?=
+DEMO_ARGS ?=
+UNSCALED := $(CURDIR)/target/unscaled
+PROGRAMS := patroni postgres-keeper patronictl
+
+.PHONY: demo test bench lint prepare unscaled
+
+demo:
+	@echo "building the release binaries (minutes the first time)"
+	$(CARGO) build --release --bins
+	@target/release/patroni-demo $(if $(STORY),--story) $(DEMO_ARGS)
+
+test: prepare unscaled
+	$(CARGO) test --lib
+	PATRONI_UNSCALED_BIN_DIR=$(UNSCALED) $(CARGO) test --features test-time-scale --test '*' --no-fail-fast -- $(WORDS)
+
+# The same programs without the time scale, for the tests that run at true speed. Cargo keeps one copy of a program per
+# profile, so these are put aside before the scaled ones are built.
+unscaled:
+	$(CARGO) build --bins
+	@mkdir -p $(UNSCALED)
+	@for p in $(PROGRAMS); do install -m 755 target/debug/$$p $(UNSCALED)/$$p; done
+
+bench: prepare
+	$(CARGO) bench --bench failover -- $(WORDS)
+
+lint:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+
+prepare:
+	@sh tests/support/prepare.sh

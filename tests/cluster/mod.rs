@@ -1,0 +1,253 @@
+//! The list of cluster tests, and what they share: how a cluster is set up for a test and what is checked at the end of
+//! every one.
+//!
+//! Safety is asserted: never two writers, no row lost that asynchronous replication does not excuse, the old primary silent
+//! in time. Speed is not: that is `benches/failover.rs`. Lease times are scaled when the crate is built with the feature
+//! `test-time-scale`; the tests called `unscaled` use binaries without it, from `PATRONI_UNSCALED_BIN_DIR`.
+
+mod crash;
+mod handover;
+mod outage;
+mod rejoin;
+mod start;
+
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::LocalBoxFuture;
+use patroni::demo::cluster::{Cluster, Options, StoreMode};
+use patroni::demo::writer::{self, Writer};
+use patroni::demo::{Res, fail, machine, verdict};
+use tokio::time::Instant;
+
+/// One test.
+pub struct Test {
+    /// MODE::SENTENCE.
+    pub name: &'static str,
+    mode: StoreMode,
+    scaled: bool,
+    body: fn(Options) -> LocalBoxFuture<'static, Res<()>>,
+}
+
+/// How it ended.
+pub enum Outcome {
+    /// Well.
+    Passed,
+    /// It could not run here; why.
+    Skipped(String),
+    /// What was wrong.
+    Failed(String),
+}
+
+impl Outcome {
+    /// As cargo's own runner says it.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Outcome::Passed => "ok",
+            Outcome::Skipped(_) => "ignored",
+            Outcome::Failed(_) => "FAILED",
+        }
+    }
+}
+
+macro_rules! tests {
+    ($($kind:ident $mode:ident $module:ident :: $name:ident),* $(,)?) => {
+        &[$(Test {
+            name: concat!(stringify!($mode), "::", stringify!($module), "::", stringify!($name)),
+            mode: tests!(@mode $mode),
+            scaled: tests!(@kind $kind),
+            body: |options| $module::$name(options).boxed_local(),
+        }),*]
+    };
+    (@mode endpoints) => { StoreMode::Endpoints };
+    (@mode configmaps) => { StoreMode::ConfigMaps };
+    (@kind scaled) => { true };
+    (@kind unscaled) => { false };
+}
+
+/// All of them, cheapest first.
+pub const TESTS: &[Test] = tests![
+    scaled endpoints start::three_members_start_from_nothing,
+    scaled configmaps start::three_members_start_from_nothing,
+    scaled endpoints start::a_bootstrap_killed_half_way_is_finished,
+    scaled endpoints start::a_cluster_killed_whole_comes_back,
+    scaled endpoints handover::a_switchover_to_a_candidate_loses_nothing,
+    scaled configmaps handover::a_switchover_through_rest_loses_nothing,
+    scaled endpoints handover::a_terminated_leader_hands_over_and_loses_nothing,
+    scaled configmaps handover::a_terminated_leader_hands_over_and_loses_nothing,
+    scaled endpoints handover::a_failover_without_a_leader_goes_to_the_candidate,
+    scaled endpoints crash::a_crashed_postgres_acknowledges_nothing_late_and_loses_nothing,
+    scaled endpoints crash::a_killed_member_is_replaced_when_it_is_reported,
+    scaled configmaps crash::a_killed_member_is_replaced_when_it_is_reported,
+    scaled endpoints crash::silence_costs_the_whole_lease,
+    scaled endpoints crash::a_frozen_leader_writes_nothing_after_the_thaw,
+    scaled configmaps crash::a_frozen_leader_writes_nothing_after_the_thaw,
+    scaled endpoints outage::a_restarted_sidecar_adopts_its_postgres,
+    scaled endpoints outage::without_its_sidecar_a_primary_is_stopped_in_time,
+    scaled endpoints outage::without_the_api_a_primary_stops_in_time_and_the_cluster_heals,
+    scaled configmaps outage::without_the_api_a_primary_stops_in_time_and_the_cluster_heals,
+    scaled endpoints outage::a_short_outage_of_the_api_demotes_nobody,
+    scaled endpoints rejoin::a_diverged_leader_is_rewound,
+    scaled endpoints rejoin::a_diverged_leader_is_cloned_anew_where_rewind_is_off,
+    scaled endpoints rejoin::a_replica_whose_data_vanished_is_cloned_anew,
+    scaled endpoints start::the_demo_tells_its_story,
+    unscaled endpoints crash::silence_costs_the_whole_lease,
+    unscaled configmaps outage::without_the_api_a_primary_stops_in_time_and_the_cluster_heals,
+];
+
+/// Nothing here needs longer; a test that hangs is a failure, not a hung run.
+const TEST_MAX: Duration = Duration::from_secs(180);
+
+/// Runs one test in a runtime of its own.
+pub fn run(test: &Test) -> (Outcome, Duration) {
+    let start = Instant::now();
+    let outcome = match options(test) {
+        Err(why) => Outcome::Skipped(why.0),
+        Ok(options) => match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Err(e) => Outcome::Failed(e.to_string()),
+            Ok(runtime) => runtime.block_on(judge(test, options)),
+        },
+    };
+    (outcome, start.elapsed())
+}
+
+async fn judge(test: &Test, options: Options) -> Outcome {
+    let body = AssertUnwindSafe((test.body)(options)).catch_unwind();
+    match tokio::time::timeout(TEST_MAX, body).await {
+        Ok(Ok(Ok(()))) => Outcome::Passed,
+        Ok(Ok(Err(e))) => Outcome::Failed(e.0),
+        Ok(Err(_)) => Outcome::Failed("it panicked; the message is above".into()),
+        Err(_) => Outcome::Failed(format!("not over after {} s", TEST_MAX.as_secs())),
+    }
+}
+
+/// 20/1/3 in the mode of the test, or why it cannot run here.
+fn options(test: &Test) -> Res<Options> {
+    machine::User::find()?;
+    let Some(postgres) = machine::find_postgres() else {
+        return fail("no Postgres on this machine (make test installs it)");
+    };
+    let built = PathBuf::from(env!("CARGO_BIN_EXE_patroni"));
+    let unscaled = std::env::var_os("PATRONI_UNSCALED_BIN_DIR").map(PathBuf::from);
+    let bin_dir = match (test.scaled, unscaled) {
+        (true, _) => built.parent().map(PathBuf::from).unwrap_or_default(),
+        (false, Some(dir)) => dir,
+        (false, None) if cfg!(feature = "test-time-scale") => {
+            return fail("no binaries without the time scale: set PATRONI_UNSCALED_BIN_DIR (make test does)");
+        }
+        (false, None) => built.parent().map(PathBuf::from).unwrap_or_default(),
+    };
+    let mut options = Options::new(bin_dir, postgres);
+    (options.ttl, options.loop_wait, options.retry_timeout) = (20, 1, 3);
+    options.mode = test.mode;
+    options.trust = test.scaled;
+    options.scope = "test".into();
+    if !test.scaled {
+        options.scale = 1.0;
+    }
+    Ok(options)
+}
+
+/// How much of what was acknowledged may be missing at the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allowed {
+    /// Nothing: switchover, SIGTERM, crash of Postgres alone.
+    Nothing,
+    /// S5: the tail of a timeline, at most `maximum_lag_on_failover` (1 MiB).
+    Tail,
+}
+
+/// A cluster with a client, under test.
+pub struct Trial {
+    /// The cluster.
+    pub cluster: Cluster,
+    /// The clients.
+    pub client: Writer,
+    /// When a whole frozen member was thawed, if it was.
+    pub thawed: Option<Instant>,
+}
+
+impl Trial {
+    /// Starts the cluster, waits until it is whole and a client writes. Returns the leader too.
+    pub async fn begin(options: Options) -> Res<(Trial, usize)> {
+        let mut cluster = Cluster::start(options).await?;
+        let deadline = cluster.options.healed_within() + Duration::from_secs(20);
+        let leader = match cluster.wait_whole(deadline).await {
+            Ok(leader) => leader,
+            Err(e) => {
+                keep_logs(&cluster);
+                return Err(e);
+            }
+        };
+        let client = cluster.clients(Duration::from_millis(10))?;
+        client.wait_for_ack(Instant::now(), Duration::from_secs(10), |_| true).await?;
+        Ok((Trial { cluster, client, thawed: None }, leader))
+    }
+
+    /// Waits until the cluster is whole again.
+    pub async fn whole(&mut self) -> Res<usize> {
+        let deadline = self.cluster.options.healed_within();
+        self.cluster.wait_whole(deadline).await
+    }
+
+    /// Waits for a write that another member than `old` accepted.
+    pub async fn taken_over_from(&mut self, old: usize, since: Instant) -> Res<writer::Ack> {
+        let deadline = self.cluster.options.healed_within();
+        match self.client.wait_for_ack(since, deadline, |a| a.member != old).await {
+            Ok(ack) => Ok(ack),
+            Err(e) => fail(format!("{e}\n{}", self.cluster.diagnosis().await)),
+        }
+    }
+
+    /// The end of every test: whole, never two writers, nothing lost that may not be lost. Keeps the logs of a failure.
+    pub async fn end(mut self, so_far: Res<()>, allowed: Allowed) -> Res<()> {
+        let result = match so_far {
+            Ok(()) => self.verdict(allowed).await,
+            Err(e) => Err(e),
+        };
+        if result.is_err() {
+            keep_logs(&self.cluster);
+        }
+        result
+    }
+
+    async fn verdict(&mut self, allowed: Allowed) -> Res<()> {
+        let leader = self.whole().await?;
+        // The last rows may still be on their way through the clients; what is acknowledged from here on is not judged.
+        let acks = self.client.acks();
+        let present = writer::present(self.cluster.members[leader].port).await?;
+        let lost = verdict::loss(&acks, &present);
+        let double = verdict::two_writers(&acks, self.thawed);
+        if !double.is_empty() {
+            return fail(format!("two writers: {}", double.join("; ")));
+        }
+        match allowed {
+            Allowed::Nothing if lost.rows > 0 => fail(format!("acknowledged rows are lost: {lost:?}")),
+            Allowed::Tail if !lost.holes.is_empty() || lost.bytes > 1_048_576 => {
+                fail(format!("more is lost than asynchronous replication excuses: {lost:?}"))
+            }
+            Allowed::Nothing | Allowed::Tail => Ok(()),
+        }
+    }
+}
+
+/// Copies the logs of a cluster that failed to `target/cluster-logs/`.
+pub fn keep_logs(cluster: &Cluster) {
+    let to = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).with_file_name("cluster-logs");
+    if std::fs::create_dir_all(&to).is_ok() {
+        for member in &cluster.members {
+            let name = cluster.dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            let kept = to.join(format!("{name}-{}.log", member.name));
+            if std::fs::copy(member.log_path(), &kept).is_ok() {
+                println!("kept {}", kept.display());
+            }
+        }
+    }
+}
+
+/// Fails with `what` unless `ok`.
+pub fn must(ok: bool, what: impl Into<String>) -> Res<()> {
+    if ok { Ok(()) } else { fail(what) }
+}

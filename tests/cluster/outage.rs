@@ -1,0 +1,100 @@
+//! The sidecar or the API server is gone: a primary goes on as long as it may, and not longer.
+
+use patroni::demo::cluster::Options;
+use patroni::demo::{Res, processes};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::{Allowed, Trial, must};
+
+/// Design §2: "a sidecar that dies and comes back within the lease re-adopts the running Postgres: no outage, no restart".
+pub async fn a_restarted_sidecar_adopts_its_postgres(options: Options) -> Res<()> {
+    let (mut trial, leader) = Trial::begin(options).await?;
+    let result = kill_and_restart_sidecar(&mut trial, leader).await;
+    trial.end(result, Allowed::Nothing).await
+}
+
+async fn kill_and_restart_sidecar(trial: &mut Trial, leader: usize) -> Res<()> {
+    let pid = |t: &Trial| processes::postmaster(&t.cluster.members[leader].processes()).map(|p| p.pid);
+    let before = pid(trial);
+    let killed = trial.cluster.kill_sidecar(leader).await?;
+    let half = trial.cluster.options.secs(1.0);
+    sleep(half).await;
+    trial.cluster.restart_sidecar(leader)?;
+    sleep_until(killed + trial.cluster.options.lease() * 2).await;
+    must(trial.whole().await? == leader, "another member leads")?;
+    must(pid(trial) == before && before.is_some(), "Postgres was restarted")?;
+    let acks = trial.client.acks();
+    must(acks.iter().all(|a| a.member == leader), "another member accepted writes")?;
+    let gap = trial.client.longest_gap(killed);
+    must(gap < trial.cluster.options.lease(), format!("no write for {:.2} s", gap.as_secs_f64()))
+}
+
+/// Design §11: "sidecar killed, Postgres left alone, nobody restarts it": one writer, the keeper stops the primary in time.
+pub async fn without_its_sidecar_a_primary_is_stopped_in_time(options: Options) -> Res<()> {
+    let (mut trial, leader) = Trial::begin(options).await?;
+    let result = leave_without_sidecar(&mut trial, leader).await;
+    trial.end(result, Allowed::Tail).await
+}
+
+async fn leave_without_sidecar(trial: &mut Trial, leader: usize) -> Res<()> {
+    let killed = trial.cluster.kill_sidecar(leader).await?;
+    trial.taken_over_from(leader, killed).await?;
+    silent_in_time(trial, leader, killed)?;
+    trial.cluster.restart_sidecar(leader)?;
+    trial.whole().await?;
+    Ok(())
+}
+
+/// The last acknowledgement of the old leader came before the end of the lease, whose last renewal was sent before `cut`.
+fn silent_in_time(trial: &Trial, old: usize, cut: Instant) -> Res<()> {
+    let acks = trial.client.acks();
+    let first_new = acks.iter().find(|a| a.member != old && a.at > cut).map(|a| a.at);
+    let judged = |at: Instant| first_new.is_none_or(|first| at < first);
+    let last = acks.iter().rev().find(|a| a.member == old && judged(a.at)).map(|a| a.at);
+    let late = last.map(|l| l.saturating_duration_since(cut)).unwrap_or_default();
+    must(late < trial.cluster.options.lease(), format!("the old leader wrote for {:.2} s more", late.as_secs_f64()))
+}
+
+/// Design §4: a primary that cannot renew stops accepting writes before its lease ends for others, and the cluster heals.
+pub async fn without_the_api_a_primary_stops_in_time_and_the_cluster_heals(options: Options) -> Res<()> {
+    let (mut trial, leader) = Trial::begin(options).await?;
+    let result = cut_for_long(&mut trial, leader).await;
+    trial.end(result, Allowed::Nothing).await
+}
+
+async fn cut_for_long(trial: &mut Trial, leader: usize) -> Res<()> {
+    let cut = Instant::now();
+    trial.cluster.api.down(true);
+    sleep_until(cut + trial.cluster.options.lease()).await;
+    let end = Instant::now();
+    let late = trial.client.acks().iter().rev().find(|a| a.sent > end).map(|a| a.member);
+    must(late.is_none(), format!("member {late:?} accepts writes though the lease is over"))?;
+    silent_in_time(trial, leader, cut)?;
+    sleep(trial.cluster.options.secs(5.0)).await;
+    let quiet = trial.client.acks().iter().all(|a| a.sent < end);
+    must(quiet, "somebody accepted writes without an API server to get a lease from")?;
+    trial.cluster.api.down(false);
+    trial.client.wait_for_ack(Instant::now(), trial.cluster.options.healed_within(), |_| true).await?;
+    trial.whole().await?;
+    Ok(())
+}
+
+/// L2 (design §10): "an API outage or slowness shorter than min(retry_timeout, D − N) causes no demotion".
+pub async fn a_short_outage_of_the_api_demotes_nobody(options: Options) -> Res<()> {
+    let (mut trial, leader) = Trial::begin(options).await?;
+    let result = cut_for_a_moment(&mut trial, leader).await;
+    trial.end(result, Allowed::Nothing).await
+}
+
+async fn cut_for_a_moment(trial: &mut Trial, leader: usize) -> Res<()> {
+    let o = trial.cluster.options.clone();
+    for _ in 0..3 {
+        trial.cluster.api.down(true);
+        sleep(o.secs(f64::from(o.retry_timeout) - 0.5)).await;
+        trial.cluster.api.down(false);
+        sleep(o.secs(f64::from(o.loop_wait) * 3.0)).await;
+    }
+    sleep(o.lease()).await;
+    let acks = trial.client.acks();
+    must(acks.iter().all(|a| a.member == leader && a.timeline == acks[0].timeline), "the leader changed or was promoted anew")
+}

@@ -1,0 +1,112 @@
+//! From nothing to a cluster: the first start, a start that was interrupted, a start after everything died, the demo.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use patroni::demo::cluster::{Cluster, Options, StoreMode};
+use patroni::demo::{Doing, Res, fail};
+use serde_json::Value;
+
+use super::{Allowed, Trial, keep_logs, must};
+
+/// "The sidecars of a cluster elect a leader through one annotated Endpoints or ConfigMap object" (design §1).
+pub async fn three_members_start_from_nothing(options: Options) -> Res<()> {
+    let (mut trial, leader) = Trial::begin(options).await?;
+    let result = looks_like_patroni(&mut trial.cluster, leader).await;
+    trial.end(result, Allowed::Nothing).await
+}
+
+async fn looks_like_patroni(cluster: &mut Cluster, leader: usize) -> Res<()> {
+    let name = cluster.members[leader].name.clone();
+    let (kind, object) = match cluster.options.mode {
+        StoreMode::Endpoints => ("endpoints", "test"),
+        StoreMode::ConfigMaps => ("configmaps", "test-leader"),
+    };
+    let lease = cluster.api.annotations(kind, object).await?;
+    must(lease.get("leader") == Some(&name), format!("{object} names {:?}, {name} leads", lease.get("leader")))?;
+    must(lease.get("ttl").is_some(), "the lease has no ttl")?;
+    if cluster.options.mode == StoreMode::Endpoints {
+        let endpoints = cluster.api.object(kind, object).await?;
+        let port = endpoints.pointer("/subsets/0/ports/0/port").and_then(Value::as_u64);
+        must(port == Some(cluster.members[leader].port.into()), format!("the Endpoints lead to port {port:?}"))?;
+    }
+    let config = cluster.api.annotations(kind, "test-config").await?;
+    let system = cluster.sql(leader, "SELECT system_identifier FROM pg_control_system()").await?;
+    must(
+        config.get("initialize") == system.first().and_then(|r| r.first()),
+        format!("initialize is {:?}, the system identifier {system:?}", config.get("initialize")),
+    )?;
+    for i in 0..cluster.members.len() {
+        let (good, bad) = if i == leader { ("/primary", "/replica") } else { ("/replica", "/primary") };
+        for (path, wanted) in [(good, 200), (bad, 503), ("/health", 200), ("/readiness", 200), ("/liveness", 200)] {
+            let got = cluster.rest(i, path).await.map(|(status, _)| status);
+            must(got == Some(wanted), format!("{} answers {path} with {got:?}", cluster.members[i].name))?;
+        }
+        let pod = cluster.api.object("pods", &cluster.members[i].name).await?;
+        let role = pod.pointer("/metadata/labels/role").and_then(Value::as_str).unwrap_or_default().to_owned();
+        must((role == "replica") != (i == leader), format!("{} is labelled {role:?}", cluster.members[i].name))?;
+    }
+    let slots = cluster.sql(leader, "SELECT slot_name FROM pg_replication_slots WHERE active ORDER BY 1").await?;
+    must(slots.len() == cluster.members.len() - 1, format!("active slots on the leader: {slots:?}"))?;
+    let (code, table, stderr) = cluster.patronictl(&["list"]).await?;
+    must(code == 0 && table.matches("Replica").count() == 2, format!("patronictl list: {code}\n{table}{stderr}"))?;
+    must(table.contains("Leader") && table.matches("streaming").count() == 2, table)
+}
+
+/// Design §4, Bootstrap: "the same pod restarted clears its own half-made directory (the only case) and starts again".
+pub async fn a_bootstrap_killed_half_way_is_finished(options: Options) -> Res<()> {
+    let mut cluster = Cluster::start(options).await?;
+    let result = kill_during_initdb(&mut cluster).await;
+    if result.is_err() {
+        keep_logs(&cluster);
+    }
+    result
+}
+
+async fn kill_during_initdb(cluster: &mut Cluster) -> Res<()> {
+    let bootstrapping = cluster
+        .wait_for("a member runs initdb", Duration::from_secs(20), async |c| {
+            c.members.iter().position(|m| m.processes().iter().any(|p| p.name == "initdb"))
+        })
+        .await?;
+    cluster.kill_member(bootstrapping).await?;
+    cluster.start_member(bootstrapping).await?;
+    let deadline = cluster.options.healed_within() + Duration::from_secs(20);
+    cluster.wait_whole(deadline).await?;
+    Ok(())
+}
+
+/// "a whole-cluster kill and restart" heals, and what was acknowledged is there.
+pub async fn a_cluster_killed_whole_comes_back(options: Options) -> Res<()> {
+    let (mut trial, _) = Trial::begin(options).await?;
+    let result = kill_everybody(&mut trial).await;
+    trial.end(result, Allowed::Tail).await
+}
+
+async fn kill_everybody(trial: &mut Trial) -> Res<()> {
+    let cluster = &mut trial.cluster;
+    for i in 0..cluster.members.len() {
+        cluster.kill_member(i).await?;
+    }
+    for i in 0..cluster.members.len() {
+        cluster.start_member(i).await?;
+    }
+    trial.whole().await?;
+    Ok(())
+}
+
+/// `make demo STORY=1` is also a test: it exits 0, and nothing of it stays behind.
+pub async fn the_demo_tells_its_story(options: Options) -> Res<()> {
+    let mut demo = tokio::process::Command::new(env!("CARGO_BIN_EXE_patroni-demo"));
+    demo.args(["--story", "--ttl", "20", "--loop-wait", "1", "--retry-timeout", "3", "--port", "26000"]);
+    demo.args(["--rest-port", "28500", "--bin-dir"]).arg(&options.bin_dir).stdin(Stdio::null()).kill_on_drop(true);
+    let output = tokio::time::timeout(Duration::from_secs(150), demo.output()).await;
+    let Ok(output) = output else { return fail("the story is not over after 150 s") };
+    let output = output.doing("run patroni-demo")?;
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    must(output.status.success(), format!("{}\n{told}{}", output.status, String::from_utf8_lossy(&output.stderr)))?;
+    must(told.contains("two writable primaries: 0"), told.clone())?;
+    let dir = told.lines().find_map(|l| l.split_once(" members started in ")).map(|(_, dir)| dir.to_owned());
+    let left = dir.is_none_or(|d| std::path::Path::new(&d).exists());
+    must(!left, format!("the demo left its directory behind\n{told}"))
+}
