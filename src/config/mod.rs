@@ -1,4 +1,29 @@
-//! Reading configuration.
+//! Configuration: from texts and environment to typed settings.
+//!
+//! ```text
+//! files ─► yaml ─┐
+//! environment ───┴─► load ─► Config ──┐
+//! /config (store) ─► Dynamic ─────────┴─► effective_postgresql ─► EffectivePostgres
+//! ```
+//! `load` is strict about types and lenient about words: a list where text belongs is an error with file, line and
+//! key; an unknown key is a warning that names the nearest known one. Dynamic documents are never refused by the store
+//! (rest-api §5.1), so `Dynamic` adjusts and warns. Nothing here knows Kubernetes, sockets or time; `files` is the only
+//! file access. The contract is `docs/configuration.md`.
+mod local;
+mod load;
+mod keys;
+mod environment;
+mod build;
+pub mod tags;
+mod controlled;
+pub mod files;
 pub mod merge;
 pub mod numbers;
 pub mod yaml;
+
+pub use controlled::is_controlled;
+pub use keys::schema;
+pub use load::{ConfigError, Loaded, SourceText, load};
+pub use local::{
+    Authentication, BasicAuth, Bootstrap, Config, Ctl, Kubernetes, Log, PgAuth, Port, Postgresql, RestApi, Secret, Watchdog,
+};

@@ -1,0 +1,264 @@
+//! Layers of the local configuration (configuration §2.1, §2.2): files in order, environment on top, old layouts
+//! rewritten, then every value checked against the table of keys.
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde_json::{Map, Value};
+
+use super::environment::{self, OTHER_STORES};
+use super::keys::{self, KEYS, Kind, nearest};
+use super::local::Config;
+use super::{build, merge, yaml};
+
+/// One text to read, with the name that errors show.
+#[derive(Clone, Debug)]
+pub struct SourceText {
+    /// File name.
+    pub name: String,
+    /// YAML.
+    pub text: String,
+}
+
+/// A usable configuration and what the operator should hear about it.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// One line each.
+    pub warnings: Vec<String>,
+}
+
+/// Why there is no configuration. Each line of the display is one problem: what, where, what to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ConfigError {
+    /// A text is not YAML.
+    Yaml(yaml::YamlError),
+    /// The text with this name is not a mapping.
+    NotAMapping(String),
+    /// Neither file nor environment.
+    Empty,
+    /// No section for a store; the one of another store, if there is one.
+    NoStore(Option<String>),
+    /// Values that cannot be used.
+    Invalid(Vec<String>),
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ConfigError::Yaml(error) => error.fmt(f),
+            ConfigError::NotAMapping(name) => write!(f, "invalid config file {name}: it must be a mapping (key: value)"),
+            ConfigError::Empty => f.write_str("Config is empty. Name a file, or set PATRONI_* variables"),
+            ConfigError::NoStore(Some(store)) => write!(
+                f,
+                "{store}: this Patroni stores its state in Kubernetes only; replace the section by `kubernetes: {{labels: …}}`"
+            ),
+            ConfigError::NoStore(None) => f.write_str("kubernetes: the section is missing; add `kubernetes: {labels: …}`"),
+            ConfigError::Invalid(problems) => f.write_str(&problems.join("\n")),
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// The merged local document before typing.
+pub(super) struct Document {
+    pub(super) value: Value,
+    pub(super) origins: BTreeMap<String, String>,
+    pub(super) warnings: Vec<String>,
+}
+
+/// Reads the local configuration from texts (in order, later win) and the environment.
+///
+/// # Errors
+/// Broken YAML, values of the wrong type, another store than Kubernetes, Citus, or nothing at all.
+pub fn load(sources: &[SourceText], env: &BTreeMap<String, String>) -> Result<Loaded, ConfigError> {
+    let Document { value, origins, mut warnings } = document(sources, env)?;
+    let mut problems = Vec::new();
+    check_section(&value, "", &origins, &mut problems, &mut warnings);
+    check_parameters(&value, &origins, &mut warnings);
+    check_citus(&value, &origins, &mut problems, &mut warnings);
+    if value.get("kubernetes").is_none() {
+        let other = OTHER_STORES.iter().find(|store| value.get(**store).is_some());
+        return Err(ConfigError::NoStore(other.map(|store| located(&origins, store))));
+    }
+    warnings.extend(super::tags::conflicts(&value));
+    let mut late = Vec::new();
+    let config = build::config(value, &mut late, &mut warnings);
+    problems.extend(late.into_iter().map(|problem| {
+        let path = problem.split(':').next().unwrap_or_default().to_owned();
+        origins.get(&path).map_or(problem.clone(), |origin| format!("{origin}: {problem}"))
+    }));
+    if problems.is_empty() { Ok(Loaded { config, warnings }) } else { Err(ConfigError::Invalid(problems)) }
+}
+
+impl Config {
+    /// Checks what the daemon cannot start without; patronictl does not need these.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] with one line per missing key.
+    pub fn require_daemon(&self) -> Result<(), ConfigError> {
+        let needed = [
+            ("name", self.name.is_empty()),
+            ("scope", self.scope.is_empty()),
+            ("restapi.listen", self.restapi.listen.is_empty()),
+            ("postgresql.listen", self.postgresql.listen.is_empty()),
+            ("postgresql.data_dir", self.postgresql.data_dir.is_empty()),
+            ("postgresql.authentication.replication.username", self.postgresql.authentication.replication.username.is_none()),
+            ("kubernetes.labels", self.kubernetes.labels.is_empty()),
+        ];
+        let mut problems: Vec<String> = needed
+            .iter()
+            .filter(|(_, missing)| *missing)
+            .map(|(key, _)| format!("{key} is not defined; set it in the file or by environment variable"))
+            .collect();
+        let port = self.restapi.listen.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+        if !self.restapi.listen.is_empty() && port.is_none() {
+            problems.push(format!("restapi.listen: {:?} must be HOST:PORT", self.restapi.listen));
+        }
+        if problems.is_empty() { Ok(()) } else { Err(ConfigError::Invalid(problems)) }
+    }
+}
+
+pub(super) fn document(sources: &[SourceText], env: &BTreeMap<String, String>) -> Result<Document, ConfigError> {
+    let mut value = Value::Object(Map::new());
+    let mut origins = BTreeMap::new();
+    let mut warnings = Vec::new();
+    let whole = env.get("PATRONI_CONFIGURATION").filter(|text| sources.is_empty() && !text.is_empty());
+    let from_env = whole.map(|text| SourceText { name: "PATRONI_CONFIGURATION".to_owned(), text: text.clone() });
+    for source in sources.iter().chain(&from_env) {
+        let located = yaml::parse_located(&source.name, &source.text).map_err(ConfigError::Yaml)?;
+        warnings.extend(located.warnings);
+        if located.value.is_null() {
+            continue;
+        }
+        if !located.value.is_object() {
+            return Err(ConfigError::NotAMapping(source.name.clone()));
+        }
+        merge::overlay(&mut value, &located.value);
+        let named = |(path, (line, column))| (path, format!("{}:{line}:{column}", source.name));
+        origins.extend(located.positions.into_iter().map(named));
+    }
+    if from_env.is_none() {
+        let (over, complaints) = environment::document(env);
+        warnings.extend(complaints);
+        mark_environment(&over, "", &mut origins);
+        merge::overlay(&mut value, &over);
+    }
+    if value.as_object().is_none_or(Map::is_empty) {
+        return Err(ConfigError::Empty);
+    }
+    rewrite_old_layouts(&mut value);
+    Ok(Document { value, origins, warnings })
+}
+
+fn mark_environment(value: &Value, path: &str, origins: &mut BTreeMap<String, String>) {
+    if let Value::Object(map) = value {
+        for (key, inner) in map {
+            let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+            if !inner.is_object() {
+                origins.insert(path.clone(), "environment".to_owned());
+            }
+            mark_environment(inner, &path, origins);
+        }
+    }
+}
+
+/// `postgresql.replication`, `.superuser`, `.pg_rewind` and `.name` of old files (configuration §2.2).
+fn rewrite_old_layouts(document: &mut Value) {
+    let Some(top) = document.as_object_mut() else {
+        return;
+    };
+    let Some(Value::Object(postgresql)) = top.get_mut("postgresql") else {
+        return;
+    };
+    if !postgresql.contains_key("authentication") {
+        let old_rewind = postgresql.shift_remove("pg_rewind");
+        let replication = postgresql.shift_remove("replication");
+        let superuser = postgresql.shift_remove("superuser");
+        if old_rewind.is_some() || replication.is_some() || superuser.is_some() {
+            postgresql.insert("use_pg_rewind".to_owned(), Value::Bool(old_rewind.is_some()));
+            let users = [("superuser", superuser.or(old_rewind)), ("replication", replication)];
+            let users: Map<String, Value> =
+                users.into_iter().filter_map(|(name, user)| Some((name.to_owned(), user?))).collect();
+            postgresql.insert("authentication".to_owned(), Value::Object(users));
+        }
+    }
+    if let Some(name) = postgresql.shift_remove("name") {
+        top.entry("name").or_insert(name);
+    }
+}
+
+pub(super) fn located(origins: &BTreeMap<String, String>, path: &str) -> String {
+    origins.get(path).map_or_else(|| path.to_owned(), |origin| format!("{origin}: {path}"))
+}
+
+fn check_section(
+    value: &Value,
+    section: &str,
+    origins: &BTreeMap<String, String>,
+    problems: &mut Vec<String>,
+    warnings: &mut Vec<String>,
+) {
+    for (key, inner) in value.as_object().into_iter().flatten() {
+        let path = if section.is_empty() { key.clone() } else { format!("{section}.{key}") };
+        let Some((_, kind)) = KEYS.iter().find(|(known, _)| *known == path) else {
+            // Sections of bootstrap and replica methods carry names of the user's choice.
+            if !(matches!(section, "bootstrap" | "postgresql") && (inner.is_object() || inner.is_null())) {
+                let hint = nearest(key, keys::children(section).map(|(key, _)| key));
+                let hint = hint.map_or(String::new(), |near| format!(", did you mean `{near}`?"));
+                warnings.push(format!("{}: unknown key{hint}", located(origins, &path)));
+            }
+            continue;
+        };
+        if !kind.fits(inner) {
+            let shown = if is_secret(&path) || inner.is_array() || inner.is_object() {
+                describe(inner).to_owned()
+            } else {
+                inner.to_string()
+            };
+            problems.push(format!("{}: must be {}, not {shown}", located(origins, &path), kind.wants()));
+        } else if *kind == Kind::Section {
+            check_section(inner, &path, origins, problems, warnings);
+        }
+    }
+}
+
+fn is_secret(path: &str) -> bool {
+    path.contains("password") || path.contains("authentication")
+}
+
+fn describe(value: &Value) -> &'static str {
+    match value {
+        Value::Array(_) => "a list",
+        Value::Object(_) => "a mapping",
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => "this value",
+    }
+}
+
+/// Settings that come only from the dynamic configuration are dropped from the file; say so.
+fn check_parameters(value: &Value, origins: &BTreeMap<String, String>, warnings: &mut Vec<String>) {
+    for key in ["ttl", "loop_wait", "retry_timeout", "standby_cluster"] {
+        if value.get(key).is_some() {
+            warnings.push(format!("{}: is ignored here; set it with patronictl edit-config", located(origins, key)));
+        }
+    }
+    for name in value["postgresql"]["parameters"].as_object().into_iter().flatten().map(|(name, _)| name) {
+        if super::controlled::is_controlled(&name.to_lowercase()) {
+            let path = format!("postgresql.parameters.{name}");
+            warnings.push(format!("{}: is ignored here; set it with patronictl edit-config", located(origins, &path)));
+        }
+    }
+}
+
+fn check_citus(value: &Value, origins: &BTreeMap<String, String>, problems: &mut Vec<String>, warnings: &mut Vec<String>) {
+    let Some(citus) = value.get("citus").filter(|citus| !citus.is_null()) else {
+        return;
+    };
+    let at = located(origins, "citus");
+    if citus["group"].is_i64() && citus["database"].is_string() {
+        problems.push(format!("{at}: Citus is not supported; remove the section"));
+    } else {
+        warnings.push(format!("{at}: is ignored, it needs `group` (a number) and `database` (text); Citus is not supported"));
+    }
+}
