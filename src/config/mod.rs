@@ -16,12 +16,16 @@ mod environment;
 mod build;
 pub mod tags;
 mod controlled;
+mod dynamic;
+mod effective;
 pub mod files;
 pub mod merge;
 pub mod numbers;
 pub mod yaml;
 
 pub use controlled::is_controlled;
+pub use dynamic::{Dynamic, StandbyCluster, SynchronousMode, Timeouts, adjust};
+pub use effective::{Callbacks, EffectivePostgres, effective_postgresql, options, split_listen};
 pub use keys::schema;
 pub use load::{ConfigError, Loaded, SourceText, load};
 pub use local::{
