@@ -5,7 +5,7 @@ use super::faults::{Client, Switches};
 use super::kinds::Kind;
 use super::patch::PatchType;
 use super::select::Selector;
-use super::status::Status;
+use super::status::{FieldError, Status};
 use super::store::{DeleteOptions, Part, Query};
 use super::watch::{self, Watch};
 use super::{Shared, discovery, lock};
@@ -15,7 +15,7 @@ use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited, StreamBody};
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, RETRY_AFTER, USER_AGENT};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
@@ -101,7 +101,7 @@ async fn answer(
     shared: Arc<Shared>,
     seen: Arc<Mutex<Option<Client>>>,
 ) -> Result<Response<Body>, Error> {
-    let client = client_of(request.headers());
+    let client = client_of(&request);
     lock(&seen).replace(client.clone());
     let mut switches = shared.faults.switches();
     if switches.borrow().is_down(Some(&client)) {
@@ -140,10 +140,24 @@ async fn wait_while_hanging(
     waited.map(|_| ()).map_err(|_| broken("the server is gone"))
 }
 
-fn client_of(headers: &HeaderMap) -> Client {
-    let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("");
-    let token = text(AUTHORIZATION).strip_prefix("Bearer ").unwrap_or("").trim();
+/// The token comes from the header or, since kubectl sends no credentials over plain HTTP, from a `/as/TOKEN`
+/// before the path.
+fn client_of(request: &Request<Incoming>) -> Client {
+    let text = |name| request.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or("");
+    let token = match text(AUTHORIZATION).strip_prefix("Bearer ") {
+        Some(token) => token.trim(),
+        None => split_token(request.uri().path()).0,
+    };
     Client { token: token.to_owned(), agent: text(USER_AGENT).to_owned() }
+}
+
+/// Splits `/as/TOKEN/PATH`; the token is empty when there is none.
+fn split_token(path: &str) -> (&str, &str) {
+    let Some(rest) = path.strip_prefix("/as/") else {
+        return ("", path);
+    };
+    let end = rest.find('/').unwrap_or(rest.len());
+    rest.split_at(end)
 }
 
 /// What a URL under `/api` or `/apis` names.
@@ -254,7 +268,7 @@ fn authorize(shared: &Shared, client: &Client, verb: &str, target: &Target) -> R
 }
 
 async fn route(request: Request<Incoming>, shared: &Arc<Shared>, client: Client) -> Result<Response<Body>, Status> {
-    let path = decode(request.uri().path());
+    let path = decode(split_token(request.uri().path()).1);
     let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
     if let ["healthz" | "livez" | "readyz", ..] = segments.as_slice() {
         let body = Full::new(Bytes::from_static(b"ok")).map_err(|never| match never {}).boxed_unsync();
@@ -382,7 +396,7 @@ impl Call {
     fn watch(&self) -> Result<Response<Body>, Status> {
         if self.parameters.contains_key("sendInitialEvents") {
             let why = "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
-            let error = super::status::FieldError::forbidden("sendInitialEvents", why);
+            let error = FieldError::forbidden("sendInitialEvents", why);
             let options = Kind { group: "meta.k8s.io", kind: "ListOptions", ..list_options() };
             return Err(Status::invalid(&options, "", &[error]));
         }
@@ -469,7 +483,15 @@ impl Call {
         let patch_type = PatchType::of(&self.content_type)?;
         let patch: Value = serde_json::from_slice(&body).map_err(|error| unreadable(&error))?;
         self.refuse_dry_run()?;
-        let change = |old: &Value| patch_type.apply(kind, old, &patch);
+        let change = |old: &Value| {
+            let new = patch_type.apply(kind, old, &patch)?;
+            let uid = new["metadata"]["uid"].as_str().unwrap_or("");
+            if uid.is_empty() || new["metadata"]["uid"] == old["metadata"]["uid"] {
+                return Ok(new);
+            }
+            let error = FieldError::invalid("metadata.uid", uid, "field is immutable");
+            Err(Status::invalid(kind, name, &[error]))
+        };
         let made = self.shared.store.write(kind, namespace, name, self.part(), change)?;
         Ok(reply(200, &made))
     }

@@ -126,7 +126,8 @@ impl Server {
         &self.token
     }
 
-    /// A kubeconfig (YAML) for the admin: cluster, user and context are called `patroni-demo`.
+    /// A kubeconfig (YAML) for the admin: cluster, user and context are called `patroni-demo`. The token stands in
+    /// the server's URL as well, since kubectl sends no credentials over plain HTTP.
     pub fn kubeconfig(&self) -> String {
         self.kubeconfig_for(&self.token)
     }
@@ -134,7 +135,7 @@ impl Server {
     /// The same kubeconfig for another token (see [`Server::add_token`]).
     pub fn kubeconfig_for(&self, token: &str) -> String {
         let name = "patroni-demo";
-        let server = self.url();
+        let server = format!("{}/as/{token}", self.url());
         format!(
             "apiVersion: v1\nkind: Config\nclusters:\n- name: {name}\n  cluster:\n    server: {server}\nusers:\n\
              - name: {name}\n  user:\n    token: \"{token}\"\ncontexts:\n- name: {name}\n  context:\n    \

@@ -155,12 +155,17 @@ fn requirement(term: &str) -> Result<Requirement, Status> {
         let fine = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
         if key.is_empty() || !key.chars().all(fine) { Err(bad()) } else { Ok(key.to_owned()) }
     };
+    let value_of = |value: &str| {
+        let value = value.trim();
+        let fine = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if value.len() > 63 || !value.chars().all(fine) { Err(bad()) } else { Ok(value.to_owned()) }
+    };
     if let Some((key, value)) = term.split_once("!=") {
-        return Ok(Requirement::NotIn(key_of(key)?, vec![value.trim().to_owned()]));
+        return Ok(Requirement::NotIn(key_of(key)?, vec![value_of(value)?]));
     }
     if let Some(open) = term.find('(') {
         let values = term[open + 1..].strip_suffix(')').ok_or_else(bad)?;
-        let values = values.split(',').map(|value| value.trim().to_owned()).collect();
+        let values = values.split(',').map(value_of).collect::<Result<_, _>>()?;
         let head = term[..open].trim();
         if let Some(key) = head.strip_suffix(" notin") {
             return Ok(Requirement::NotIn(key_of(key)?, values));
@@ -169,8 +174,8 @@ fn requirement(term: &str) -> Result<Requirement, Status> {
         return Ok(Requirement::In(key_of(key)?, values));
     }
     if let Some((key, value)) = term.split_once('=') {
-        let value = value.strip_prefix('=').unwrap_or(value).trim();
-        return Ok(Requirement::In(key_of(key)?, vec![value.to_owned()]));
+        let value = value.strip_prefix('=').unwrap_or(value);
+        return Ok(Requirement::In(key_of(key)?, vec![value_of(value)?]));
     }
     match term.strip_prefix('!') {
         Some(key) => Ok(Requirement::Absent(key_of(key)?)),

@@ -1,0 +1,14 @@
+//! One test body for the embedded Kubernetes API and for a real one.
+//!
+//! The conformance cases always run against `kubemem`; with `KUBE_API_URL` and `KUBE_API_TOKEN` they also run
+//! against that server. The other modules need switches only `kubemem` has, or `kubectl`.
+#[path = "kube_api/conformance.rs"]
+mod conformance;
+#[path = "kube_api/embedded.rs"]
+mod embedded;
+#[path = "kube_api/kube_client.rs"]
+mod kube_client;
+#[path = "kube_api/kubectl.rs"]
+mod kubectl;
+#[path = "kube_api/target.rs"]
+mod target;
