@@ -2,8 +2,12 @@
 //!
 //! The conformance cases always run against `kubemem`; with `KUBE_API_URL` and `KUBE_API_TOKEN` they also run
 //! against that server. The other modules need switches only `kubemem` has, or `kubectl`.
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic")]
+
 #[path = "kube_api/conformance.rs"]
 mod conformance;
+#[path = "kube_api/deletion.rs"]
+mod deletion;
 #[path = "kube_api/embedded.rs"]
 mod embedded;
 #[path = "kube_api/kube_client.rs"]

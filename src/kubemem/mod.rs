@@ -7,8 +7,9 @@
 //! and a real kube-apiserver to the same test body.
 //!
 //! Reading order: `kinds` (what is served) → `store` (the objects and their history) → `watch` → `http`
-//! (routes, authentication) → `faults` (how it is made to misbehave). It imports nothing of ours and
+//! (routes, authentication) → `calls` (the verbs) → `faults` (how it is made to misbehave). It imports nothing of ours and
 //! deliberately does not run controllers, schedule pods, keep data on disk, or speak TLS, protobuf or server-side apply.
+mod calls;
 mod discovery;
 mod faults;
 mod http;
@@ -98,7 +99,10 @@ impl Server {
         let listener = TcpListener::bind(options.bind).await?;
         let address = listener.local_addr()?;
         let token = options.token.unwrap_or_else(store::new_uid);
-        let admin = User { name: "admin".to_owned(), rules: None };
+        let admin = User {
+            name: "admin".to_owned(),
+            rules: None,
+        };
         let shared = Arc::new(Shared {
             store: Store::new(options.history, options.loopback_addresses),
             faults: Faults::new(),
@@ -108,7 +112,11 @@ impl Server {
             address,
         });
         let accept = tokio::spawn(http::accept(listener, Arc::clone(&shared)));
-        Ok(Server { shared, token, accept })
+        Ok(Server {
+            shared,
+            token,
+            accept,
+        })
     }
 
     /// Where it listens.
@@ -145,13 +153,19 @@ impl Server {
 
     /// Lets `token` in as user `name`, allowed everything.
     pub fn add_token(&self, name: &str, token: &str) {
-        let user = User { name: name.to_owned(), rules: None };
+        let user = User {
+            name: name.to_owned(),
+            rules: None,
+        };
         lock(&self.shared.users).insert(token.to_owned(), user);
     }
 
     /// Lets `token` in as user `name`, allowed only these (verb, resource) pairs; the rest answers 403.
     pub fn add_token_with_rules(&self, name: &str, token: &str, rules: Vec<Rule>) {
-        let user = User { name: name.to_owned(), rules: Some(rules) };
+        let user = User {
+            name: name.to_owned(),
+            rules: Some(rules),
+        };
         lock(&self.shared.users).insert(token.to_owned(), user);
     }
 
