@@ -59,6 +59,9 @@ fn resources(group: &str) -> Value {
             "name": kind.plural, "singularName": kind.singular, "namespaced": kind.namespaced, "kind": kind.kind,
             "verbs": VERBS,
         });
+        if ["pods", "services", "statefulsets"].contains(&kind.plural) {
+            entry["categories"] = json!(["all"]);
+        }
         if !kind.short.is_empty() {
             entry["shortNames"] = json!([kind.short]);
         }

@@ -61,7 +61,9 @@ async fn kubectl_works() {
         "{yaml}"
     );
     assert_eq!(kubectl.run("get po -o name").await, "pod/demo-0\n");
-    assert!(kubectl.run("get pods").await.contains("demo-0"));
+    for table in ["get pods", "get all", "describe pod demo-0"] {
+        assert!(kubectl.run(table).await.contains("demo-0"), "{table}");
+    }
     applies_and_watches(&kubectl).await;
     assert_eq!(
         kubectl
