@@ -38,18 +38,11 @@ impl Call {
             return Err(Status::unsupported_media_type("application/json"));
         }
         let value: Value = serde_json::from_slice(body).map_err(|error| unreadable(&error))?;
-        let (group_version, expected) =
-            (value["apiVersion"].as_str(), self.target.kind.api_version());
-        if value["kind"]
-            .as_str()
-            .is_some_and(|kind| kind != self.target.kind.kind)
+        let (group_version, expected) = (value["apiVersion"].as_str(), self.target.kind.api_version());
+        if value["kind"].as_str().is_some_and(|kind| kind != self.target.kind.kind)
             || group_version.is_some_and(|version| version != expected)
         {
-            let said = format!(
-                "{}, Kind={}",
-                group_version.unwrap_or(""),
-                value["kind"].as_str().unwrap_or("")
-            );
+            let said = format!("{}, Kind={}", group_version.unwrap_or(""), value["kind"].as_str().unwrap_or(""));
             let message = format!(
                 "the object provided is unrecognized (must be of type {}): got {said}, expected {expected}",
                 self.target.kind.kind
@@ -61,23 +54,12 @@ impl Call {
 
     fn selector(&self) -> Result<Selector, Status> {
         let labels = text(&self.parameters, "labelSelector");
-        let selector = Selector::parse(
-            self.target.kind,
-            labels,
-            text(&self.parameters, "fieldSelector"),
-        )?;
-        Ok(if self.target.name.is_empty() {
-            selector
-        } else {
-            selector.named(&self.target.name)
-        })
+        let selector = Selector::parse(self.target.kind, labels, text(&self.parameters, "fieldSelector"))?;
+        Ok(if self.target.name.is_empty() { selector } else { selector.named(&self.target.name) })
     }
 
     pub fn get(&self) -> Result<Response<Body>, Status> {
-        let found =
-            self.shared
-                .store
-                .read(self.target.kind, &self.target.namespace, &self.target.name)?;
+        let found = self.shared.store.read(self.target.kind, &self.target.namespace, &self.target.name)?;
         Ok(reply(200, &found))
     }
 
@@ -85,7 +67,9 @@ impl Call {
         match text(&self.parameters, "resourceVersion") {
             "" | "0" => Ok(None),
             number => number.parse().map(Some).map_err(|_| {
-                Status::bad_request(format!("Invalid value: {number:?}: strconv.ParseUint: parsing {number:?}: invalid syntax"))
+                Status::bad_request(format!(
+                    "Invalid value: {number:?}: strconv.ParseUint: parsing {number:?}: invalid syntax"
+                ))
             }),
         }
     }
@@ -108,13 +92,7 @@ impl Call {
         let selector = self.selector()?;
         let everything = selector.is_everything();
         let limit = text(&self.parameters, "limit").parse().unwrap_or(0);
-        let query = Query {
-            namespace: &self.target.namespace,
-            selector,
-            limit,
-            from,
-            at,
-        };
+        let query = Query { namespace: &self.target.namespace, selector, limit, from, at };
         let page = self.shared.store.page(self.target.kind, &query)?;
         let items: Vec<Value> = page.items.iter().map(|item| bare(item)).collect();
         let mut metadata = json!({"resourceVersion": page.version.to_string()});
@@ -139,20 +117,13 @@ impl Call {
         if self.parameters.contains_key("sendInitialEvents") {
             let why = "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
             let error = FieldError::forbidden("sendInitialEvents", why);
-            let options = Kind {
-                group: "meta.k8s.io",
-                kind: "ListOptions",
-                ..list_options()
-            };
+            let options = Kind { group: "meta.k8s.io", kind: "ListOptions", ..list_options() };
             return Err(Status::invalid(&options, "", &[error]));
         }
         let store = self.shared.store.clone();
         let switches = self.shared.faults.switches();
         let cuts = switches.borrow().cuts(&self.client);
-        let timeout = text(&self.parameters, "timeoutSeconds")
-            .parse()
-            .ok()
-            .filter(|s| *s > 0);
+        let timeout = text(&self.parameters, "timeoutSeconds").parse().ok().filter(|s| *s > 0);
         let interval = self.shared.bookmark_interval;
         let mut watch = Watch {
             kind: self.target.kind,
@@ -162,10 +133,7 @@ impl Call {
             queue: Default::default(),
             bookmarks: is_true(&self.parameters, "allowWatchBookmarks").then_some(interval),
             next_bookmark: Instant::now() + interval,
-            deadline: Instant::now()
-                + timeout
-                    .map_or(WATCH_MAX, Duration::from_secs)
-                    .min(WATCH_MAX),
+            deadline: Instant::now() + timeout.map_or(WATCH_MAX, Duration::from_secs).min(WATCH_MAX),
             finished: false,
             latest: store.changes(),
             store,
@@ -176,37 +144,25 @@ impl Call {
         match self.version_parameter()? {
             Some(version) => watch.position = version,
             None => {
-                let query = Query {
-                    namespace: &watch.namespace,
-                    selector: watch.selector.clone(),
-                    ..Query::default()
-                };
+                let query = Query { namespace: &watch.namespace, selector: watch.selector.clone(), ..Query::default() };
                 let page = watch.store.page(watch.kind, &query)?;
                 watch.start_with(&page.items, page.version);
             }
         }
         let frames = futures::stream::unfold(watch, watch::next);
         let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
-        response.headers_mut().insert(
-            CONTENT_TYPE,
-            hyper::header::HeaderValue::from_static("application/json"),
-        );
+        response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
         Ok(response)
     }
 
     pub fn create(&self, body: Bytes) -> Result<Response<Body>, Status> {
-        let Target {
-            kind, namespace, ..
-        } = &self.target;
+        let Target { kind, namespace, .. } = &self.target;
         if kind.namespaced && namespace.is_empty() {
             return Err(Status::method_not_allowed());
         }
         let object = self.json(&body)?;
         self.refuse_dry_run()?;
-        let made = self
-            .shared
-            .store
-            .create_part(kind, namespace, object, Part::Main)?;
+        let made = self.shared.store.create_part(kind, namespace, object, Part::Main)?;
         Ok(reply(201, &made))
     }
 
@@ -214,26 +170,15 @@ impl Call {
         if text(&self.parameters, "dryRun").is_empty() {
             return Ok(());
         }
-        Err(Status::bad_request(
-            "this embedded API server does not do dry runs; leave dryRun out",
-        ))
+        Err(Status::bad_request("this embedded API server does not do dry runs; leave dryRun out"))
     }
 
     fn part(&self) -> Part {
-        if self.target.status {
-            Part::Status
-        } else {
-            Part::Main
-        }
+        if self.target.status { Part::Status } else { Part::Main }
     }
 
     pub fn update(&self, body: Bytes) -> Result<Response<Body>, Status> {
-        let Target {
-            kind,
-            namespace,
-            name,
-            ..
-        } = &self.target;
+        let Target { kind, namespace, name, .. } = &self.target;
         let object = self.json(&body)?;
         self.refuse_dry_run()?;
         let store = &self.shared.store;
@@ -242,9 +187,8 @@ impl Call {
                 let mut object = object;
                 if object["metadata"]["name"].as_str() != Some(name) {
                     let said = object["metadata"]["name"].as_str().unwrap_or("");
-                    let message = format!(
-                        "the name of the object ({said}) does not match the name on the URL ({name})"
-                    );
+                    let message =
+                        format!("the name of the object ({said}) does not match the name on the URL ({name})");
                     return Err(Status::bad_request(message));
                 }
                 object["metadata"]["resourceVersion"] = Value::Null;
@@ -256,12 +200,7 @@ impl Call {
     }
 
     pub fn patch(&self, body: Bytes) -> Result<Response<Body>, Status> {
-        let Target {
-            kind,
-            namespace,
-            name,
-            ..
-        } = &self.target;
+        let Target { kind, namespace, name, .. } = &self.target;
         let patch_type = PatchType::of(&self.content_type)?;
         let patch: Value = serde_json::from_slice(&body).map_err(|error| unreadable(&error))?;
         self.refuse_dry_run()?;
@@ -274,20 +213,12 @@ impl Call {
             let error = FieldError::invalid("metadata.uid", uid, "field is immutable");
             Err(Status::invalid(kind, name, &[error]))
         };
-        let made = self
-            .shared
-            .store
-            .write(kind, namespace, name, self.part(), change)?;
+        let made = self.shared.store.write(kind, namespace, name, self.part(), change)?;
         Ok(reply(200, &made))
     }
 
     pub fn delete(&self, body: Bytes) -> Result<Response<Body>, Status> {
-        let Target {
-            kind,
-            namespace,
-            name,
-            ..
-        } = &self.target;
+        let Target { kind, namespace, name, .. } = &self.target;
         let asked: Value = if body.is_empty() {
             Value::Null
         } else {
@@ -306,35 +237,22 @@ impl Call {
             expire_later(&self.shared, kind, &object);
         }
         if gone && !kind.delete_returns_object {
-            return Ok(reply(
-                200,
-                &Status::deleted(kind, name, &object["metadata"]["uid"]),
-            ));
+            return Ok(reply(200, &Status::deleted(kind, name, &object["metadata"]["uid"])));
         }
         Ok(reply(200, &object))
     }
 
     pub fn delete_collection(&self) -> Result<Response<Body>, Status> {
-        let Target {
-            kind, namespace, ..
-        } = &self.target;
+        let Target { kind, namespace, .. } = &self.target;
         if kind.namespaced && namespace.is_empty() {
             return Err(Status::method_not_allowed());
         }
         let store = &self.shared.store;
-        let page = store.page(
-            kind,
-            &Query {
-                namespace,
-                selector: self.selector()?,
-                ..Query::default()
-            },
-        )?;
+        let page = store.page(kind, &Query { namespace, selector: self.selector()?, ..Query::default() })?;
         let mut gone = Vec::new();
         for item in &page.items {
             let name = item["metadata"]["name"].as_str().unwrap_or("");
-            if let Ok((object, _)) = store.remove(kind, namespace, name, &DeleteOptions::default())
-            {
+            if let Ok((object, _)) = store.remove(kind, namespace, name, &DeleteOptions::default()) {
                 gone.push(bare(&object));
             }
         }
@@ -355,11 +273,7 @@ fn expire_later(shared: &Arc<Shared>, kind: &'static Kind, object: &Value) {
     let store = shared.store.clone();
     drop(tokio::spawn(async move {
         tokio::time::sleep(Duration::from_secs(grace)).await;
-        let options = DeleteOptions {
-            uid: Some(uid),
-            grace: Some(0),
-            version: None,
-        };
+        let options = DeleteOptions { uid: Some(uid), grace: Some(0), version: None };
         // Not found or another uid: somebody removed the pod earlier, as they may.
         drop(store.remove(kind, &namespace, &name, &options));
     }));
@@ -390,25 +304,15 @@ fn bare(item: &Value) -> Value {
 }
 
 fn unreadable(error: &serde_json::Error) -> Status {
-    Status::bad_request(format!(
-        "the body of the request could not be read as JSON: {error}"
-    ))
+    Status::bad_request(format!("the body of the request could not be read as JSON: {error}"))
 }
 
 type Continue = (Option<(String, String)>, Option<u64>);
 
 fn read_continue(token: &str) -> Result<Continue, Status> {
-    let bad = || {
-        Status::bad_request("continue key is not valid: encoded continue field has invalid value")
-    };
+    let bad = || Status::bad_request("continue key is not valid: encoded continue field has invalid value");
     let bytes = STANDARD_NO_PAD.decode(token).map_err(|_| bad())?;
     let value: Value = serde_json::from_slice(&bytes).map_err(|_| bad())?;
-    let (namespace, name) = value["start"]
-        .as_str()
-        .and_then(|start| start.split_once('/'))
-        .ok_or_else(bad)?;
-    Ok((
-        Some((namespace.to_owned(), name.to_owned())),
-        value["rv"].as_u64(),
-    ))
+    let (namespace, name) = value["start"].as_str().and_then(|start| start.split_once('/')).ok_or_else(bad)?;
+    Ok((Some((namespace.to_owned(), name.to_owned())), value["rv"].as_u64()))
 }

@@ -3,16 +3,7 @@ use super::kinds::{GROUPS, KINDS, Kind};
 use serde_json::{Map, Value, json};
 use std::net::SocketAddr;
 
-const VERBS: [&str; 8] = [
-    "create",
-    "delete",
-    "deletecollection",
-    "get",
-    "list",
-    "patch",
-    "update",
-    "watch",
-];
+const VERBS: [&str; 8] = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 
 /// The document at a path outside the objects, if there is one. `segments` is the path split at `/`.
 pub(crate) fn document(segments: &[&str], address: SocketAddr) -> Option<Value> {
@@ -73,40 +64,22 @@ fn resources(group: &str) -> Value {
             }));
         }
     }
-    let version = if group.is_empty() {
-        "v1".to_owned()
-    } else {
-        format!("{group}/v1")
-    };
+    let version = if group.is_empty() { "v1".to_owned() } else { format!("{group}/v1") };
     json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": version, "resources": list})
 }
 
 fn openapi_index() -> Value {
     let mut paths = Map::new();
-    paths.insert(
-        "api/v1".to_owned(),
-        json!({"serverRelativeURL": "/openapi/v3/api/v1"}),
-    );
+    paths.insert("api/v1".to_owned(), json!({"serverRelativeURL": "/openapi/v3/api/v1"}));
     for group in GROUPS {
-        paths.insert(
-            format!("apis/{group}/v1"),
-            json!({"serverRelativeURL": format!("/openapi/v3/apis/{group}/v1")}),
-        );
+        paths.insert(format!("apis/{group}/v1"), json!({"serverRelativeURL": format!("/openapi/v3/apis/{group}/v1")}));
     }
     json!({"paths": paths})
 }
 
 fn object_path(kind: &Kind) -> String {
-    let root = if kind.group.is_empty() {
-        "/api/v1".to_owned()
-    } else {
-        format!("/apis/{}/v1", kind.group)
-    };
-    let scope = if kind.namespaced {
-        "/namespaces/{namespace}"
-    } else {
-        ""
-    };
+    let root = if kind.group.is_empty() { "/api/v1".to_owned() } else { format!("/apis/{}/v1", kind.group) };
+    let scope = if kind.namespaced { "/namespaces/{namespace}" } else { "" };
     format!("{root}{scope}/{}/{{name}}", kind.plural)
 }
 

@@ -24,13 +24,7 @@ pub struct FaultRule {
 
 impl Default for FaultRule {
     fn default() -> Self {
-        Self {
-            method: String::new(),
-            path_contains: String::new(),
-            status: 500,
-            count: u64::MAX,
-            only_token: None,
-        }
+        Self { method: String::new(), path_contains: String::new(), status: 500, count: u64::MAX, only_token: None }
     }
 }
 
@@ -73,24 +67,13 @@ impl Switches {
 
     /// Delay before each answer to this client.
     pub fn delay(&self, client: &Client) -> Duration {
-        let own = self
-            .latency_for
-            .iter()
-            .filter(|(name, _)| client.is(name))
-            .map(|(_, delay)| *delay)
-            .max();
+        let own = self.latency_for.iter().filter(|(name, _)| client.is(name)).map(|(_, delay)| *delay).max();
         own.unwrap_or(self.latency)
     }
 
     /// Grows whenever this client's watches are cut.
     pub fn cuts(&self, client: &Client) -> u64 {
-        self.cuts
-            + self
-                .cuts_for
-                .iter()
-                .filter(|(name, _)| client.is(name))
-                .map(|(_, cuts)| cuts)
-                .sum::<u64>()
+        self.cuts + self.cuts_for.iter().filter(|(name, _)| client.is(name)).map(|(_, cuts)| cuts).sum::<u64>()
     }
 }
 
@@ -109,10 +92,7 @@ pub struct Faults {
 
 impl Faults {
     pub(crate) fn new() -> Self {
-        Self {
-            switches: watch::Sender::new(Switches::default()),
-            rules: Arc::default(),
-        }
+        Self { switches: watch::Sender::new(Switches::default()), rules: Arc::default() }
     }
 
     /// Delays every answer; zero switches it off.
@@ -144,8 +124,7 @@ impl Faults {
 
     /// Cuts the open watches of one client.
     pub fn cut_watches_for(&self, client: &str) {
-        self.switches
-            .send_modify(|s| *s.cuts_for.entry(client.to_owned()).or_default() += 1);
+        self.switches.send_modify(|s| *s.cuts_for.entry(client.to_owned()).or_default() += 1);
     }
 
     /// As if the server were down: resets open connections and every new one.
@@ -155,8 +134,7 @@ impl Faults {
 
     /// The same for one client; a new connection is reset as soon as it says whose it is.
     pub fn down_for(&self, client: &str, down: bool) {
-        self.switches
-            .send_modify(|s| set(&mut s.down_for, client, down));
+        self.switches.send_modify(|s| set(&mut s.down_for, client, down));
     }
 
     /// Accepts connections and requests, answers nothing, sends nothing on watches. What waited is served afterwards.
@@ -166,19 +144,14 @@ impl Faults {
 
     /// The same for one client.
     pub fn hang_for(&self, client: &str, hang: bool) {
-        self.switches
-            .send_modify(|s| set(&mut s.hang_for, client, hang));
+        self.switches.send_modify(|s| set(&mut s.hang_for, client, hang));
     }
 
     /// Ends all faults. Watches that were cut stay cut.
     pub fn clear(&self) {
         lock(&self.rules).clear();
         self.switches.send_modify(|s| {
-            *s = Switches {
-                cuts: s.cuts,
-                cuts_for: std::mem::take(&mut s.cuts_for),
-                ..Switches::default()
-            }
+            *s = Switches { cuts: s.cuts, cuts_for: std::mem::take(&mut s.cuts_for), ..Switches::default() }
         });
     }
 
@@ -188,8 +161,7 @@ impl Faults {
 
     /// The status code to refuse this request with, using the rule up by one.
     pub(crate) fn refusal(&self, method: &str, path: &str, client: &Client) -> Option<u16> {
-        self.take(Effect::Answer, method, path, client)
-            .map(|rule| rule.status)
+        self.take(Effect::Answer, method, path, client).map(|rule| rule.status)
     }
 
     /// Must the reply to this request be dropped? Uses the rule up by one.
@@ -204,10 +176,7 @@ impl Faults {
                 && rule.count > 0
                 && (rule.method.is_empty() || rule.method.eq_ignore_ascii_case(method))
                 && path.contains(&rule.path_contains)
-                && rule
-                    .only_token
-                    .as_deref()
-                    .is_none_or(|name| client.is(name))
+                && rule.only_token.as_deref().is_none_or(|name| client.is(name))
         })?;
         if rule.count != u64::MAX {
             rule.count -= 1;

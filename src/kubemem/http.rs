@@ -53,8 +53,7 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>) {
     stream.set_nodelay(true).unwrap_or_default();
     let client: Arc<Mutex<Option<Client>>> = Arc::default();
     let seen = Arc::clone(&client);
-    let service =
-        service_fn(move |request| answer(request, Arc::clone(&shared), Arc::clone(&seen)));
+    let service = service_fn(move |request| answer(request, Arc::clone(&shared), Arc::clone(&seen)));
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(None)
@@ -78,20 +77,12 @@ fn broken(why: &str) -> Error {
 }
 
 pub(crate) fn reply(code: u16, value: &Value) -> Response<Body> {
-    let body = Full::new(Bytes::from(value.to_string()))
-        .map_err(|never| match never {})
-        .boxed_unsync();
+    let body = Full::new(Bytes::from(value.to_string())).map_err(|never| match never {}).boxed_unsync();
     let mut response = Response::new(body);
-    *response.status_mut() =
-        hyper::StatusCode::from_u16(code).unwrap_or(hyper::StatusCode::INTERNAL_SERVER_ERROR);
-    response.headers_mut().insert(
-        CONTENT_TYPE,
-        hyper::header::HeaderValue::from_static("application/json"),
-    );
+    *response.status_mut() = hyper::StatusCode::from_u16(code).unwrap_or(hyper::StatusCode::INTERNAL_SERVER_ERROR);
+    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
     if code == 429 || code == 504 {
-        response
-            .headers_mut()
-            .insert(RETRY_AFTER, hyper::header::HeaderValue::from_static("1"));
+        response.headers_mut().insert(RETRY_AFTER, hyper::header::HeaderValue::from_static("1"));
     }
     response
 }
@@ -110,10 +101,7 @@ async fn answer(
     }
     wait_while_hanging(&mut switches, &client).await?;
     let method = request.method().as_str().to_owned();
-    let path = request
-        .uri()
-        .path_and_query()
-        .map_or_else(String::new, ToString::to_string);
+    let path = request.uri().path_and_query().map_or_else(String::new, ToString::to_string);
     let response = match shared.faults.refusal(&method, &path, &client) {
         Some(code) => reply(code, &Status::injected(code).to_value()),
         None => {
@@ -147,21 +135,12 @@ async fn wait_while_hanging(
 /// The token comes from the header or, since kubectl sends no credentials over plain HTTP, from a `/as/TOKEN`
 /// before the path.
 fn client_of(request: &Request<Incoming>) -> Client {
-    let text = |name| {
-        request
-            .headers()
-            .get(name)
-            .and_then(|value| value.to_str().ok())
-            .unwrap_or("")
-    };
+    let text = |name| request.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or("");
     let token = match text(AUTHORIZATION).strip_prefix("Bearer ") {
         Some(token) => token.trim(),
         None => split_token(request.uri().path()).0,
     };
-    Client {
-        token: token.to_owned(),
-        agent: text(USER_AGENT).to_owned(),
-    }
+    Client { token: token.to_owned(), agent: text(USER_AGENT).to_owned() }
 }
 
 /// Splits `/as/TOKEN/PATH`; the token is empty when there is none.
@@ -188,9 +167,7 @@ fn target(segments: &[&str]) -> Option<Target> {
         _ => return None,
     };
     let (namespace, plural, rest) = match rest {
-        ["namespaces", namespace, plural, rest @ ..] if *plural != "status" => {
-            (*namespace, *plural, rest)
-        }
+        ["namespaces", namespace, plural, rest @ ..] if *plural != "status" => (*namespace, *plural, rest),
         [plural, rest @ ..] => ("", *plural, rest),
         [] => return None,
     };
@@ -201,23 +178,16 @@ fn target(segments: &[&str]) -> Option<Target> {
         [name, "status"] if kind.status => (*name, true),
         _ => return None,
     };
-    let misplaced = (kind.namespaced && namespace.is_empty() && !name.is_empty())
-        || (!kind.namespaced && !namespace.is_empty());
-    let target = Target {
-        kind,
-        namespace: namespace.to_owned(),
-        name: name.to_owned(),
-        status,
-    };
+    let misplaced =
+        (kind.namespaced && namespace.is_empty() && !name.is_empty()) || (!kind.namespaced && !namespace.is_empty());
+    let target = Target { kind, namespace: namespace.to_owned(), name: name.to_owned(), status };
     (!misplaced).then_some(target)
 }
 
 pub(crate) type Parameters = BTreeMap<String, String>;
 
 pub(crate) fn is_true(parameters: &Parameters, key: &str) -> bool {
-    parameters
-        .get(key)
-        .is_some_and(|value| !matches!(value.as_str(), "false" | "0" | ""))
+    parameters.get(key).is_some_and(|value| !matches!(value.as_str(), "false" | "0" | ""))
 }
 
 pub(crate) fn text<'a>(parameters: &'a Parameters, key: &str) -> &'a str {
@@ -226,10 +196,7 @@ pub(crate) fn text<'a>(parameters: &'a Parameters, key: &str) -> &'a str {
 
 fn parse_query(query: &str) -> Parameters {
     let pairs = query.split('&').filter(|pair| !pair.is_empty());
-    pairs
-        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-        .map(|(k, v)| (decode(k), decode(v)))
-        .collect()
+    pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(|(k, v)| (decode(k), decode(v))).collect()
 }
 
 fn decode(text: &str) -> String {
@@ -237,9 +204,7 @@ fn decode(text: &str) -> String {
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while at < bytes.len() {
-        let hex = text
-            .get(at + 1..at + 3)
-            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        let hex = text.get(at + 1..at + 3).and_then(|hex| u8::from_str_radix(hex, 16).ok());
         match (bytes[at], hex) {
             (b'%', Some(byte)) => {
                 out.push(byte);
@@ -278,8 +243,7 @@ fn authorize(shared: &Shared, client: &Client, verb: &str, target: &Target) -> R
     };
     let slash = if target.status { "/status" } else { "" };
     let resource = format!("{}{slash}", target.kind.plural);
-    let allowed =
-        |(v, r): &(String, String)| (v == "*" || v == verb) && (r == "*" || *r == resource);
+    let allowed = |(v, r): &(String, String)| (v == "*" || v == verb) && (r == "*" || *r == resource);
     if rules.iter().any(allowed) {
         return Ok(());
     }
@@ -295,20 +259,11 @@ fn authorize(shared: &Shared, client: &Client, verb: &str, target: &Target) -> R
     Err(Status::forbidden(target.kind, &target.name, &why))
 }
 
-async fn route(
-    request: Request<Incoming>,
-    shared: &Arc<Shared>,
-    client: Client,
-) -> Result<Response<Body>, Status> {
+async fn route(request: Request<Incoming>, shared: &Arc<Shared>, client: Client) -> Result<Response<Body>, Status> {
     let path = decode(split_token(request.uri().path()).1);
-    let segments: Vec<&str> = path
-        .split('/')
-        .filter(|segment| !segment.is_empty())
-        .collect();
+    let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
     if let ["healthz" | "livez" | "readyz", ..] = segments.as_slice() {
-        let body = Full::new(Bytes::from_static(b"ok"))
-            .map_err(|never| match never {})
-            .boxed_unsync();
+        let body = Full::new(Bytes::from_static(b"ok")).map_err(|never| match never {}).boxed_unsync();
         return Ok(Response::new(body));
     }
     if segments != ["version"] && !lock(&shared.users).contains_key(&client.token) {
@@ -324,23 +279,10 @@ async fn route(
     let target = target(&segments).ok_or_else(Status::no_such_path)?;
     let parameters = parse_query(request.uri().query().unwrap_or(""));
     let verb = verb(request.method(), &target, is_true(&parameters, "watch"))?;
-    *lock(&shared.counts)
-        .entry((verb.to_owned(), target.kind.plural.to_owned()))
-        .or_default() += 1;
+    *lock(&shared.counts).entry((verb.to_owned(), target.kind.plural.to_owned())).or_default() += 1;
     authorize(shared, &client, verb, &target)?;
-    let content_type = request
-        .headers()
-        .get(CONTENT_TYPE)
-        .and_then(|v| v.to_str().ok())
-        .unwrap_or("")
-        .to_owned();
-    let call = Call {
-        shared: Arc::clone(shared),
-        target,
-        parameters,
-        content_type,
-        client,
-    };
+    let content_type = request.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("").to_owned();
+    let call = Call { shared: Arc::clone(shared), target, parameters, content_type, client };
     match verb {
         "watch" => call.watch(),
         "get" => call.get(),
@@ -355,6 +297,5 @@ async fn route(
 
 async fn read_body(request: Request<Incoming>) -> Result<Bytes, Status> {
     let body = Limited::new(request.into_body(), BODY_MAX).collect().await;
-    body.map(|body| body.to_bytes())
-        .map_err(|_| Status::too_large_body(BODY_MAX))
+    body.map(|body| body.to_bytes()).map_err(|_| Status::too_large_body(BODY_MAX))
 }

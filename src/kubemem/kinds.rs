@@ -17,12 +17,7 @@ pub(crate) struct Kind {
     pub delete_returns_object: bool,
 }
 
-const fn core(
-    plural: &'static str,
-    singular: &'static str,
-    kind: &'static str,
-    short: &'static str,
-) -> Kind {
+const fn core(plural: &'static str, singular: &'static str, kind: &'static str, short: &'static str) -> Kind {
     Kind {
         group: "",
         plural,
@@ -38,15 +33,8 @@ const fn core(
 
 /// Every kind served, all of version v1.
 pub(crate) static KINDS: [Kind; 14] = [
-    Kind {
-        status: true,
-        delete_returns_object: true,
-        ..core("pods", "pod", "Pod", "po")
-    },
-    Kind {
-        put_creates: true,
-        ..core("endpoints", "endpoints", "Endpoints", "ep")
-    },
+    Kind { status: true, delete_returns_object: true, ..core("pods", "pod", "Pod", "po") },
+    Kind { put_creates: true, ..core("endpoints", "endpoints", "Endpoints", "ep") },
     core("configmaps", "configmap", "ConfigMap", "cm"),
     Kind {
         status: true,
@@ -54,24 +42,13 @@ pub(crate) static KINDS: [Kind; 14] = [
         delete_returns_object: true,
         ..core("services", "service", "Service", "svc")
     },
-    Kind {
-        put_creates: true,
-        ..core("events", "event", "Event", "ev")
-    },
-    Kind {
-        delete_returns_object: true,
-        ..core("serviceaccounts", "serviceaccount", "ServiceAccount", "sa")
-    },
+    Kind { put_creates: true, ..core("events", "event", "Event", "ev") },
+    Kind { delete_returns_object: true, ..core("serviceaccounts", "serviceaccount", "ServiceAccount", "sa") },
     core("secrets", "secret", "Secret", ""),
     Kind {
         status: true,
         delete_returns_object: true,
-        ..core(
-            "persistentvolumeclaims",
-            "persistentvolumeclaim",
-            "PersistentVolumeClaim",
-            "pvc",
-        )
+        ..core("persistentvolumeclaims", "persistentvolumeclaim", "PersistentVolumeClaim", "pvc")
     },
     Kind {
         namespaced: false,
@@ -79,35 +56,15 @@ pub(crate) static KINDS: [Kind; 14] = [
         delete_returns_object: true,
         ..core("namespaces", "namespace", "Namespace", "ns")
     },
-    Kind {
-        namespaced: false,
-        status: true,
-        ..core("nodes", "node", "Node", "no")
-    },
-    Kind {
-        group: "coordination.k8s.io",
-        put_creates: true,
-        ..core("leases", "lease", "Lease", "")
-    },
-    Kind {
-        group: "apps",
-        status: true,
-        ..core("statefulsets", "statefulset", "StatefulSet", "sts")
-    },
+    Kind { namespaced: false, status: true, ..core("nodes", "node", "Node", "no") },
+    Kind { group: "coordination.k8s.io", put_creates: true, ..core("leases", "lease", "Lease", "") },
+    Kind { group: "apps", status: true, ..core("statefulsets", "statefulset", "StatefulSet", "sts") },
     Kind {
         group: "policy",
         status: true,
-        ..core(
-            "poddisruptionbudgets",
-            "poddisruptionbudget",
-            "PodDisruptionBudget",
-            "pdb",
-        )
+        ..core("poddisruptionbudgets", "poddisruptionbudget", "PodDisruptionBudget", "pdb")
     },
-    Kind {
-        group: "discovery.k8s.io",
-        ..core("endpointslices", "endpointslice", "EndpointSlice", "")
-    },
+    Kind { group: "discovery.k8s.io", ..core("endpointslices", "endpointslice", "EndpointSlice", "") },
 ];
 
 /// The groups besides the core one, in the order of discovery.
@@ -116,27 +73,17 @@ pub(crate) const GROUPS: [&str; 4] = ["apps", "coordination.k8s.io", "discovery.
 impl Kind {
     /// `v1` or `GROUP/v1`.
     pub fn api_version(&self) -> String {
-        if self.group.is_empty() {
-            "v1".to_owned()
-        } else {
-            format!("{}/v1", self.group)
-        }
+        if self.group.is_empty() { "v1".to_owned() } else { format!("{}/v1", self.group) }
     }
 
     /// `pods` or `leases.coordination.k8s.io`, as messages spell it.
     pub fn qualified(&self) -> String {
-        if self.group.is_empty() {
-            self.plural.to_owned()
-        } else {
-            format!("{}.{}", self.plural, self.group)
-        }
+        if self.group.is_empty() { self.plural.to_owned() } else { format!("{}.{}", self.plural, self.group) }
     }
 
     /// The kind served under this group and plural name.
     pub fn find(group: &str, plural: &str) -> Option<&'static Kind> {
-        KINDS
-            .iter()
-            .find(|kind| kind.group == group && kind.plural == plural)
+        KINDS.iter().find(|kind| kind.group == group && kind.plural == plural)
     }
 
     /// The kind with this plural name in any group (plural names are unique here).

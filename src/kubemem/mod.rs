@@ -99,10 +99,7 @@ impl Server {
         let listener = TcpListener::bind(options.bind).await?;
         let address = listener.local_addr()?;
         let token = options.token.unwrap_or_else(store::new_uid);
-        let admin = User {
-            name: "admin".to_owned(),
-            rules: None,
-        };
+        let admin = User { name: "admin".to_owned(), rules: None };
         let shared = Arc::new(Shared {
             store: Store::new(options.history, options.loopback_addresses),
             faults: Faults::new(),
@@ -112,11 +109,7 @@ impl Server {
             address,
         });
         let accept = tokio::spawn(http::accept(listener, Arc::clone(&shared)));
-        Ok(Server {
-            shared,
-            token,
-            accept,
-        })
+        Ok(Server { shared, token, accept })
     }
 
     /// Where it listens.
@@ -153,19 +146,13 @@ impl Server {
 
     /// Lets `token` in as user `name`, allowed everything.
     pub fn add_token(&self, name: &str, token: &str) {
-        let user = User {
-            name: name.to_owned(),
-            rules: None,
-        };
+        let user = User { name: name.to_owned(), rules: None };
         lock(&self.shared.users).insert(token.to_owned(), user);
     }
 
     /// Lets `token` in as user `name`, allowed only these (verb, resource) pairs; the rest answers 403.
     pub fn add_token_with_rules(&self, name: &str, token: &str, rules: Vec<Rule>) {
-        let user = User {
-            name: name.to_owned(),
-            rules: Some(rules),
-        };
+        let user = User { name: name.to_owned(), rules: Some(rules) };
         lock(&self.shared.users).insert(token.to_owned(), user);
     }
 

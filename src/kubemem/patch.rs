@@ -30,9 +30,7 @@ impl PatchType {
         match self {
             Self::Json => json_patch(&mut object, patch)?,
             Self::Merge | Self::Strategic if !patch.is_object() => {
-                return Err(Status::bad_request(
-                    "error decoding patch: the patch is not a JSON object",
-                ));
+                return Err(Status::bad_request("error decoding patch: the patch is not a JSON object"));
             }
             Self::Merge => merge(&mut object, patch),
             Self::Strategic => strategic(kind, &mut object, patch)?,
@@ -121,14 +119,12 @@ fn strategic(kind: &Kind, target: &mut Value, patch: &Value) -> Result<(), Statu
         }
     }
     for (directive, value) in patch.iter() {
-        if let (Some(key), Value::Array(gone)) =
-            (directive.strip_prefix("$deleteFromPrimitiveList/"), value)
+        if let (Some(key), Value::Array(gone)) = (directive.strip_prefix("$deleteFromPrimitiveList/"), value)
             && let Some(Value::Array(have)) = target.get_mut(key)
         {
             have.retain(|item| !gone.contains(item));
         }
-        if let (Some(key), Value::Array(order)) =
-            (directive.strip_prefix("$setElementOrder/"), value)
+        if let (Some(key), Value::Array(order)) = (directive.strip_prefix("$setElementOrder/"), value)
             && let Some(Value::Array(have)) = target.get_mut(key)
         {
             let by = merge_key(kind, key);
@@ -152,29 +148,16 @@ fn merge_set(target: &mut Value, items: &[Value]) {
 }
 
 fn merge_list(kind: &Kind, target: &mut Value, items: &[Value], by: &str) -> Result<(), Status> {
-    let directive = |item: &Value| {
-        item.get("$patch")
-            .and_then(Value::as_str)
-            .map(str::to_owned)
-    };
+    let directive = |item: &Value| item.get("$patch").and_then(Value::as_str).map(str::to_owned);
     let mut all = target.as_array().cloned().unwrap_or_default();
-    if items
-        .iter()
-        .any(|item| directive(item).as_deref() == Some("replace"))
-    {
-        all = items
-            .iter()
-            .filter(|item| directive(item).is_none())
-            .cloned()
-            .collect();
+    if items.iter().any(|item| directive(item).as_deref() == Some("replace")) {
+        all = items.iter().filter(|item| directive(item).is_none()).cloned().collect();
         *target = Value::Array(all);
         return Ok(());
     }
     for item in items {
         let Some(name) = item.get(by) else {
-            return Err(Status::bad_request(format!(
-                "map: {item} does not contain declared merge key: {by}"
-            )));
+            return Err(Status::bad_request(format!("map: {item} does not contain declared merge key: {by}")));
         };
         if directive(item).as_deref() == Some("delete") {
             all.retain(|have| have.get(by) != Some(name));
@@ -195,18 +178,13 @@ fn merge_list(kind: &Kind, target: &mut Value, items: &[Value], by: &str) -> Res
 
 fn json_patch(object: &mut Value, patch: &Value) -> Result<(), Status> {
     let Value::Array(operations) = patch else {
-        return Err(Status::bad_request(
-            "error decoding patch: json: cannot unmarshal into a list of operations",
-        ));
+        return Err(Status::bad_request("error decoding patch: json: cannot unmarshal into a list of operations"));
     };
     for operation in operations {
         let text = |key: &str| operation.get(key).and_then(Value::as_str);
-        let path = text("path")
-            .ok_or_else(|| Status::bad_request("error decoding patch: missing path"))?;
+        let path = text("path").ok_or_else(|| Status::bad_request("error decoding patch: missing path"))?;
         let value = || operation.get("value").cloned().unwrap_or(Value::Null);
-        let from = || {
-            text("from").ok_or_else(|| Status::bad_request("error decoding patch: missing from"))
-        };
+        let from = || text("from").ok_or_else(|| Status::bad_request("error decoding patch: missing from"));
         match text("op").unwrap_or("") {
             "add" => add(object, path, value())?,
             "remove" => drop(remove(object, path)?),
@@ -222,16 +200,11 @@ fn json_patch(object: &mut Value, patch: &Value) -> Result<(), Status> {
                 add(object, path, moved)?;
             }
             "copy" => {
-                let copied = object
-                    .pointer(from()?)
-                    .cloned()
-                    .ok_or_else(Status::unprocessable)?;
+                let copied = object.pointer(from()?).cloned().ok_or_else(Status::unprocessable)?;
                 add(object, path, copied)?;
             }
             other => {
-                return Err(Status::bad_request(format!(
-                    "error decoding patch: unexpected kind: {other}"
-                )));
+                return Err(Status::bad_request(format!("error decoding patch: unexpected kind: {other}")));
             }
         }
     }
@@ -254,11 +227,7 @@ fn add(object: &mut Value, path: &str, value: Value) -> Result<(), Status> {
             map.insert(key, value);
         }
         Some(Value::Array(list)) => {
-            let at = if key == "-" {
-                list.len()
-            } else {
-                key.parse().map_err(|_| Status::unprocessable())?
-            };
+            let at = if key == "-" { list.len() } else { key.parse().map_err(|_| Status::unprocessable())? };
             if at > list.len() {
                 return Err(Status::unprocessable());
             }
@@ -293,24 +262,13 @@ mod tests {
     #[test]
     fn strategic_merge_replaces_subsets_and_merges_containers_by_name() {
         let have = json!({"metadata": {"annotations": {"a": "1", "b": "2"}}, "subsets": [{"x": 1}, {"y": 2}]});
-        let patch =
-            json!({"metadata": {"annotations": {"a": null, "c": "3"}}, "subsets": [{"z": 3}]});
-        let got = PatchType::Strategic
-            .apply(kind("endpoints"), &have, &patch)
-            .unwrap();
-        assert_eq!(
-            got,
-            json!({"metadata": {"annotations": {"b": "2", "c": "3"}}, "subsets": [{"z": 3}]})
-        );
+        let patch = json!({"metadata": {"annotations": {"a": null, "c": "3"}}, "subsets": [{"z": 3}]});
+        let got = PatchType::Strategic.apply(kind("endpoints"), &have, &patch).unwrap();
+        assert_eq!(got, json!({"metadata": {"annotations": {"b": "2", "c": "3"}}, "subsets": [{"z": 3}]}));
         let have = json!({"spec": {"containers": [{"name": "a", "image": "1"}, {"name": "b", "image": "1"}]}});
         let patch = json!({"spec": {"containers": [{"name": "b", "image": "2"}, {"name": "a", "$patch": "delete"}]}});
-        let got = PatchType::Strategic
-            .apply(kind("pods"), &have, &patch)
-            .unwrap();
-        assert_eq!(
-            got,
-            json!({"spec": {"containers": [{"name": "b", "image": "2"}]}})
-        );
+        let got = PatchType::Strategic.apply(kind("pods"), &have, &patch).unwrap();
+        assert_eq!(got, json!({"spec": {"containers": [{"name": "b", "image": "2"}]}}));
     }
 
     #[test]
@@ -321,12 +279,6 @@ mod tests {
         let got = PatchType::Json.apply(kind("pods"), &have, &patch).unwrap();
         assert_eq!(got, json!({"a": {}, "l": [2, 3], "d": 1}));
         let bad = json!([{"op": "remove", "path": "/nothing"}]);
-        assert_eq!(
-            PatchType::Json
-                .apply(kind("pods"), &have, &bad)
-                .unwrap_err()
-                .code,
-            422
-        );
+        assert_eq!(PatchType::Json.apply(kind("pods"), &have, &bad).unwrap_err().code, 422);
     }
 }

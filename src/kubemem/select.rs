@@ -66,11 +66,7 @@ impl Selector {
 
     /// Adds `metadata.name=NAME`, for a watch on one object's own path.
     pub fn named(mut self, name: &str) -> Self {
-        self.fields.push(FieldTerm {
-            path: "metadata.name".to_owned(),
-            equal: true,
-            value: name.to_owned(),
-        });
+        self.fields.push(FieldTerm { path: "metadata.name".to_owned(), equal: true, value: name.to_owned() });
         self
     }
 
@@ -84,36 +80,21 @@ impl Selector {
         let labels = &object["metadata"]["labels"];
         let label = |key: &str| labels.get(key).and_then(Value::as_str);
         self.labels.iter().all(|requirement| match requirement {
-            Requirement::In(key, values) => {
-                label(key).is_some_and(|have| values.iter().any(|v| v == have))
-            }
-            Requirement::NotIn(key, values) => {
-                label(key).is_none_or(|have| values.iter().all(|v| v != have))
-            }
+            Requirement::In(key, values) => label(key).is_some_and(|have| values.iter().any(|v| v == have)),
+            Requirement::NotIn(key, values) => label(key).is_none_or(|have| values.iter().all(|v| v != have)),
             Requirement::Exists(key) => label(key).is_some(),
             Requirement::Absent(key) => label(key).is_none(),
-        }) && self
-            .fields
-            .iter()
-            .all(|term| (field(object, &term.path) == term.value) == term.equal)
+        }) && self.fields.iter().all(|term| (field(object, &term.path) == term.value) == term.equal)
     }
 }
 
 fn field(object: &Value, path: &str) -> String {
-    let path = if path == "source" {
-        "source.component"
-    } else {
-        path
-    };
-    let found = path
-        .split('.')
-        .try_fold(object, |value, key| value.get(key));
+    let path = if path == "source" { "source.component" } else { path };
+    let found = path.split('.').try_fold(object, |value, key| value.get(key));
     match found {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Bool(flag)) => flag.to_string(),
-        Some(Value::Null | Value::Number(_) | Value::Array(_) | Value::Object(_)) | None => {
-            String::new()
-        }
+        Some(Value::Null | Value::Number(_) | Value::Array(_) | Value::Object(_)) | None => String::new(),
     }
 }
 
@@ -137,20 +118,12 @@ fn field_term(kind: &Kind, term: &str) -> Result<FieldTerm, Status> {
         "nodes" => &["spec.unschedulable"],
         _ => &[],
     };
-    let known = path == "metadata.name"
-        || (path == "metadata.namespace" && kind.namespaced)
-        || special.contains(&path);
+    let known = path == "metadata.name" || (path == "metadata.namespace" && kind.namespaced) || special.contains(&path);
     if known {
-        return Ok(FieldTerm {
-            path: path.to_owned(),
-            equal,
-            value: value.to_owned(),
-        });
+        return Ok(FieldTerm { path: path.to_owned(), equal, value: value.to_owned() });
     }
     Err(Status::bad_request(if special.is_empty() {
-        format!(
-            "{path:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
-        )
+        format!("{path:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
     } else {
         format!("field label not supported: {path}")
     }))
@@ -172,36 +145,21 @@ fn split_terms(text: &str) -> Vec<&str> {
         }
     }
     terms.push(&text[start..]);
-    terms
-        .into_iter()
-        .map(str::trim)
-        .filter(|term| !term.is_empty())
-        .collect()
+    terms.into_iter().map(str::trim).filter(|term| !term.is_empty()).collect()
 }
 
 fn requirement(term: &str) -> Result<Requirement, Status> {
-    let bad = || {
-        Status::bad_request(format!(
-            "unable to parse requirement: found '{term}', expected: a label requirement"
-        ))
-    };
+    let bad =
+        || Status::bad_request(format!("unable to parse requirement: found '{term}', expected: a label requirement"));
     let key_of = |key: &str| {
         let key = key.trim();
         let fine = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
-        if key.is_empty() || !key.chars().all(fine) {
-            Err(bad())
-        } else {
-            Ok(key.to_owned())
-        }
+        if key.is_empty() || !key.chars().all(fine) { Err(bad()) } else { Ok(key.to_owned()) }
     };
     let value_of = |value: &str| {
         let value = value.trim();
         let fine = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        if value.len() > 63 || !value.chars().all(fine) {
-            Err(bad())
-        } else {
-            Ok(value.to_owned())
-        }
+        if value.len() > 63 || !value.chars().all(fine) { Err(bad()) } else { Ok(value.to_owned()) }
     };
     if let Some((key, value)) = term.split_once("!=") {
         return Ok(Requirement::NotIn(key_of(key)?, vec![value_of(value)?]));

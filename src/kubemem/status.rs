@@ -33,60 +33,31 @@ pub(crate) struct FieldError {
 
 impl FieldError {
     pub fn invalid(field: impl Into<String>, value: &str, why: &str) -> Self {
-        Self {
-            field: field.into(),
-            cause: "FieldValueInvalid",
-            message: format!("Invalid value: {value:?}: {why}"),
-        }
+        Self { field: field.into(), cause: "FieldValueInvalid", message: format!("Invalid value: {value:?}: {why}") }
     }
 
     pub fn invalid_number(field: impl Into<String>, value: i64, why: &str) -> Self {
-        Self {
-            field: field.into(),
-            cause: "FieldValueInvalid",
-            message: format!("Invalid value: {value}: {why}"),
-        }
+        Self { field: field.into(), cause: "FieldValueInvalid", message: format!("Invalid value: {value}: {why}") }
     }
 
     pub fn required(field: impl Into<String>, why: &str) -> Self {
-        let message = if why.is_empty() {
-            "Required value".to_owned()
-        } else {
-            format!("Required value: {why}")
-        };
-        Self {
-            field: field.into(),
-            cause: "FieldValueRequired",
-            message,
-        }
+        let message = if why.is_empty() { "Required value".to_owned() } else { format!("Required value: {why}") };
+        Self { field: field.into(), cause: "FieldValueRequired", message }
     }
 
     pub fn forbidden(field: impl Into<String>, why: &str) -> Self {
-        Self {
-            field: field.into(),
-            cause: "FieldValueForbidden",
-            message: format!("Forbidden: {why}"),
-        }
+        Self { field: field.into(), cause: "FieldValueForbidden", message: format!("Forbidden: {why}") }
     }
 
     pub fn too_long(field: impl Into<String>, limit: usize) -> Self {
         let message = format!("Too long: may not be more than {limit} bytes");
-        Self {
-            field: field.into(),
-            cause: "FieldValueTooLong",
-            message,
-        }
+        Self { field: field.into(), cause: "FieldValueTooLong", message }
     }
 }
 
 impl Status {
     fn new(code: u16, reason: &'static str, message: String) -> Self {
-        Self {
-            code,
-            reason,
-            message,
-            details: Value::Null,
-        }
+        Self { code, reason, message, details: Value::Null }
     }
 
     fn about(mut self, kind: &Kind, name: &str) -> Self {
@@ -103,38 +74,21 @@ impl Status {
     }
 
     pub(crate) fn not_found(kind: &Kind, name: &str) -> Self {
-        Self::new(
-            404,
-            "NotFound",
-            format!("{} {name:?} not found", kind.qualified()),
-        )
-        .about(kind, name)
+        Self::new(404, "NotFound", format!("{} {name:?} not found", kind.qualified())).about(kind, name)
     }
 
     pub(crate) fn no_such_path() -> Self {
-        let mut status = Self::new(
-            404,
-            "NotFound",
-            "the server could not find the requested resource".to_owned(),
-        );
+        let mut status = Self::new(404, "NotFound", "the server could not find the requested resource".to_owned());
         status.details = json!({});
         status
     }
 
     pub(crate) fn already_exists(kind: &Kind, name: &str) -> Self {
-        Self::new(
-            409,
-            "AlreadyExists",
-            format!("{} {name:?} already exists", kind.qualified()),
-        )
-        .about(kind, name)
+        Self::new(409, "AlreadyExists", format!("{} {name:?} already exists", kind.qualified())).about(kind, name)
     }
 
     pub(crate) fn conflict(kind: &Kind, name: &str, why: &str) -> Self {
-        let message = format!(
-            "Operation cannot be fulfilled on {} {name:?}: {why}",
-            kind.qualified()
-        );
+        let message = format!("Operation cannot be fulfilled on {} {name:?}: {why}", kind.qualified());
         Self::new(409, "Conflict", message).about(kind, name)
     }
 
@@ -144,29 +98,12 @@ impl Status {
     }
 
     pub(crate) fn invalid(kind: &Kind, name: &str, errors: &[FieldError]) -> Self {
-        let sentences: Vec<String> = errors
-            .iter()
-            .map(|e| format!("{}: {}", e.field, e.message))
-            .collect();
-        let all = if sentences.len() == 1 {
-            sentences.join("")
-        } else {
-            format!("[{}]", sentences.join(", "))
-        };
-        let title = if kind.group.is_empty() {
-            kind.kind.to_owned()
-        } else {
-            format!("{}.{}", kind.kind, kind.group)
-        };
-        let mut status = Self::new(
-            422,
-            "Invalid",
-            format!("{title} {name:?} is invalid: {all}"),
-        );
-        let causes: Vec<Value> = errors
-            .iter()
-            .map(|e| json!({"reason": e.cause, "message": e.message, "field": e.field}))
-            .collect();
+        let sentences: Vec<String> = errors.iter().map(|e| format!("{}: {}", e.field, e.message)).collect();
+        let all = if sentences.len() == 1 { sentences.join("") } else { format!("[{}]", sentences.join(", ")) };
+        let title = if kind.group.is_empty() { kind.kind.to_owned() } else { format!("{}.{}", kind.kind, kind.group) };
+        let mut status = Self::new(422, "Invalid", format!("{title} {name:?} is invalid: {all}"));
+        let causes: Vec<Value> =
+            errors.iter().map(|e| json!({"reason": e.cause, "message": e.message, "field": e.field})).collect();
         status.details = json!({"name": name, "kind": kind.kind, "causes": causes});
         if !kind.group.is_empty() {
             status.details["group"] = json!(kind.group);
@@ -190,11 +127,7 @@ impl Status {
     }
 
     pub(crate) fn forbidden(kind: &Kind, name: &str, why: &str) -> Self {
-        let what = if name.is_empty() {
-            kind.qualified()
-        } else {
-            format!("{} {name:?}", kind.qualified())
-        };
+        let what = if name.is_empty() { kind.qualified() } else { format!("{} {name:?}", kind.qualified()) };
         Self::new(403, "Forbidden", format!("{what} is forbidden: {why}")).about(kind, name)
     }
 
@@ -206,18 +139,13 @@ impl Status {
     }
 
     pub(crate) fn unsupported_media_type(accepted: &str) -> Self {
-        let message = format!(
-            "the body of the request was in an unknown format - accepted media types include: {accepted}"
-        );
+        let message =
+            format!("the body of the request was in an unknown format - accepted media types include: {accepted}");
         Self::new(415, "UnsupportedMediaType", message)
     }
 
     pub(crate) fn too_large_body(limit: usize) -> Self {
-        Self::new(
-            413,
-            "RequestEntityTooLarge",
-            format!("Request entity too large: limit is {limit}"),
-        )
+        Self::new(413, "RequestEntityTooLarge", format!("Request entity too large: limit is {limit}"))
     }
 
     pub(crate) fn expired(message: impl Into<String>) -> Self {
@@ -239,32 +167,17 @@ impl Status {
         let (reason, message) = match code {
             401 => ("Unauthorized", "Unauthorized"),
             403 => ("Forbidden", "forbidden: refused by a fault rule"),
-            404 => (
-                "NotFound",
-                "the server could not find the requested resource",
-            ),
+            404 => ("NotFound", "the server could not find the requested resource"),
             409 => (
                 "Conflict",
                 "Operation cannot be fulfilled: the object has been modified; please apply your \
                     changes to the latest version and try again",
             ),
             410 => ("Expired", "too old resource version"),
-            429 => (
-                "TooManyRequests",
-                "Too many requests, please try again later.",
-            ),
-            503 => (
-                "ServiceUnavailable",
-                "the server is currently unable to handle the request",
-            ),
-            504 => (
-                "Timeout",
-                "the server was unable to return a response in the time allotted",
-            ),
-            _ => (
-                "InternalError",
-                "Internal error occurred: etcdserver: request timed out",
-            ),
+            429 => ("TooManyRequests", "Too many requests, please try again later."),
+            503 => ("ServiceUnavailable", "the server is currently unable to handle the request"),
+            504 => ("Timeout", "the server was unable to return a response in the time allotted"),
+            _ => ("InternalError", "Internal error occurred: etcdserver: request timed out"),
         };
         Self::new(code, reason, message.to_owned())
     }

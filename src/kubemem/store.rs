@@ -94,22 +94,11 @@ pub(crate) fn new_uid() -> String {
     let bits: u128 = rand::random();
     let bits = (bits & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
     let hex = format!("{bits:032x}");
-    format!(
-        "{}-{}-{}-{}-{}",
-        &hex[..8],
-        &hex[8..12],
-        &hex[12..16],
-        &hex[16..20],
-        &hex[20..]
-    )
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }
 
 fn now() -> Value {
-    json!(
-        jiff::Timestamp::now()
-            .strftime("%Y-%m-%dT%H:%M:%SZ")
-            .to_string()
-    )
+    json!(jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
 }
 
 fn version_of(object: &Value) -> &str {
@@ -121,31 +110,13 @@ impl Inner {
         self.objects.get(kind.plural).and_then(|all| all.get(key))
     }
 
-    fn commit(
-        &mut self,
-        kind: &'static Kind,
-        key: Key,
-        mut object: Value,
-        deleted: bool,
-        limit: usize,
-    ) -> Arc<Value> {
+    fn commit(&mut self, kind: &'static Kind, key: Key, mut object: Value, deleted: bool, limit: usize) -> Arc<Value> {
         self.version += 1;
         object["metadata"]["resourceVersion"] = json!(self.version.to_string());
         let after = Arc::new(object);
         let all = self.objects.entry(kind.plural).or_default();
-        let before = if deleted {
-            all.remove(&key)
-        } else {
-            all.insert(key.clone(), Arc::clone(&after))
-        };
-        self.history.push_back(Change {
-            version: self.version,
-            kind,
-            key,
-            before,
-            after: Arc::clone(&after),
-            deleted,
-        });
+        let before = if deleted { all.remove(&key) } else { all.insert(key.clone(), Arc::clone(&after)) };
+        self.history.push_back(Change { version: self.version, kind, key, before, after: Arc::clone(&after), deleted });
         while self.history.len() > limit {
             if let Some(gone) = self.history.pop_front() {
                 self.compacted = gone.version;
@@ -163,18 +134,11 @@ impl Store {
             objects: BTreeMap::new(),
             history: VecDeque::new(),
         };
-        let store = Self {
-            inner: Arc::new(Mutex::new(inner)),
-            latest: watch::Sender::new(FIRST_VERSION),
-            limit,
-            loopback,
-        };
+        let store =
+            Self { inner: Arc::new(Mutex::new(inner)), latest: watch::Sender::new(FIRST_VERSION), limit, loopback };
         for name in ["default", "kube-system"] {
-            let created = store.create(
-                "namespaces",
-                "",
-                json!({"metadata": {"name": name}, "status": {"phase": "Active"}}),
-            );
+            let created =
+                store.create("namespaces", "", json!({"metadata": {"name": name}, "status": {"phase": "Active"}}));
             debug_assert!(created.is_ok(), "an empty store takes its first namespaces");
         }
         store
@@ -186,65 +150,39 @@ impl Store {
 
     /// Creates an object of `resource` (its plural name, e.g. `pods`). 409 when it exists, 422 when invalid.
     pub fn create(&self, resource: &str, namespace: &str, object: Value) -> Result<Value, Status> {
-        self.create_part(Self::known(resource)?, namespace, object, Part::Whole)
-            .map(|made| (*made).clone())
+        self.create_part(Self::known(resource)?, namespace, object, Part::Whole).map(|made| (*made).clone())
     }
 
     /// Reads one object; 404 when missing.
     pub fn get(&self, resource: &str, namespace: &str, name: &str) -> Result<Value, Status> {
-        self.read(Self::known(resource)?, namespace, name)
-            .map(|found| (*found).clone())
+        self.read(Self::known(resource)?, namespace, name).map(|found| (*found).clone())
     }
 
     /// Replaces an object, status included; conditional when it carries a resourceVersion (409).
     pub fn update(&self, resource: &str, namespace: &str, object: Value) -> Result<Value, Status> {
         let name = object["metadata"]["name"].as_str().unwrap_or("").to_owned();
-        self.write(
-            Self::known(resource)?,
-            namespace,
-            &name,
-            Part::Whole,
-            |_| Ok(object),
-        )
-        .map(|made| (*made).clone())
+        self.write(Self::known(resource)?, namespace, &name, Part::Whole, |_| Ok(object)).map(|made| (*made).clone())
     }
 
     /// Applies a JSON merge patch, status included; null deletes a key.
-    pub fn merge(
-        &self,
-        resource: &str,
-        namespace: &str,
-        name: &str,
-        patch: &Value,
-    ) -> Result<Value, Status> {
+    pub fn merge(&self, resource: &str, namespace: &str, name: &str, patch: &Value) -> Result<Value, Status> {
         let change = |old: &Value| {
             let mut object = old.clone();
             merge(&mut object, patch);
             Ok(object)
         };
-        self.write(Self::known(resource)?, namespace, name, Part::Whole, change)
-            .map(|made| (*made).clone())
+        self.write(Self::known(resource)?, namespace, name, Part::Whole, change).map(|made| (*made).clone())
     }
 
     /// Deletes at once, without grace; 404 when missing.
     pub fn delete(&self, resource: &str, namespace: &str, name: &str) -> Result<Value, Status> {
-        let options = DeleteOptions {
-            grace: Some(0),
-            ..DeleteOptions::default()
-        };
-        self.remove(Self::known(resource)?, namespace, name, &options)
-            .map(|(gone, _)| (*gone).clone())
+        let options = DeleteOptions { grace: Some(0), ..DeleteOptions::default() };
+        self.remove(Self::known(resource)?, namespace, name, &options).map(|(gone, _)| (*gone).clone())
     }
 
     /// All objects of `resource`, in order of namespace and name; an empty namespace means all.
     pub fn list(&self, resource: &str, namespace: &str) -> Result<Vec<Value>, Status> {
-        let page = self.page(
-            Self::known(resource)?,
-            &Query {
-                namespace,
-                ..Query::default()
-            },
-        )?;
+        let page = self.page(Self::known(resource)?, &Query { namespace, ..Query::default() })?;
         Ok(page.items.iter().map(|item| (**item).clone()).collect())
     }
 
@@ -268,12 +206,7 @@ impl Store {
         self.latest.send_replace(inner.version);
     }
 
-    pub(crate) fn read(
-        &self,
-        kind: &'static Kind,
-        namespace: &str,
-        name: &str,
-    ) -> Result<Arc<Value>, Status> {
+    pub(crate) fn read(&self, kind: &'static Kind, namespace: &str, name: &str) -> Result<Arc<Value>, Status> {
         let inner = lock(&self.inner);
         let found = inner.get(kind, &(namespace.to_owned(), name.to_owned()));
         found.cloned().ok_or_else(|| Status::not_found(kind, name))
@@ -288,9 +221,7 @@ impl Store {
     ) -> Result<Arc<Value>, Status> {
         validate::decodes(kind, &object)?;
         if !version_of(&object).is_empty() {
-            return Err(Status::bad_request(
-                "resourceVersion should not be set on objects to be created",
-            ));
+            return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
         }
         set_type(kind, &mut object);
         validate::normalize(kind, &mut object);
@@ -336,10 +267,7 @@ impl Store {
     ) -> Result<Arc<Value>, Status> {
         let key = (namespace.to_owned(), name.to_owned());
         let mut inner = lock(&self.inner);
-        let old = inner
-            .get(kind, &key)
-            .cloned()
-            .ok_or_else(|| Status::not_found(kind, name))?;
+        let old = inner.get(kind, &key).cloned().ok_or_else(|| Status::not_found(kind, name))?;
         let mut new = change(&old)?;
         validate::decodes(kind, &new)?;
         same_name(name, &new)?;
@@ -355,13 +283,8 @@ impl Store {
         } else if part == Part::Main && kind.status {
             new["status"] = old["status"].clone();
         }
-        for field in [
-            "uid",
-            "creationTimestamp",
-            "deletionTimestamp",
-            "deletionGracePeriodSeconds",
-            "resourceVersion",
-        ] {
+        for field in ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "resourceVersion"]
+        {
             new["metadata"][field] = old["metadata"][field].clone();
         }
         validate::normalize(kind, &mut new);
@@ -392,45 +315,31 @@ impl Store {
     ) -> Result<(Arc<Value>, bool), Status> {
         let key = (namespace.to_owned(), name.to_owned());
         let mut inner = lock(&self.inner);
-        let old = inner
-            .get(kind, &key)
-            .cloned()
-            .ok_or_else(|| Status::not_found(kind, name))?;
+        let old = inner.get(kind, &key).cloned().ok_or_else(|| Status::not_found(kind, name))?;
         let metadata = &old["metadata"];
-        let preconditions = [
-            ("UID", &options.uid, "uid"),
-            ("ResourceVersion", &options.version, "resourceVersion"),
-        ];
+        let preconditions = [("UID", &options.uid, "uid"), ("ResourceVersion", &options.version, "resourceVersion")];
         for (what, expected, field) in preconditions {
             let have = metadata[field].as_str().unwrap_or("");
             if let Some(expected) = expected.as_deref().filter(|expected| *expected != have) {
-                let why = format!(
-                    "Precondition failed: {what} in precondition: {expected}, {what} in object meta: {have}"
-                );
+                let why =
+                    format!("Precondition failed: {what} in precondition: {expected}, {what} in object meta: {have}");
                 return Err(Status::conflict(kind, name, &why));
             }
         }
         let scheduled = kind.plural == "pods" && old["spec"]["nodeName"].is_string();
-        let grace = if scheduled {
-            options.grace.unwrap_or(0)
-        } else {
-            0
-        };
+        let grace = if scheduled { options.grace.unwrap_or(0) } else { 0 };
         if grace == 0 && metadata.get("finalizers").is_none() {
             let gone = inner.commit(kind, key, (*old).clone(), true, self.limit);
             self.announce(&inner);
             return Ok((gone, true));
         }
         let before = metadata["deletionGracePeriodSeconds"].as_u64();
-        if metadata.get("deletionTimestamp").is_some()
-            && before.is_some_and(|before| grace >= before)
-        {
+        if metadata.get("deletionTimestamp").is_some() && before.is_some_and(|before| grace >= before) {
             return Ok((old, false));
         }
         let mut marked = (*old).clone();
         let end = jiff::Timestamp::now() + Duration::from_secs(grace);
-        marked["metadata"]["deletionTimestamp"] =
-            json!(end.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+        marked["metadata"]["deletionTimestamp"] = json!(end.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
         marked["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
         let marked = inner.commit(kind, key, marked, false, self.limit);
         self.announce(&inner);
@@ -452,15 +361,9 @@ impl Store {
         }
         let empty = BTreeMap::new();
         let current = inner.objects.get(kind.plural).unwrap_or(&empty);
-        let undone =
-            (version < inner.version).then(|| as_it_stood(current, &inner.history, kind, version));
+        let undone = (version < inner.version).then(|| as_it_stood(current, &inner.history, kind, version));
         let all = undone.as_ref().unwrap_or(current);
-        let mut page = Page {
-            version,
-            items: Vec::new(),
-            next: None,
-            remaining: 0,
-        };
+        let mut page = Page { version, items: Vec::new(), next: None, remaining: 0 };
         for (key, object) in all {
             let outside = !query.namespace.is_empty() && key.0 != query.namespace;
             let passed = query.from.as_ref().is_some_and(|from| key < from);
@@ -478,25 +381,14 @@ impl Store {
     }
 
     /// Changes of one kind after `version`, with the position reached. 410 when `version` is compacted.
-    pub(crate) fn changes_after(
-        &self,
-        kind: &'static Kind,
-        version: u64,
-    ) -> Result<(Vec<Change>, u64), Status> {
+    pub(crate) fn changes_after(&self, kind: &'static Kind, version: u64) -> Result<(Vec<Change>, u64), Status> {
         let inner = lock(&self.inner);
         if version < inner.compacted {
             let message = format!("too old resource version: {version} ({})", inner.compacted);
             return Err(Status::expired(message));
         }
-        let start = inner
-            .history
-            .partition_point(|change| change.version <= version);
-        let changes = inner
-            .history
-            .range(start..)
-            .filter(|change| change.kind == kind)
-            .cloned()
-            .collect();
+        let start = inner.history.partition_point(|change| change.version <= version);
+        let changes = inner.history.range(start..).filter(|change| change.kind == kind).cloned().collect();
         Ok((changes, inner.version.max(version)))
     }
 }
@@ -509,11 +401,7 @@ fn as_it_stood(
     version: u64,
 ) -> BTreeMap<Key, Arc<Value>> {
     let mut all = current.clone();
-    for change in history
-        .iter()
-        .rev()
-        .take_while(|change| change.version > version)
-    {
+    for change in history.iter().rev().take_while(|change| change.version > version) {
         if change.kind == kind {
             match &change.before {
                 Some(before) => all.insert(change.key.clone(), Arc::clone(before)),
@@ -549,21 +437,15 @@ fn same_name(name: &str, object: &Value) -> Result<(), Status> {
     if said == name {
         return Ok(());
     }
-    Err(Status::bad_request(format!(
-        "the name of the object ({said}) does not match the name on the URL ({name})"
-    )))
+    Err(Status::bad_request(format!("the name of the object ({said}) does not match the name on the URL ({name})")))
 }
 
 fn check_expected(kind: &Kind, name: &str, old: &Value, new: &Value) -> Result<(), Status> {
     let (have, expected) = (&old["metadata"]["uid"], &new["metadata"]["uid"]);
-    if let (Some(have), Some(expected)) = (
-        have.as_str(),
-        expected.as_str().filter(|uid| !uid.is_empty()),
-    ) && have != expected
+    if let (Some(have), Some(expected)) = (have.as_str(), expected.as_str().filter(|uid| !uid.is_empty()))
+        && have != expected
     {
-        let why = format!(
-            "Precondition failed: UID in precondition: {expected}, UID in object meta: {have}"
-        );
+        let why = format!("Precondition failed: UID in precondition: {expected}, UID in object meta: {have}");
         return Err(Status::conflict(kind, name, &why));
     }
     let expected = version_of(new);

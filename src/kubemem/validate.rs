@@ -14,13 +14,7 @@ pub(crate) fn normalize(kind: &Kind, object: &mut Value) {
     if let Some(Value::Object(metadata)) = object.get_mut("metadata") {
         metadata.shift_remove("managedFields");
         metadata.shift_remove("selfLink");
-        for key in [
-            "annotations",
-            "labels",
-            "finalizers",
-            "ownerReferences",
-            "generateName",
-        ] {
+        for key in ["annotations", "labels", "finalizers", "ownerReferences", "generateName"] {
             if metadata.get(key).is_some_and(is_empty) {
                 metadata.shift_remove(key);
             }
@@ -49,12 +43,7 @@ pub(crate) fn normalize(kind: &Kind, object: &mut Value) {
 }
 
 fn default_protocol(ports: &mut Value) {
-    for port in ports
-        .as_array_mut()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_object_mut)
-    {
+    for port in ports.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
         port.entry("protocol").or_insert_with(|| json!("TCP"));
     }
 }
@@ -92,31 +81,21 @@ pub(crate) fn decodes(kind: &Kind, object: &Value) -> Result<(), Status> {
     if !object.is_object() || !object["metadata"].is_object() {
         return refuse("the body: it is not an object with metadata");
     }
-    for (holder, key) in [
-        ("/metadata", "annotations"),
-        ("/metadata", "labels"),
-        ("", "data"),
-    ] {
+    for (holder, key) in [("/metadata", "annotations"), ("/metadata", "labels"), ("", "data")] {
         if key == "data" && kind.plural != "configmaps" {
             continue;
         }
         let found = object.pointer(holder).and_then(|holder| holder.get(key));
         let fine = match found {
             None | Some(Value::Null) => true,
-            Some(Value::Object(map)) => map
-                .values()
-                .all(|value| value.is_string() || value.is_null()),
+            Some(Value::Object(map)) => map.values().all(|value| value.is_string() || value.is_null()),
             Some(Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_)) => false,
         };
         if !fine {
             return refuse(&format!("a value of {key}: it is not a string"));
         }
     }
-    if kind.plural == "endpoints"
-        && !object
-            .get("subsets")
-            .is_none_or(|s| s.is_array() || s.is_null())
-    {
+    if kind.plural == "endpoints" && !object.get("subsets").is_none_or(|s| s.is_array() || s.is_null()) {
         return refuse("subsets: it is not a list");
     }
     Ok(())
@@ -130,23 +109,12 @@ pub(crate) fn validate(kind: &Kind, object: &Value, loopback: bool) -> Result<()
     let name = metadata["name"].as_str().unwrap_or("");
     check_name(name, &mut errors);
     let annotations = metadata["annotations"].as_object();
-    let size: usize = annotations
-        .into_iter()
-        .flatten()
-        .map(|(key, value)| key.len() + value.as_str().map_or(0, str::len))
-        .sum();
+    let size: usize =
+        annotations.into_iter().flatten().map(|(key, value)| key.len() + value.as_str().map_or(0, str::len)).sum();
     if size > ANNOTATIONS_MAX {
-        errors.push(FieldError::too_long(
-            "metadata.annotations",
-            ANNOTATIONS_MAX,
-        ));
+        errors.push(FieldError::too_long("metadata.annotations", ANNOTATIONS_MAX));
     }
-    for value in metadata["labels"]
-        .as_object()
-        .into_iter()
-        .flatten()
-        .filter_map(|(_, value)| value.as_str())
-    {
+    for value in metadata["labels"].as_object().into_iter().flatten().filter_map(|(_, value)| value.as_str()) {
         check_label(value, &mut errors);
     }
     match kind.plural {
@@ -154,29 +122,19 @@ pub(crate) fn validate(kind: &Kind, object: &Value, loopback: bool) -> Result<()
         "pods" => check_containers(&object["spec"]["containers"], &mut errors),
         _ => {}
     }
-    if errors.is_empty() {
-        Ok(())
-    } else {
-        Err(Status::invalid(kind, name, &errors))
-    }
+    if errors.is_empty() { Ok(()) } else { Err(Status::invalid(kind, name, &errors)) }
 }
 
 fn check_name(name: &str, errors: &mut Vec<FieldError>) {
     if name.is_empty() {
-        errors.push(FieldError::required(
-            "metadata.name",
-            "name or generateName is required",
-        ));
+        errors.push(FieldError::required("metadata.name", "name or generateName is required"));
         return;
     }
     let part = |part: &str| {
-        let edge =
-            |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+        let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
         edge(part.chars().next())
             && edge(part.chars().last())
-            && part
-                .chars()
-                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+            && part.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
     };
     if name.len() > 253 || !name.split('.').all(part) {
         let why = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and \
@@ -188,9 +146,7 @@ fn check_name(name: &str, errors: &mut Vec<FieldError>) {
 
 fn check_label(value: &str, errors: &mut Vec<FieldError>) {
     let edge = |c: Option<char>| c.is_none_or(|c| c.is_ascii_alphanumeric());
-    let inner = value
-        .chars()
-        .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    let inner = value.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
     if value.len() > 63 || !inner || !edge(value.chars().next()) || !edge(value.chars().last()) {
         let why = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and \
                    must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', \
@@ -207,10 +163,7 @@ fn check_containers(containers: &Value, errors: &mut Vec<FieldError>) {
     for (at, container) in list.iter().enumerate() {
         for key in ["name", "image"] {
             if container[key].as_str().unwrap_or("").is_empty() {
-                errors.push(FieldError::required(
-                    format!("spec.containers[{at}].{key}"),
-                    "",
-                ));
+                errors.push(FieldError::required(format!("spec.containers[{at}].{key}"), ""));
             }
         }
     }
@@ -221,20 +174,12 @@ fn check_subsets(subsets: &Value, loopback: bool, errors: &mut Vec<FieldError>) 
         let path = format!("subsets[{at}]");
         let list = |key: &str| subset[key].as_array().map_or(&[][..], Vec::as_slice);
         if list("addresses").is_empty() && list("notReadyAddresses").is_empty() {
-            errors.push(FieldError::required(
-                &path,
-                "must specify `addresses` or `notReadyAddresses`",
-            ));
+            errors.push(FieldError::required(&path, "must specify `addresses` or `notReadyAddresses`"));
         }
         for key in ["addresses", "notReadyAddresses"] {
             for (i, address) in list(key).iter().enumerate() {
                 let field = format!("{path}.{key}[{i}].ip");
-                check_ip(
-                    field,
-                    address["ip"].as_str().unwrap_or(""),
-                    loopback,
-                    errors,
-                );
+                check_ip(field, address["ip"].as_str().unwrap_or(""), loopback, errors);
             }
         }
         let ports = list("ports");
@@ -251,23 +196,11 @@ fn check_ip(field: String, text: &str, loopback: bool, errors: &mut Vec<FieldErr
         return;
     };
     if ip.is_unspecified() {
-        errors.push(FieldError::invalid(
-            field,
-            text,
-            &format!("may not be unspecified ({ip})"),
-        ));
+        errors.push(FieldError::invalid(field, text, &format!("may not be unspecified ({ip})")));
     } else if ip.is_loopback() && !loopback {
-        errors.push(FieldError::invalid(
-            field,
-            text,
-            "may not be in the loopback range (127.0.0.0/8, ::1/128)",
-        ));
+        errors.push(FieldError::invalid(field, text, "may not be in the loopback range (127.0.0.0/8, ::1/128)"));
     } else if matches!(ip, IpAddr::V4(v4) if v4.is_link_local()) {
-        errors.push(FieldError::invalid(
-            field,
-            text,
-            "may not be in the link-local range (169.254.0.0/16, fe80::/10)",
-        ));
+        errors.push(FieldError::invalid(field, text, "may not be in the link-local range (169.254.0.0/16, fe80::/10)"));
     }
 }
 
@@ -284,20 +217,13 @@ fn check_port(path: &str, port: &Value, named: bool, errors: &mut Vec<FieldError
     let number = port["port"].as_i64().unwrap_or(0);
     if !(1..=65535).contains(&number) {
         let why = "must be between 1 and 65535, inclusive";
-        errors.push(FieldError::invalid_number(
-            format!("{path}.port"),
-            number,
-            why,
-        ));
+        errors.push(FieldError::invalid_number(format!("{path}.port"), number, why));
     }
 }
 
 fn is_dns_label(name: &str) -> bool {
     let word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    name.len() <= 63
-        && name.starts_with(word)
-        && name.ends_with(word)
-        && name.chars().all(|c| word(c) || c == '-')
+    name.len() <= 63 && name.starts_with(word) && name.ends_with(word) && name.chars().all(|c| word(c) || c == '-')
 }
 
 /// The status a kind is created with over HTTP.
@@ -312,12 +238,7 @@ pub(crate) fn initial_status(kind: &Kind) -> Value {
 }
 
 /// A pod's spec is fixed but for images, tolerations and the deadline.
-pub(crate) fn validate_pod_spec(
-    kind: &Kind,
-    name: &str,
-    old: &Value,
-    new: &Value,
-) -> Result<(), Status> {
+pub(crate) fn validate_pod_spec(kind: &Kind, name: &str, old: &Value, new: &Value) -> Result<(), Status> {
     let fixed = |pod: &Value| {
         let mut spec = pod["spec"].clone();
         for list in ["containers", "initContainers"] {
@@ -325,11 +246,7 @@ pub(crate) fn validate_pod_spec(
                 container["image"] = Value::Null;
             }
         }
-        for key in [
-            "tolerations",
-            "activeDeadlineSeconds",
-            "terminationGracePeriodSeconds",
-        ] {
+        for key in ["tolerations", "activeDeadlineSeconds", "terminationGracePeriodSeconds"] {
             spec[key] = Value::Null;
         }
         spec
@@ -340,9 +257,5 @@ pub(crate) fn validate_pod_spec(
     let why = "pod updates may not change fields other than `spec.containers[*].image`,\
                `spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing \
                tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
-    Err(Status::invalid(
-        kind,
-        name,
-        &[FieldError::forbidden("spec", why)],
-    ))
+    Err(Status::invalid(kind, name, &[FieldError::forbidden("spec", why)]))
 }

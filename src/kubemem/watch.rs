@@ -56,10 +56,7 @@ pub(crate) async fn next(mut watch: Watch) -> Option<(Result<Frame<Bytes>, Error
         };
         if cuts != watch.cuts {
             watch.cuts = cuts;
-            return Some((
-                Err(Error::new(ErrorKind::ConnectionReset, "the watch was cut")),
-                watch,
-            ));
+            return Some((Err(Error::new(ErrorKind::ConnectionReset, "the watch was cut")), watch));
         }
         if hangs {
             watch.switches.changed().await.ok()?;
@@ -89,10 +86,7 @@ impl Watch {
             }
             Ok((changes, position)) => {
                 self.position = position;
-                let seen: Vec<Value> = changes
-                    .iter()
-                    .filter_map(|change| self.see(change))
-                    .collect();
+                let seen: Vec<Value> = changes.iter().filter_map(|change| self.see(change)).collect();
                 self.queue.extend(seen);
             }
         }
@@ -103,12 +97,8 @@ impl Watch {
         if !self.namespace.is_empty() && self.namespace != change.key.0 {
             return None;
         }
-        let before = change
-            .before
-            .as_deref()
-            .filter(|object| self.selector.matches(object));
-        let after =
-            Some(&*change.after).filter(|object| !change.deleted && self.selector.matches(object));
+        let before = change.before.as_deref().filter(|object| self.selector.matches(object));
+        let after = Some(&*change.after).filter(|object| !change.deleted && self.selector.matches(object));
         match (before, after) {
             (None, None) => None,
             (None, Some(after)) => Some(event("ADDED", after)),
@@ -122,21 +112,13 @@ impl Watch {
     }
 
     fn bookmark(&self) -> Value {
-        let metadata =
-            json!({"resourceVersion": self.position.to_string(), "creationTimestamp": null});
-        event(
-            "BOOKMARK",
-            &json!({"kind": self.kind.kind, "apiVersion": self.kind.api_version(), "metadata": metadata}),
-        )
+        let metadata = json!({"resourceVersion": self.position.to_string(), "creationTimestamp": null});
+        event("BOOKMARK", &json!({"kind": self.kind.kind, "apiVersion": self.kind.api_version(), "metadata": metadata}))
     }
 
     /// Waits for a write, a switch, a bookmark's turn or the end. `None` when the server is gone.
     async fn sleep(&mut self) -> Option<()> {
-        let wake = if self.bookmarks.is_some() {
-            self.deadline.min(self.next_bookmark)
-        } else {
-            self.deadline
-        };
+        let wake = if self.bookmarks.is_some() { self.deadline.min(self.next_bookmark) } else { self.deadline };
         tokio::select! {
             changed = self.latest.changed() => changed.ok()?,
             changed = self.switches.changed() => changed.ok()?,
@@ -153,8 +135,7 @@ impl Watch {
 
     /// Fills the queue with what stands, for a watch without a resourceVersion.
     pub(crate) fn start_with(&mut self, items: &[Arc<Value>], version: u64) {
-        self.queue
-            .extend(items.iter().map(|item| event("ADDED", item)));
+        self.queue.extend(items.iter().map(|item| event("ADDED", item)));
         self.position = version;
     }
 }

@@ -15,11 +15,7 @@ pub async fn pages_lists_consistently(t: &Target) {
     let next = first["metadata"]["continue"].as_str().unwrap();
     assert_eq!(t.delete("configmaps/page-c").await.0, 200);
     let (code, second) = t.get(&format!("{query}&continue={next}")).await;
-    assert_eq!(
-        (code, names(&second)),
-        (200, vec!["page-c"]),
-        "the second page shows the list as it began"
-    );
+    assert_eq!((code, names(&second)), (200, vec!["page-c"]), "the second page shows the list as it began");
     assert_eq!(version(&second), version(&first));
     assert!(second["metadata"].get("continue").is_none());
 }
@@ -27,22 +23,12 @@ pub async fn pages_lists_consistently(t: &Target) {
 pub async fn deletes_on_conditions_and_in_bulk(t: &Target) {
     let path = t.path("configmaps/page-a");
     let other = json!({"preconditions": {"uid": "other"}});
-    let (code, body) = t
-        .call("DELETE", &path, "application/json", Some(&other))
-        .await;
+    let (code, body) = t.call("DELETE", &path, "application/json", Some(&other)).await;
     assert_eq!((code, &body["reason"]), (409, &json!("Conflict")));
-    assert!(
-        body["message"]
-            .as_str()
-            .unwrap()
-            .contains("UID in precondition: other, UID in object meta: "),
-        "{body}"
-    );
+    assert!(body["message"].as_str().unwrap().contains("UID in precondition: other, UID in object meta: "), "{body}");
     let (_, map) = t.get("configmaps/page-a").await;
     let own = json!({"preconditions": {"uid": map["metadata"]["uid"]}});
-    let (code, body) = t
-        .call("DELETE", &path, "application/json", Some(&own))
-        .await;
+    let (code, body) = t.call("DELETE", &path, "application/json", Some(&own)).await;
     assert_eq!((code, &body["status"]), (200, &json!("Success")));
     assert_eq!(body["details"]["uid"], map["metadata"]["uid"]);
     assert_eq!(t.delete("configmaps/page-a").await.0, 404);
@@ -51,20 +37,8 @@ pub async fn deletes_on_conditions_and_in_bulk(t: &Target) {
     assert_eq!(t.post("configmaps", &held).await.0, 201);
     assert_eq!(t.delete("configmaps/held").await.0, 200);
     let (code, body) = t.get("configmaps/held").await;
-    assert_eq!(
-        (code, body["metadata"]["deletionTimestamp"].is_string()),
-        (200, true)
-    );
-    assert_eq!(
-        t.patch(
-            "configmaps/held",
-            MERGE,
-            &json!({"metadata": {"finalizers": null}})
-        )
-        .await
-        .0,
-        200
-    );
+    assert_eq!((code, body["metadata"]["deletionTimestamp"].is_string()), (200, true));
+    assert_eq!(t.patch("configmaps/held", MERGE, &json!({"metadata": {"finalizers": null}})).await.0, 200);
     assert_eq!(t.get("configmaps/held").await.0, 404);
     let (code, _) = t.delete("pods?labelSelector=role%3Dreplica").await;
     assert_eq!(code, 200);

@@ -26,36 +26,22 @@ pub struct Target {
 
 /// A server as strict as a real one, with quick bookmarks.
 pub async fn embedded() -> Server {
-    let options = Options {
-        loopback_addresses: false,
-        bookmark_interval: Duration::from_millis(200),
-        ..Options::default()
-    };
+    let options =
+        Options { loopback_addresses: false, bookmark_interval: Duration::from_millis(200), ..Options::default() };
     Server::start(options).await.unwrap()
 }
 
 impl Target {
     pub fn of(server: &Server) -> Self {
-        Self {
-            address: server.addr().to_string(),
-            token: server.token().to_owned(),
-            namespace: "default".to_owned(),
-        }
+        Self { address: server.addr().to_string(), token: server.token().to_owned(), namespace: "default".to_owned() }
     }
 
     /// `http://HOST:PORT` (a local proxy in front of a TLS server will do) and a token from the environment.
     pub fn from_environment() -> Option<Self> {
         let url = std::env::var("KUBE_API_URL").ok()?;
         let token = std::env::var("KUBE_API_TOKEN").unwrap_or_default();
-        let address = url
-            .trim_start_matches("http://")
-            .trim_end_matches('/')
-            .to_owned();
-        Some(Self {
-            address,
-            token,
-            namespace: format!("kube-api-{}", std::process::id()),
-        })
+        let address = url.trim_start_matches("http://").trim_end_matches('/').to_owned();
+        Some(Self { address, token, namespace: format!("kube-api-{}", std::process::id()) })
     }
 
     pub fn path(&self, rest: &str) -> String {
@@ -70,9 +56,7 @@ impl Target {
         body: Option<&Value>,
     ) -> Result<hyper::Response<Incoming>, String> {
         let work = async {
-            let stream = TcpStream::connect(&self.address)
-                .await
-                .map_err(|e| e.to_string())?;
+            let stream = TcpStream::connect(&self.address).await.map_err(|e| e.to_string())?;
             let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
             let (mut sender, connection) = handshake.map_err(|e| e.to_string())?;
             tokio::spawn(connection);
@@ -82,70 +66,45 @@ impl Target {
                 .header("host", &self.address)
                 .header("authorization", format!("Bearer {}", self.token))
                 .header("content-type", content_type)
-                .body(Full::new(body.map_or_else(Bytes::new, |body| {
-                    Bytes::from(body.to_string())
-                })))
+                .body(Full::new(body.map_or_else(Bytes::new, |body| Bytes::from(body.to_string()))))
                 .unwrap();
-            sender
-                .send_request(request)
-                .await
-                .map_err(|e| e.to_string())
+            sender.send_request(request).await.map_err(|e| e.to_string())
         };
-        timeout(PATIENCE, work)
-            .await
-            .map_err(|_| "no answer".to_owned())?
+        timeout(PATIENCE, work).await.map_err(|_| "no answer".to_owned())?
     }
 
-    pub async fn call(
-        &self,
-        method: &str,
-        path: &str,
-        content_type: &str,
-        body: Option<&Value>,
-    ) -> (u16, Value) {
+    pub async fn call(&self, method: &str, path: &str, content_type: &str, body: Option<&Value>) -> (u16, Value) {
         let response = self.send(method, path, content_type, body).await.unwrap();
         let code = response.status().as_u16();
         let bytes = response.into_body().collect().await.unwrap().to_bytes();
-        let value = serde_json::from_slice(&bytes)
-            .unwrap_or_else(|_| json!(String::from_utf8_lossy(&bytes)));
+        let value = serde_json::from_slice(&bytes).unwrap_or_else(|_| json!(String::from_utf8_lossy(&bytes)));
         (code, value)
     }
 
     pub async fn get(&self, rest: &str) -> (u16, Value) {
-        self.call("GET", &self.path(rest), "application/json", None)
-            .await
+        self.call("GET", &self.path(rest), "application/json", None).await
     }
 
     pub async fn post(&self, rest: &str, body: &Value) -> (u16, Value) {
-        self.call("POST", &self.path(rest), "application/json", Some(body))
-            .await
+        self.call("POST", &self.path(rest), "application/json", Some(body)).await
     }
 
     pub async fn put(&self, rest: &str, body: &Value) -> (u16, Value) {
-        self.call("PUT", &self.path(rest), "application/json", Some(body))
-            .await
+        self.call("PUT", &self.path(rest), "application/json", Some(body)).await
     }
 
     pub async fn patch(&self, rest: &str, content_type: &str, body: &Value) -> (u16, Value) {
-        self.call("PATCH", &self.path(rest), content_type, Some(body))
-            .await
+        self.call("PATCH", &self.path(rest), content_type, Some(body)).await
     }
 
     pub async fn delete(&self, rest: &str) -> (u16, Value) {
-        self.call("DELETE", &self.path(rest), "application/json", None)
-            .await
+        self.call("DELETE", &self.path(rest), "application/json", None).await
     }
 
     pub async fn watch(&self, rest: &str) -> Events {
-        let response = self
-            .send("GET", &self.path(rest), "application/json", None)
-            .await
-            .unwrap();
+        let response = self.send("GET", &self.path(rest), "application/json", None).await.unwrap();
         assert_eq!(response.status(), 200, "watch {rest}");
-        Events {
-            body: response.into_body(),
-            text: String::new(),
-        }
+        Events { body: response.into_body(), text: String::new() }
     }
 }
 
@@ -164,12 +123,8 @@ impl Events {
                 self.text = rest.to_owned();
                 return Some(event);
             }
-            let frame = timeout(PATIENCE, self.body.frame())
-                .await
-                .expect("an event in time")?
-                .ok()?;
-            self.text
-                .push_str(std::str::from_utf8(frame.data_ref()?).unwrap());
+            let frame = timeout(PATIENCE, self.body.frame()).await.expect("an event in time")?.ok()?;
+            self.text.push_str(std::str::from_utf8(frame.data_ref()?).unwrap());
         }
     }
 
@@ -182,11 +137,7 @@ impl Events {
 }
 
 pub fn version(object: &Value) -> u64 {
-    object["metadata"]["resourceVersion"]
-        .as_str()
-        .unwrap()
-        .parse()
-        .unwrap()
+    object["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap()
 }
 
 pub fn config_map(name: &str, value: &str) -> Value {
