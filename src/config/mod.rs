@@ -18,6 +18,8 @@ pub mod tags;
 mod controlled;
 mod dynamic;
 mod effective;
+mod sample;
+mod validate;
 pub mod files;
 pub mod merge;
 pub mod numbers;
@@ -31,3 +33,5 @@ pub use load::{ConfigError, Loaded, SourceText, load};
 pub use local::{
     Authentication, BasicAuth, Bootstrap, Config, Ctl, Kubernetes, Log, PgAuth, Port, Postgresql, RestApi, Secret, Watchdog,
 };
+pub use sample::{SampleFacts, sample};
+pub use validate::validate;

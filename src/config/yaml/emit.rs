@@ -9,7 +9,8 @@ use super::scalar::{float_text, resolves_to_other};
 /// Column after which texts and flow collections are folded.
 const WIDTH: usize = 200;
 /// A longer key is written in the explicit `? key` form.
-const SIMPLE_KEY_MAX: usize = 128;
+/// PyYAML allows 128 characters and counts its hidden `!!str`.
+const SIMPLE_KEY_MAX: usize = 123;
 const BREAKS: [char; 4] = ['\n', '\u{85}', '\u{2028}', '\u{2029}'];
 
 /// Block style, sorted keys, with a final newline (`default_flow_style=False`).
@@ -89,8 +90,12 @@ impl Emitter {
                     if position > 0 || in_map {
                         self.indent(indent);
                     }
-                    self.block_key(key, indent);
-                    self.block(&map[key.as_str()], Some(indent), true);
+                    let simple = self.block_key(key, indent);
+                    let inner = &map[key.as_str()];
+                    if !simple && is_filled(inner) {
+                        self.write(" ");
+                    }
+                    self.block(inner, Some(indent), simple);
                 }
             }
             Value::Array(items) if !items.is_empty() => {
@@ -114,13 +119,15 @@ impl Emitter {
                 if parent.is_some() {
                     self.write(" ");
                 }
-                self.scalar(value, Place::Block, false, parent.map_or(0, |p| p + 2));
+                self.scalar(value, Place::Block, false, parent.map_or(2, |p| p + 2));
             }
         }
     }
 
-    fn block_key(&mut self, key: &str, indent: usize) {
-        if is_simple_key(key) {
+    /// Writes the key and its colon; says whether it fitted the simple form.
+    fn block_key(&mut self, key: &str, indent: usize) -> bool {
+        let simple = is_simple_key(key);
+        if simple {
             self.scalar(&Value::from(key), Place::Block, true, indent + 2);
         } else {
             self.write("? ");
@@ -128,6 +135,7 @@ impl Emitter {
             self.indent(indent);
         }
         self.write(":");
+        simple
     }
 
     fn flow(&mut self, value: &Value, indent: usize) {
@@ -141,8 +149,12 @@ impl Emitter {
                         self.scalar(&Value::from(key.as_str()), Place::Flow, true, indent);
                     } else {
                         self.write("? ");
-                        self.scalar(&Value::from(key.as_str()), Place::Flow, false, indent);
-                        self.write(" ");
+                        self.scalar(&Value::from(key.as_str()), Place::Flow, false, indent + 2);
+                        if self.column > WIDTH {
+                            self.indent(indent);
+                        } else {
+                            self.write(" ");
+                        }
                     }
                     self.write(": ");
                     self.flow(&map[key.as_str()], indent);
@@ -166,11 +178,11 @@ impl Emitter {
     fn flow_separator(&mut self, position: usize, indent: usize) {
         if position > 0 {
             self.write(",");
-            if self.column > WIDTH {
-                self.indent(indent);
-            } else {
-                self.write(" ");
-            }
+        }
+        if self.column > WIDTH {
+            self.indent(indent);
+        } else if position > 0 {
+            self.write(" ");
         }
     }
 
