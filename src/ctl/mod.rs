@@ -1,1 +1,6 @@
-//! ctl
+//! `patronictl`, the command line (patronictl.md).
+pub mod dates;
+pub mod error;
+pub mod members;
+pub mod output;
+pub mod prompts;
