@@ -1,12 +1,24 @@
 //! The store of the cluster's state, as the rest of the program sees it: views, leases, conditional writes.
 //!
-//! [`Dcs`] is the seam: it never speaks of Kubernetes. `kube::KubeStore` is the one implementation. Reading order:
-//! this file (vocabulary), `options` (what the Kubernetes store is built from).
+//! [`Dcs`] is the seam: it never speaks of Kubernetes. [`kube::KubeStore`] is the one implementation. Reading order:
+//! this file (vocabulary), `options`, `schema` (typed values ↔ annotations; the only place that spells an annotation key), `objects`
+//! (the few fields of Kubernetes objects anybody reads), `cache` (what the watches have shown, pure), `client` (requests,
+//! each with a deadline), `watch` (list, watch, relist), `lease` (acquire, renew, release), `writes` (everything else),
+//! `death` (proof of death), `kube` (the store that ties them together).
 //!
 //! What it deliberately does not do: decide. It has no opinion on when a lease is expired or who should lead; it does not
 //! re-send an old write; it does not read a clock except through the functions given at construction.
 
+mod cache;
+mod client;
+mod death;
+pub mod kube;
+mod lease;
+mod objects;
 pub mod options;
+pub mod schema;
+mod watch;
+mod writes;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -31,8 +31,13 @@ pub enum Access {
         /// Context.
         context: Option<String>,
     },
-    /// An API server without authentication (demo, tests).
-    Url(String),
+    /// This very server (demo, tests).
+    Server {
+        /// `http://host:port`.
+        url: String,
+        /// Bearer token.
+        token: Option<String>,
+    },
 }
 
 /// One port of the client Endpoints (`kubernetes.ports`).
@@ -46,7 +51,7 @@ pub struct Port {
     pub protocol: Option<String>,
 }
 
-/// Everything `KubeStore` is built from. [`StoreOptions::new`] has the defaults of kubernetes-objects §8.
+/// Everything [`super::kube::KubeStore`] is built from. [`StoreOptions::new`] has the defaults of kubernetes-objects §8.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
     /// Endpoints or ConfigMaps.
