@@ -294,3 +294,16 @@ fn validation_lists_one_problem_per_line() {
     }
     assert!(problems.iter().any(|p| p.starts_with("restapi.connect_address localhost:8008 didn't pass")));
 }
+
+#[test]
+fn a_directory_is_read_in_name_order_and_later_files_win() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, text) in [("20.yaml", "scope: late\n"), ("10.yml", SMALL), ("30.txt", "scope: no\n")] {
+        std::fs::write(dir.path().join(name), text).unwrap();
+    }
+    let sources = patroni::config::files::read(dir.path()).unwrap();
+    assert_eq!(sources.len(), 2);
+    let config = load(&sources, &BTreeMap::new()).unwrap().config;
+    assert_eq!((config.name.as_str(), config.scope.as_str()), ("a", "late"));
+    assert!(patroni::config::files::read(&dir.path().join("absent")).unwrap().is_empty());
+}

@@ -58,7 +58,7 @@ impl Default for Timeouts {
 }
 
 /// The parsed dynamic configuration.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Dynamic {
     /// Lock lifetime in seconds, adjusted.
     pub ttl: i64,
@@ -102,6 +102,21 @@ pub struct Dynamic {
     pub postgresql: Map<String, Value>,
     /// Why the timeouts and the `postgresql` section of the document were refused, if they were.
     pub rejected: Option<String>,
+}
+
+impl std::fmt::Debug for Dynamic {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Commands in the `postgresql` section may carry passwords.
+        f.debug_struct("Dynamic")
+            .field("ttl", &self.ttl)
+            .field("loop_wait", &self.loop_wait)
+            .field("retry_timeout", &self.retry_timeout)
+            .field("synchronous_mode", &self.synchronous_mode)
+            .field("failsafe_mode", &self.failsafe_mode)
+            .field("pause", &self.pause)
+            .field("rejected", &self.rejected)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Default for Dynamic {

@@ -425,7 +425,8 @@ impl Look {
         let pair = |first: fn(char) -> bool, second: fn(char) -> bool| {
             chars.windows(2).any(|pair| first(pair[0]) && second(pair[1]))
         };
-        let (is_space, is_break): (fn(char) -> bool, fn(char) -> bool) = (|c| c == ' ', |c| BREAKS.contains(&c));
+        let is_space: fn(char) -> bool = |c| c == ' ';
+        let is_break: fn(char) -> bool = |c| BREAKS.contains(&c);
         let around_break = pair(is_break, is_space) || pair(is_space, is_break);
         let special = chars.iter().any(|c| !printable(*c));
         let multiline = chars.iter().any(|c| BREAKS.contains(c));
