@@ -1,0 +1,339 @@
+//! One SQL connection: where to, as whom, with or without TLS, and what its errors mean.
+
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use tokio_postgres::config::SslMode;
+use tokio_postgres::{Client, NoTls};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use super::conninfo::Address;
+use super::setup::{Credentials, Setup};
+
+/// Why a question to a server was not answered. One line each.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum SqlError {
+    /// Nobody listens.
+    #[error("no server answers: {0}")]
+    Refused(String),
+    /// It says it is starting up or shutting down (SQLSTATE 57P03).
+    #[error("{0}")]
+    StartingUp(String),
+    /// No answer within the deadline, or the connection broke.
+    #[error("no answer: {0}")]
+    NoAnswer(String),
+    /// The server answered with an error.
+    #[error("{message} (SQLSTATE {code})")]
+    Failed {
+        /// SQLSTATE.
+        code: String,
+        /// Its words.
+        message: String,
+    },
+    /// The configuration of the connection cannot be used.
+    #[error("{0}")]
+    Config(String),
+}
+
+impl SqlError {
+    /// What a driver error means.
+    pub fn of(e: &tokio_postgres::Error) -> SqlError {
+        if let Some(db) = e.as_db_error() {
+            let message = db.message().to_owned();
+            return match db.code().code() {
+                "57P03" => SqlError::StartingUp(message),
+                "57P01" | "57P02" => SqlError::NoAnswer(message),
+                code => SqlError::Failed { code: code.to_owned(), message },
+            };
+        }
+        let mut source = std::error::Error::source(e);
+        while let Some(cause) = source {
+            if let Some(io) = cause.downcast_ref::<std::io::Error>() {
+                return match io.kind() {
+                    ErrorKind::ConnectionRefused | ErrorKind::NotFound => SqlError::Refused(io.to_string()),
+                    _ => SqlError::NoAnswer(io.to_string()),
+                };
+            }
+            source = cause.source();
+        }
+        SqlError::NoAnswer(e.to_string())
+    }
+}
+
+/// Where a connection goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Host, address or socket directory, and port.
+    pub address: Address,
+    /// As whom.
+    pub who: Credentials,
+    /// Database.
+    pub database: String,
+    /// `application_name`.
+    pub application_name: String,
+    /// Further settings as `name=value`, on top of the search path.
+    pub settings: Vec<String>,
+}
+
+impl Target {
+    /// The local server, as superuser (configuration §5 "Local connections").
+    pub fn local(setup: &Setup, application_name: &str) -> Target {
+        Target {
+            address: local_address(setup),
+            who: setup.superuser.clone(),
+            database: setup.database.clone(),
+            application_name: application_name.to_owned(),
+            settings: vec!["statement_timeout=2000".to_owned(), "pg_stat_statements.track=none".to_owned()],
+        }
+    }
+    /// Another member.
+    pub fn remote(setup: &Setup, to: &Address, who: &Credentials) -> Target {
+        Target {
+            address: to.clone(),
+            who: who.clone(),
+            database: to.database.clone().unwrap_or_else(|| setup.database.clone()),
+            application_name: setup.name.as_str().to_owned(),
+            settings: vec!["statement_timeout=5000".to_owned()],
+        }
+    }
+}
+
+/// Hosts and ports of this server that programs may connect to: for the password file.
+pub fn local_places(setup: &Setup) -> Vec<(String, u16)> {
+    let mut out = vec![(tcp_host(setup), setup.port), (setup.connect_host.clone(), setup.connect_port)];
+    if let Some(dir) = socket_dir(setup) {
+        out.push((dir, setup.port));
+    }
+    out.dedup();
+    out
+}
+
+/// Where this server is reached from here.
+pub fn local_address(setup: &Setup) -> Address {
+    let host = match socket_dir(setup) {
+        Some(dir) if setup.use_unix_socket => dir,
+        Some(_) | None => tcp_host(setup),
+    };
+    Address { host, port: setup.port, database: Some(setup.database.clone()) }
+}
+
+fn tcp_host(setup: &Setup) -> String {
+    let mut addresses = setup.listen_addresses.split(',').map(str::trim);
+    let everywhere = ["*", "localhost", "0.0.0.0", "127.0.0.1"];
+    if addresses.clone().any(|a| everywhere.contains(&a)) {
+        return "localhost".to_owned();
+    }
+    addresses.next().filter(|a| !a.is_empty()).unwrap_or("localhost").to_owned()
+}
+
+/// The first absolute socket directory; when none is configured, the one of the usual builds that exists.
+fn socket_dir(setup: &Setup) -> Option<String> {
+    match setup.parameters.get("unix_socket_directories") {
+        Some(dirs) => dirs.split(',').map(|d| d.trim().trim_matches('"')).find(|d| d.starts_with('/')).map(str::to_owned),
+        None => ["/var/run/postgresql", "/tmp"].iter().find(|d| Path::new(d).is_dir()).map(|d| (*d).to_owned()),
+    }
+}
+
+/// An open connection. Dropping it closes it.
+#[derive(Debug)]
+pub struct Connection {
+    /// For queries.
+    pub client: Client,
+    driver: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// Opens a connection within `deadline`.
+///
+/// # Errors
+/// See [`SqlError`].
+pub async fn open(target: &Target, deadline: Duration) -> Result<Connection, SqlError> {
+    match tokio::time::timeout(deadline, open_unbounded(target)).await {
+        Ok(result) => result,
+        Err(_) => Err(SqlError::NoAnswer(format!("connecting took longer than {} ms", deadline.as_millis()))),
+    }
+}
+
+async fn open_unbounded(target: &Target) -> Result<Connection, SqlError> {
+    let mut config = tokio_postgres::Config::new();
+    config
+        .host(&target.address.host)
+        .port(target.address.port)
+        .user(target.who.user().map_or_else(os_user, str::to_owned))
+        .dbname(&target.database)
+        .application_name(&target.application_name)
+        .connect_timeout(Duration::from_secs(3))
+        .options(options(&target.settings));
+    if let Some(password) = target.who.secret() {
+        config.password(password);
+    }
+    let mode = target.who.sslmode().unwrap_or("prefer");
+    if target.address.host.starts_with('/') || mode == "disable" {
+        let (client, driver) = config.connect(NoTls).await.map_err(|e| SqlError::of(&e))?;
+        return Ok(Connection { client, driver: tokio::spawn(async move { drop(driver.await) }) });
+    }
+    config.ssl_mode(if matches!(mode, "prefer" | "allow") { SslMode::Prefer } else { SslMode::Require });
+    let tls = MakeRustlsConnect::new(tls_config(&target.who)?);
+    let (client, driver) = config.connect(tls).await.map_err(|e| SqlError::of(&e))?;
+    Ok(Connection { client, driver: tokio::spawn(async move { drop(driver.await) }) })
+}
+
+/// `-c name=value …` for the startup packet; a blank or backslash in a value is escaped.
+fn options(settings: &[String]) -> String {
+    let mut out = "-c search_path=pg_catalog".to_owned();
+    for setting in settings {
+        out.push_str(" -c ");
+        out.push_str(&setting.replace('\\', "\\\\").replace(' ', "\\ "));
+    }
+    out
+}
+
+/// The name of the operating system user, which libpq takes when no user is configured.
+fn os_user() -> String {
+    let uid = rustix::process::geteuid().as_raw().to_string();
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let entry = passwd.lines().find(|l| l.split(':').nth(2) == Some(uid.as_str()));
+    entry.and_then(|l| l.split(':').next()).unwrap_or("postgres").to_owned()
+}
+
+fn tls_config(who: &Credentials) -> Result<rustls::ClientConfig, SqlError> {
+    let bad = |what: &str, file: &str, e: String| SqlError::Config(format!("postgresql.authentication {what} {file}: {e}"));
+    let provider = Arc::new(ring::default_provider());
+    let mut roots = Vec::new();
+    let mode = who.sslmode().unwrap_or("prefer");
+    if matches!(mode, "verify-ca" | "verify-full") {
+        let file = who.options.get("sslrootcert").ok_or_else(|| {
+            SqlError::Config(format!("postgresql.authentication: sslmode {mode} needs sslrootcert"))
+        })?;
+        roots = certificates(file).map_err(|e| bad("sslrootcert", file, e))?;
+    }
+    let verifier = Verifier::new(roots, mode == "verify-full", &provider).map_err(SqlError::Config)?;
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| SqlError::Config(e.to_string()))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    match (who.options.get("sslcert"), who.options.get("sslkey")) {
+        (Some(cert), Some(key)) => {
+            let chain = certificates(cert).map_err(|e| bad("sslcert", cert, e))?;
+            let key_der = PrivateKeyDer::from_pem_file(key).map_err(|e| bad("sslkey", key, e.to_string()))?;
+            builder.with_client_auth_cert(chain, key_der).map_err(|e| bad("sslcert", cert, e.to_string()))
+        }
+        _ => Ok(builder.with_no_client_auth()),
+    }
+}
+
+fn certificates(file: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+    let all: Result<Vec<_>, _> = CertificateDer::pem_file_iter(file).map_err(|e| e.to_string())?.collect();
+    all.map_err(|e| e.to_string())
+}
+
+/// libpq's rules: without roots anything goes (prefer, require); with roots the chain must fit, the name only for
+/// verify-full; and a certificate that *is* a root is trusted, CA flag or not.
+#[derive(Debug)]
+struct Verifier {
+    inner: Option<Arc<WebPkiServerVerifier>>,
+    roots: Vec<CertificateDer<'static>>,
+    names: bool,
+    provider: Arc<CryptoProvider>,
+}
+
+impl Verifier {
+    fn new(roots: Vec<CertificateDer<'static>>, names: bool, provider: &Arc<CryptoProvider>) -> Result<Self, String> {
+        let mut store = RootCertStore::empty();
+        let (added, _) = store.add_parsable_certificates(roots.iter().cloned());
+        let inner = match added {
+            0 => None,
+            _ => Some(
+                WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider.clone())
+                    .build()
+                    .map_err(|e| e.to_string())?,
+            ),
+        };
+        Ok(Verifier { inner, roots, names, provider: provider.clone() })
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let pinned = self.roots.iter().any(|r| r.as_ref() == end.as_ref());
+        if self.roots.is_empty() || (pinned && !self.names) {
+            return Ok(ServerCertVerified::assertion());
+        }
+        let Some(inner) = &self.inner else { return Err(CertificateError::UnknownIssuer.into()) };
+        match inner.verify_server_cert(end, chain, name, ocsp, now) {
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) if !self.names => Ok(ServerCertVerified::assertion()),
+            other => other,
+        }
+    }
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_local_address_follows_the_manual() {
+        let mut s = Setup::new("a", "s", "/d", 5432);
+        for (listen, host) in [("10.0.0.1,127.0.0.1", "localhost"), ("*", "localhost"), ("10.0.0.1,::1", "10.0.0.1")] {
+            s.listen_addresses = listen.into();
+            assert_eq!(local_address(&s).host, host);
+        }
+        s.use_unix_socket = true;
+        s.parameters.insert("unix_socket_directories".into(), "@abstract, /run/pg".into());
+        assert_eq!(local_address(&s).host, "/run/pg");
+        s.parameters.insert("unix_socket_directories".into(), "".into());
+        assert_eq!(local_address(&s).host, "10.0.0.1");
+    }
+
+    #[test]
+    fn verification_without_a_root_is_refused_in_words() {
+        let mut who = Credentials::default();
+        who.options.insert("sslmode".into(), "verify-full".into());
+        let err = tls_config(&who).unwrap_err().to_string();
+        assert!(err.contains("sslrootcert"), "{err}");
+        who.options.insert("sslmode".into(), "require".into());
+        tls_config(&who).unwrap();
+    }
+}

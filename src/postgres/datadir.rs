@@ -1,0 +1,370 @@
+//! The data directory as a thing on disk: is it empty, half-made, whole; signal files; removal; the bootstrap marker.
+//!
+//! Whoever begins to fill or to remove the directory first writes a marker *beside* it. If this process dies meanwhile,
+//! the next one sees half-made data and begins anew. A half-made new cluster is the business of the pod that began it
+//! alone (design §4); a half-made copy or a half-removed directory holds nothing anybody could miss.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use super::control;
+use super::setup::Setup;
+use crate::model::DataDir;
+
+/// What is being done to the data directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// A new cluster is being made.
+    Bootstrap,
+    /// A copy of another member is being made.
+    Copy,
+    /// It is being removed.
+    Removal,
+}
+
+impl Work {
+    fn word(self) -> &'static str {
+        match self {
+            Work::Bootstrap => "bootstrap",
+            Work::Copy => "copy",
+            Work::Removal => "removal",
+        }
+    }
+}
+
+/// The marker file: `<data_dir>.patroni-initializing`.
+pub fn marker_path(setup: &Setup) -> PathBuf {
+    beside(&setup.data_dir, ".patroni-initializing")
+}
+
+/// `<path><suffix>`, in the same directory.
+pub fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+/// Writes the marker, durably. Call before anything else is done to the directory.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn mark(setup: &Setup, work: Work) -> io::Result<()> {
+    write_atomically(&marker_path(setup), format!("{} {}\n", work.word(), setup.pod_uid).as_bytes(), 0o600)
+}
+
+/// Makes the new contents durable, then removes the marker.
+///
+/// # Errors
+/// The directory cannot be synced or the marker not removed.
+pub fn unmark(setup: &Setup) -> io::Result<()> {
+    if let Ok(dir) = File::open(&setup.data_dir) {
+        rustix::fs::syncfs(&dir).map_err(io::Error::from)?;
+    }
+    remove_if_there(&marker_path(setup))
+}
+
+/// Looks at the data directory (ha-decisions §3 row 10).
+pub fn inspect(setup: &Setup) -> DataDir {
+    let dir = &setup.data_dir;
+    let names = match fs::read_dir(dir) {
+        Ok(entries) => entries.filter_map(Result::ok).map(|e| e.file_name().to_string_lossy().into_owned()),
+        Err(e) if e.kind() == ErrorKind::NotFound => return DataDir::Empty,
+        Err(e) => return DataDir::Unusable(format!("cannot read data directory {}: {e}", dir.display())),
+    };
+    if !names.into_iter().any(|n| !n.starts_with('.') && n != "lost+found") {
+        return DataDir::Empty;
+    }
+    if let Ok(text) = fs::read_to_string(marker_path(setup)) {
+        let mut words = text.split_whitespace();
+        let (work, uid) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
+        let mine = !uid.is_empty() && uid == setup.pod_uid;
+        if mine || work == Work::Copy.word() || work == Work::Removal.word() {
+            return DataDir::HalfMade;
+        }
+        return DataDir::Unusable(format!(
+            "{} holds a new cluster that pod {} has not finished; if nothing in it is needed, remove the directory and {}",
+            dir.display(),
+            if uid.is_empty() { "(unknown)" } else { uid },
+            marker_path(setup).display()
+        ));
+    }
+    if !dir.join("PG_VERSION").exists() {
+        return DataDir::Unusable(format!(
+            "{} is not empty and is no data directory (no file PG_VERSION): empty it or correct postgresql.data_dir",
+            dir.display()
+        ));
+    }
+    let standby_signal = dir.join("standby.signal").exists() || dir.join("recovery.signal").exists();
+    DataDir::Present { control: control::read(dir).ok(), standby_signal }
+}
+
+/// Makes the directory start as a standby (standby.signal) or as a primary (no signal file), durably. `recovery.conf`,
+/// which a server from 12 on refuses to start with, and trigger files of a restore are removed.
+///
+/// # Errors
+/// A file cannot be written or removed.
+pub fn make_standby(data_dir: &Path, standby: bool) -> io::Result<()> {
+    for name in ["recovery.signal", "recovery.conf", "recovery.done", "promote", "fallback_promote"] {
+        remove_if_there(&data_dir.join(name))?;
+    }
+    let signal = data_dir.join("standby.signal");
+    if standby {
+        let file = fs::OpenOptions::new().create(true).append(true).open(&signal)?;
+        file.set_permissions(fs::Permissions::from_mode(file_mode(data_dir)))?;
+        file.sync_all()?;
+    } else {
+        remove_if_there(&signal)?;
+    }
+    File::open(data_dir)?.sync_all()
+}
+
+/// Removes the data directory with the targets of its WAL and tablespace links (ha-decisions §4.3). Refuses while a
+/// postmaster.pid names a living process of this machine. A mount point stays, empty.
+///
+/// # Errors
+/// Something could not be removed; the marker then stays.
+pub fn remove(setup: &Setup) -> io::Result<()> {
+    let dir = &setup.data_dir;
+    refuse_if_in_use(dir)?;
+    if fs::symlink_metadata(dir).is_err() {
+        return remove_if_there(&marker_path(setup));
+    }
+    mark(setup, Work::Removal)?;
+    for link in links(dir) {
+        if let Ok(target) = fs::canonicalize(&link) {
+            empty(&target)?;
+            // The target may be a mount point; empty is enough.
+            fs::remove_dir(&target).or_else(keep_if_busy)?;
+        }
+    }
+    empty(dir)?;
+    if fs::symlink_metadata(dir)?.is_symlink() {
+        fs::remove_file(dir)?;
+    } else {
+        fs::remove_dir(dir).or_else(keep_if_busy)?;
+    }
+    remove_if_there(&marker_path(setup))
+}
+
+/// Moves the data directory to `<dir>.failed`, WAL and tablespace targets likewise; an older copy is deleted.
+///
+/// # Errors
+/// It is in use, a mount point, or cannot be renamed.
+pub fn move_to_failed(setup: &Setup) -> io::Result<PathBuf> {
+    let dir = &setup.data_dir;
+    refuse_if_in_use(dir)?;
+    let failed = beside(dir, ".failed");
+    if failed.exists() {
+        for link in links(&failed) {
+            if let Ok(target) = fs::canonicalize(&link) {
+                fs::remove_dir_all(target)?;
+            }
+        }
+        fs::remove_dir_all(&failed)?;
+    }
+    for link in links(dir) {
+        if let Ok(target) = fs::canonicalize(&link) {
+            let moved = beside(&target, ".failed");
+            if moved.exists() {
+                fs::remove_dir_all(&moved)?;
+            }
+            fs::rename(&target, &moved)?;
+            fs::remove_file(&link)?;
+            symlink(&moved, &link)?;
+        }
+    }
+    fs::rename(dir, &failed)?;
+    remove_if_there(&marker_path(setup))?;
+    Ok(failed)
+}
+
+/// Gives the directory mode 0700 unless it is 0700 or 0750 already: kubelets open volumes up (fsGroup), and Postgres
+/// refuses to start then. A directory of another owner is left alone.
+///
+/// # Errors
+/// The mode cannot be changed.
+pub fn restore_mode_0700(data_dir: &Path) -> io::Result<()> {
+    let meta = match fs::metadata(data_dir) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    let mode = meta.permissions().mode() & 0o7777;
+    if mode == 0o700 || mode == 0o750 || meta.uid() != rustix::process::geteuid().as_raw() {
+        return Ok(());
+    }
+    fs::set_permissions(data_dir, fs::Permissions::from_mode(0o700))
+}
+
+/// Mode of configuration files: 0640 when the group may read the directory, else 0600 (configuration §6.1).
+pub fn file_mode(data_dir: &Path) -> u32 {
+    match fs::metadata(data_dir) {
+        Ok(meta) if meta.permissions().mode() & 0o050 == 0o050 => 0o640,
+        Ok(_) | Err(_) => 0o600,
+    }
+}
+
+/// Writes a file so that a crash leaves the old or the new contents: temporary file, sync, rename, sync of the directory.
+///
+/// # Errors
+/// Any of these steps fails.
+pub fn write_atomically(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
+    let temporary = beside(path, ".new");
+    remove_if_there(&temporary)?;
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).open(&temporary)?;
+    file.set_permissions(fs::Permissions::from_mode(mode))?;
+    file.write_all(contents)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Removes a file; a missing one is fine.
+///
+/// # Errors
+/// It is there and cannot be removed.
+pub fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn keep_if_busy(e: io::Error) -> io::Result<()> {
+    match e.kind() {
+        ErrorKind::ResourceBusy | ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
+        | ErrorKind::DirectoryNotEmpty | ErrorKind::NotFound => Ok(()),
+        _ => Err(e),
+    }
+}
+
+/// The symbolic links for WAL and tablespaces.
+fn links(dir: &Path) -> Vec<PathBuf> {
+    let mut out: Vec<PathBuf> = ["pg_wal", "pg_xlog"].iter().map(|n| dir.join(n)).collect();
+    if let Ok(entries) = fs::read_dir(dir.join("pg_tblspc")) {
+        out.extend(entries.filter_map(Result::ok).map(|e| e.path()));
+    }
+    out.retain(|p| fs::symlink_metadata(p).is_ok_and(|m| m.is_symlink()));
+    out.sort();
+    out
+}
+
+/// Removes everything inside but `lost+found`. PG_VERSION goes last.
+fn empty(dir: &Path) -> io::Result<()> {
+    let mut entries: Vec<_> = fs::read_dir(dir)?.collect::<Result<_, _>>()?;
+    entries.sort_by_key(|e| e.file_name() == "PG_VERSION");
+    for entry in entries {
+        if entry.file_name() == "lost+found" {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// The keeper's word counts for decisions; this is the last look before something that cannot be undone.
+fn refuse_if_in_use(dir: &Path) -> io::Result<()> {
+    let Ok(text) = fs::read_to_string(dir.join("postmaster.pid")) else { return Ok(()) };
+    let Some(pid) = text.lines().next().and_then(|l| l.trim().parse::<u32>().ok()) else { return Ok(()) };
+    let proc = PathBuf::from(format!("/proc/{pid}"));
+    let same_dir = fs::canonicalize(proc.join("cwd")).ok() == fs::canonicalize(dir).ok();
+    if same_dir {
+        return Err(io::Error::new(
+            ErrorKind::ResourceBusy,
+            format!("data directory {} is in use by process {pid}", dir.display()),
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn setup() -> (tempfile::TempDir, Setup) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut setup = Setup::new("a", "s", dir.path().join("data"), 5432);
+        setup.pod_uid = "me".into();
+        (dir, setup)
+    }
+
+    #[test]
+    fn a_missing_directory_and_one_with_dotfiles_only_are_empty() {
+        let (_keep, s) = setup();
+        assert_eq!(inspect(&s), DataDir::Empty);
+        fs::create_dir_all(s.data_dir.join("lost+found")).unwrap();
+        fs::write(s.data_dir.join(".snapshot"), "").unwrap();
+        assert_eq!(inspect(&s), DataDir::Empty);
+        fs::write(s.data_dir.join("something"), "").unwrap();
+        assert!(matches!(inspect(&s), DataDir::Unusable(_)));
+    }
+
+    #[test]
+    fn only_the_pod_that_began_a_bootstrap_sees_half_made_data_but_copies_are_anybodys() {
+        let (_keep, mut s) = setup();
+        fs::create_dir(&s.data_dir).unwrap();
+        fs::write(s.data_dir.join("PG_VERSION"), "15\n").unwrap();
+        mark(&s, Work::Bootstrap).unwrap();
+        assert_eq!(inspect(&s), DataDir::HalfMade);
+        s.pod_uid = "another".into();
+        assert!(matches!(inspect(&s), DataDir::Unusable(_)));
+        mark(&s, Work::Copy).unwrap();
+        s.pod_uid = "third".into();
+        assert_eq!(inspect(&s), DataDir::HalfMade);
+        unmark(&s).unwrap();
+        assert!(matches!(inspect(&s), DataDir::Present { control: None, standby_signal: false }));
+        make_standby(&s.data_dir, true).unwrap();
+        assert!(matches!(inspect(&s), DataDir::Present { standby_signal: true, .. }));
+    }
+
+    #[test]
+    fn removal_takes_wal_and_tablespaces_along() {
+        let (keep, s) = setup();
+        let (wal, space) = (keep.path().join("wal"), keep.path().join("space"));
+        for dir in [&s.data_dir, &s.data_dir.join("pg_tblspc"), &wal, &space] {
+            fs::create_dir(dir).unwrap();
+        }
+        fs::write(wal.join("segment"), "").unwrap();
+        fs::write(space.join("table"), "").unwrap();
+        symlink(&wal, s.data_dir.join("pg_wal")).unwrap();
+        symlink(&space, s.data_dir.join("pg_tblspc/16384")).unwrap();
+        remove(&s).unwrap();
+        assert!(!s.data_dir.exists() && !wal.exists() && !space.exists() && !marker_path(&s).exists());
+        remove(&s).unwrap();
+    }
+
+    #[test]
+    fn a_failed_bootstrap_is_moved_aside_with_its_wal() {
+        let (keep, s) = setup();
+        let wal = keep.path().join("wal");
+        fs::create_dir(&s.data_dir).unwrap();
+        fs::create_dir(&wal).unwrap();
+        symlink(&wal, s.data_dir.join("pg_wal")).unwrap();
+        let failed = move_to_failed(&s).unwrap();
+        assert!(!s.data_dir.exists() && !wal.exists());
+        assert_eq!(fs::read_link(failed.join("pg_wal")).unwrap(), keep.path().join("wal.failed"));
+        fs::create_dir(&s.data_dir).unwrap();
+        move_to_failed(&s).unwrap();
+    }
+
+    #[test]
+    fn a_directory_in_use_is_never_removed() {
+        let (_keep, s) = setup();
+        fs::create_dir(&s.data_dir).unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").current_dir(&s.data_dir).spawn().unwrap();
+        fs::write(s.data_dir.join("postmaster.pid"), format!("{}\n", child.id())).unwrap();
+        let refused = remove(&s);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::ResourceBusy);
+        remove(&s).unwrap();
+    }
+}

@@ -1,0 +1,275 @@
+//! Questions to the local server over one connection that is opened when needed and kept.
+//!
+//! Every call has a deadline; a call that fails for any other reason than an error of the server itself drops the
+//! connection, so that the next one starts clean.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+
+pub use super::connect::SqlError;
+use super::connect::{self, Connection, Target};
+use super::params::{self, Effective};
+use super::setup::Setup;
+use crate::model::{BootInstant, Lsn, Probe, Timeline};
+
+/// How long one monitoring question may take, connecting included: statement_timeout (2 s) plus the way.
+pub const DEADLINE: Duration = Duration::from_secs(3);
+
+/// What a connection attempt says about a server (as pg_isready).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// It accepts connections (even if it refuses ours, e.g. for a wrong password).
+    Ready,
+    /// It rejects: starting up or shutting down.
+    StartingUp,
+    /// Nobody listens.
+    Refused,
+    /// No answer within the deadline.
+    NoAnswer,
+}
+
+/// A streaming standby as its WAL sender shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WalSender {
+    /// `application_name`: the member name.
+    pub application_name: String,
+    /// `streaming`, `catchup`, …
+    pub state: String,
+    /// Sent.
+    pub sent: Lsn,
+    /// Flushed there.
+    pub flush: Lsn,
+    /// Replayed there.
+    pub replay: Lsn,
+}
+
+/// The connection manager.
+#[derive(Debug)]
+pub struct Sql {
+    target: Mutex<Target>,
+    connection: Mutex<Option<Connection>>,
+}
+
+const PROBE: &str = "SELECT pg_is_in_recovery(), \
+ CASE WHEN pg_is_in_recovery() THEN 0 ELSE ('x' || pg_catalog.substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int8 END, \
+ CASE WHEN pg_is_in_recovery() THEN 0 ELSE pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::int8 END, \
+ CASE WHEN pg_is_in_recovery() THEN pg_wal_lsn_diff(GREATEST(pg_last_wal_receive_lsn(), r.written_lsn), '0/0')::int8 END, \
+ pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::int8, \
+ CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() ELSE false END, \
+ r.status = 'streaming', \
+ CASE WHEN r.latest_end_lsn IS NOT NULL THEN r.received_tli END::int8, \
+ c.timeline_id::int8, rec.min_recovery_end_timeline::int8, s.system_identifier \
+ FROM pg_control_system() s, pg_control_checkpoint() c, pg_control_recovery() rec \
+ LEFT JOIN pg_stat_get_wal_receiver() r ON true";
+
+impl Sql {
+    /// For the local server; nothing is opened yet. `application_name`: `Patroni heartbeat` or `Patroni restapi`.
+    pub fn local(setup: &Setup, application_name: &str) -> Sql {
+        Sql { target: Mutex::new(Target::local(setup, application_name)), connection: Mutex::new(None) }
+    }
+    /// For any server.
+    pub fn to(target: Target) -> Sql {
+        Sql { target: Mutex::new(target), connection: Mutex::new(None) }
+    }
+    /// Changes the place or the account; the open connection is dropped if that is another one.
+    pub async fn retarget(&self, setup: &Setup) {
+        let mut target = self.target.lock().await;
+        let next = Target::local(setup, &target.application_name);
+        if *target != next {
+            *target = next;
+            self.close().await;
+        }
+    }
+    /// Drops the open connection; call when the postmaster has died.
+    pub async fn close(&self) {
+        *self.connection.lock().await = None;
+    }
+
+    /// The monitoring query (ha-decisions §1.1). `at`: now; it is put into the probe as the time of sending.
+    ///
+    /// # Errors
+    /// See [`SqlError`].
+    pub async fn probe(&self, at: BootInstant) -> Result<Probe, SqlError> {
+        let row = self.one(PROBE, &[]).await?;
+        probe_of(&row, at).map_err(|e| SqlError::of(&e))
+    }
+    /// One connection attempt of its own, as pg_isready makes.
+    pub async fn is_ready(&self, deadline: Duration) -> Readiness {
+        let target = self.target.lock().await.clone();
+        match connect::open(&target, deadline).await {
+            Ok(_) | Err(SqlError::Failed { .. } | SqlError::Config(_)) => Readiness::Ready,
+            Err(SqlError::StartingUp(_)) => Readiness::StartingUp,
+            Err(SqlError::Refused(_)) => Readiness::Refused,
+            Err(SqlError::NoAnswer(_)) => Readiness::NoAnswer,
+        }
+    }
+    /// CHECKPOINT on a connection of its own, because it may take minutes.
+    ///
+    /// # Errors
+    /// See [`SqlError`]; `NoAnswer` when `deadline` has passed.
+    pub async fn checkpoint(&self, deadline: Duration) -> Result<(), SqlError> {
+        let mut target = self.target.lock().await.clone();
+        target.settings = vec!["statement_timeout=0".to_owned()];
+        let connection = connect::open(&target, DEADLINE).await?;
+        match tokio::time::timeout(deadline, connection.client.batch_execute("CHECKPOINT")).await {
+            Ok(result) => result.map_err(|e| SqlError::of(&e)),
+            Err(_) => Err(SqlError::NoAnswer(format!("CHECKPOINT took longer than {} s", deadline.as_secs()))),
+        }
+    }
+    /// The standbys that stream from here.
+    ///
+    /// # Errors
+    /// See [`SqlError`].
+    pub async fn walsenders(&self) -> Result<Vec<WalSender>, SqlError> {
+        const QUERY: &str = "SELECT COALESCE(application_name, ''), COALESCE(state, ''), \
+             pg_wal_lsn_diff(sent_lsn, '0/0')::int8, pg_wal_lsn_diff(flush_lsn, '0/0')::int8, \
+             pg_wal_lsn_diff(replay_lsn, '0/0')::int8 FROM pg_stat_replication WHERE state IS NOT NULL";
+        let rows = self.all(QUERY, &[]).await?;
+        let read = |row: &Row| -> Result<WalSender, tokio_postgres::Error> {
+            Ok(WalSender {
+                application_name: row.try_get(0)?,
+                state: row.try_get(1)?,
+                sent: lsn(row, 2)?.unwrap_or_default(),
+                flush: lsn(row, 3)?.unwrap_or_default(),
+                replay: lsn(row, 4)?.unwrap_or_default(),
+            })
+        };
+        rows.iter().map(read).collect::<Result<_, _>>().map_err(|e| SqlError::of(&e))
+    }
+    /// `server_version_num`.
+    ///
+    /// # Errors
+    /// See [`SqlError`].
+    pub async fn server_version(&self) -> Result<u32, SqlError> {
+        let row = self.one("SELECT current_setting('server_version_num')::int4", &[]).await?;
+        let number: i32 = row.try_get(0).map_err(|e| SqlError::of(&e))?;
+        Ok(u32::try_from(number).unwrap_or(0))
+    }
+    /// Parameters whose change waits for a restart: name → (value in force, value wanted, `?` if unknown). Postgres
+    /// marks those of its files; what stands on its command line is compared with `wanted` (ha-decisions §24.4).
+    /// Recovery settings never count.
+    ///
+    /// # Errors
+    /// See [`SqlError`].
+    pub async fn pending_restart(
+        &self,
+        wanted: Option<&Effective>,
+    ) -> Result<BTreeMap<String, (String, String)>, SqlError> {
+        const QUERY: &str = "SELECT s.name, current_setting(s.name), s.setting, s.vartype, s.unit, s.pending_restart, \
+             (SELECT f.setting FROM pg_file_settings f WHERE pg_catalog.lower(f.name) = pg_catalog.lower(s.name) \
+              AND f.error IS DISTINCT FROM 'setting could not be applied' ORDER BY f.seqno DESC LIMIT 1) \
+             FROM pg_settings s WHERE s.context = 'postmaster' AND (s.pending_restart OR s.name = ANY($1))";
+        let names: Vec<String> = wanted.map(|w| w.command_line.keys().cloned().collect()).unwrap_or_default();
+        let rows = self.all(QUERY, &[&names]).await?;
+        let mut out = BTreeMap::new();
+        for row in &rows {
+            if let Some((name, pair)) = pending_of(row, wanted).map_err(|e| SqlError::of(&e))? {
+                out.insert(name, pair);
+            }
+        }
+        Ok(out)
+    }
+    /// Names in `wanted` that this server does not know, extensions' dotted names aside (configuration §6.4).
+    ///
+    /// # Errors
+    /// See [`SqlError`].
+    pub async fn unknown_parameters(&self, wanted: &Effective) -> Result<Vec<String>, SqlError> {
+        const QUERY: &str = "SELECT n FROM unnest($1::text[]) n WHERE NOT EXISTS \
+             (SELECT FROM pg_settings s WHERE pg_catalog.lower(s.name) = n)";
+        let names: Vec<String> = wanted.file.keys().filter(|n| !n.contains('.')).cloned().collect();
+        let rows = self.all(QUERY, &[&names]).await?;
+        rows.iter().map(|r| r.try_get(0)).collect::<Result<_, _>>().map_err(|e| SqlError::of(&e))
+    }
+
+    /// Exactly one row.
+    pub(super) async fn one(&self, query: &str, args: &[&(dyn ToSql + Sync)]) -> Result<Row, SqlError> {
+        let rows = self.all(query, args).await?;
+        rows.into_iter().next().ok_or_else(|| SqlError::NoAnswer("the server answered without a row".to_owned()))
+    }
+    /// All rows, within [`DEADLINE`].
+    pub(super) async fn all(&self, query: &str, args: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, SqlError> {
+        let target = self.target.lock().await.clone();
+        let mut held = self.connection.lock().await;
+        // Taken out while in use: a call that is cancelled or fails leaves no half-used connection behind.
+        let kept = held.take().filter(|c| !c.client.is_closed());
+        let work = async {
+            let connection = match kept {
+                Some(connection) => connection,
+                None => connect::open(&target, DEADLINE).await?,
+            };
+            let result = connection.client.query(query, args).await.map_err(|e| SqlError::of(&e));
+            Ok((connection, result))
+        };
+        match tokio::time::timeout(DEADLINE, work).await {
+            Err(_) => Err(SqlError::NoAnswer(format!("no answer within {} s", DEADLINE.as_secs()))),
+            Ok(Err(e)) => Err(e),
+            Ok(Ok((connection, result))) => {
+                if matches!(result, Ok(_) | Err(SqlError::Failed { .. })) {
+                    *held = Some(connection);
+                }
+                result
+            }
+        }
+    }
+}
+
+pub(super) fn lsn(row: &Row, at: usize) -> Result<Option<Lsn>, tokio_postgres::Error> {
+    let value: Option<i64> = row.try_get(at)?;
+    Ok(value.and_then(|v| u64::try_from(v).ok()).map(Lsn))
+}
+
+fn timeline(row: &Row, at: usize) -> Result<Option<Timeline>, tokio_postgres::Error> {
+    let value: Option<i64> = row.try_get(at)?;
+    Ok(value.and_then(|v| u32::try_from(v).ok()).filter(|v| *v > 0).map(Timeline))
+}
+
+fn probe_of(row: &Row, at: BootInstant) -> Result<Probe, tokio_postgres::Error> {
+    let in_recovery: bool = row.try_get(0)?;
+    let replayed = lsn(row, 4)?.unwrap_or_default();
+    let received = lsn(row, 3)?.unwrap_or_default();
+    let streamed = timeline(row, 7)?;
+    let controlled = timeline(row, 8)?.max(timeline(row, 9)?);
+    let system_id: i64 = row.try_get(10)?;
+    let own = if in_recovery { streamed.max(controlled) } else { timeline(row, 1)? };
+    Ok(Probe {
+        at,
+        in_recovery,
+        timeline: own.unwrap_or_default(),
+        position: if in_recovery { received.max(replayed) } else { lsn(row, 2)?.unwrap_or_default() },
+        received,
+        replayed,
+        streaming: row.try_get::<_, Option<bool>>(6)?.unwrap_or(false),
+        replay_paused: row.try_get(5)?,
+        system_id: u64::from_ne_bytes(system_id.to_ne_bytes()).to_string(),
+    })
+}
+
+type Pending = Option<(String, (String, String))>;
+
+fn pending_of(row: &Row, wanted: Option<&Effective>) -> Result<Pending, tokio_postgres::Error> {
+    let name: String = row.try_get(0)?;
+    let shown: String = row.try_get(1)?;
+    let setting: String = row.try_get(2)?;
+    let vartype: String = row.try_get(3)?;
+    let unit: Option<String> = row.try_get(4)?;
+    let marked: bool = row.try_get(5)?;
+    let in_file: Option<String> = row.try_get(6)?;
+    if params::is_recovery(&name) || name == "hot_standby" {
+        return Ok(None);
+    }
+    let ours = wanted.and_then(|w| {
+        let value = w.command_line.get(&name)?;
+        let raised = w.pending_restart.get(&name);
+        let differs = !params::same_value(value, &setting, &vartype, unit.as_deref());
+        raised.map(|(_, to)| to.clone()).or_else(|| differs.then(|| value.clone()))
+    });
+    Ok(match ours {
+        Some(to) => Some((name, (shown, to))),
+        None if marked => Some((name, (shown, in_file.unwrap_or_else(|| "?".to_owned())))),
+        None => None,
+    })
+}

@@ -1,0 +1,216 @@
+//! From configuration to a postmaster: files written, signal file set, argument vector ready (ha-decisions §23, §24).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::binaries::Binaries;
+use super::conf::{self, Changed, HbaMode, Recovery};
+use super::conninfo::{self, Address};
+use super::control::{self, ControlFile};
+use super::datadir;
+use super::params::{self, Effective};
+use super::setup::{Command, Setup};
+use crate::model::{StartRole, Upstream};
+
+/// A start that is ready to be handed to the keeper.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct StartSpec {
+    /// The postmaster's argument vector.
+    pub command: Command,
+    /// A restart is pending from the beginning: name → (value started with, value wanted).
+    pub pending_restart: BTreeMap<String, (String, String)>,
+    /// Parameters replaced or left out, one line each.
+    pub warnings: Vec<String>,
+}
+
+/// The recovery section for a role and upstream. An upstream whose `conn_url` is not understood counts as nobody.
+pub fn recovery_for(role: StartRole, upstream: &Upstream) -> Recovery {
+    match role {
+        StartRole::Primary => Recovery::Primary,
+        StartRole::Standby => Recovery::Standby { upstream: upstream_address(upstream) },
+    }
+}
+
+/// The address of an upstream.
+pub fn upstream_address(upstream: &Upstream) -> Option<Address> {
+    match upstream {
+        Upstream::Member { conn_url, .. } => Address::parse(conn_url),
+        Upstream::Nobody => None,
+    }
+}
+
+/// Writes everything a start needs and returns the command: missing files restored, mode of the directory, parameters
+/// (raised to pg_control's for a standby), password file, signal file, directories named in parameters.
+///
+/// # Errors
+/// One line: a file or directory cannot be written, or the data directory is of another major version.
+pub fn prepare(setup: &Setup, binaries: &Binaries, role: StartRole, upstream: &Upstream) -> Result<StartSpec, String> {
+    let standby = match role {
+        StartRole::Primary => false,
+        StartRole::Standby => true,
+    };
+    check_version(setup, binaries)?;
+    let control = control::read_file(&setup.data_dir).ok().filter(|_| standby);
+    let spec = write(setup, binaries, &recovery_for(role, upstream), HbaMode::Configured, control.as_ref())?;
+    datadir::make_standby(&setup.data_dir, standby).map_err(|e| format!("prepare the start of Postgres: {e}"))?;
+    Ok(spec)
+}
+
+/// The first start after a custom bootstrap method: `recovery.signal` when it is to recover, local trust only,
+/// `hot_standby=off` where Postgres would refuse connections anyway (ha-decisions §4.2).
+///
+/// # Errors
+/// One line.
+pub fn prepare_after_custom_bootstrap(setup: &Setup, binaries: &Binaries) -> Result<StartSpec, String> {
+    check_version(setup, binaries)?;
+    let Some(method) = &setup.bootstrap_method else {
+        return Err("bootstrap.method names no custom method".to_owned());
+    };
+    let recovers = !method.recovery_conf.is_empty();
+    let io_error = |e: io::Error| format!("prepare the start after the custom bootstrap: {e}");
+    if !method.keep_existing_recovery_conf {
+        datadir::make_standby(&setup.data_dir, false).map_err(io_error)?;
+        if recovers {
+            let signal = setup.data_dir.join("recovery.signal");
+            datadir::write_atomically(&signal, b"", datadir::file_mode(&setup.data_dir)).map_err(io_error)?;
+        }
+    }
+    let recovery = if recovers { Recovery::Custom(method.recovery_conf.clone()) } else { Recovery::Primary };
+    let control = control::read_file(&setup.data_dir).ok();
+    let mut spec = write(setup, binaries, &recovery, HbaMode::TrustLocal, control.as_ref())?;
+    let promotes = method.recovery_conf.get("recovery_target_action").is_some_and(|a| a.trim() == "promote");
+    if method.keep_existing_recovery_conf || promotes {
+        for word in &mut spec.command.argv {
+            if word.starts_with("--hot_standby=") {
+                "--hot_standby=off".clone_into(word);
+            }
+        }
+    }
+    Ok(spec)
+}
+
+fn check_version(setup: &Setup, binaries: &Binaries) -> Result<(), String> {
+    match super::binaries::data_version(&setup.data_dir) {
+        Some(major) if major != binaries.major => Err(format!(
+            "data directory {} is of PostgreSQL {major}, the programs in postgresql.bin_dir are {}",
+            setup.data_dir.display(),
+            binaries.major
+        )),
+        Some(_) => Ok(()),
+        None => Err(format!("data directory {} has no readable PG_VERSION", setup.data_dir.display())),
+    }
+}
+
+fn write(
+    setup: &Setup,
+    binaries: &Binaries,
+    recovery: &Recovery,
+    mode: HbaMode,
+    control: Option<&ControlFile>,
+) -> Result<StartSpec, String> {
+    let effective = params::effective(setup, control);
+    let io_error = |e: io::Error| format!("write the configuration of Postgres: {e}");
+    datadir::restore_mode_0700(&setup.data_dir).map_err(io_error)?;
+    make_directories(setup, &effective)?;
+    write_passwords(setup, recovery).map_err(io_error)?;
+    // The result says which files changed; a start reads them all.
+    let Changed { .. } = conf::write_all(setup, binaries.major, &effective, recovery, mode).map_err(io_error)?;
+    Ok(StartSpec {
+        command: Command::new(argv(setup, binaries, &effective)),
+        pending_restart: effective.pending_restart,
+        warnings: effective.warnings,
+    })
+}
+
+/// Writes the password file for the upstream and for this server itself.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_passwords(setup: &Setup, recovery: &Recovery) -> io::Result<()> {
+    let mut places = super::connect::local_places(setup);
+    if let Recovery::Standby { upstream: Some(to) } = recovery {
+        places.push((to.host.clone(), to.port));
+    }
+    conninfo::write_pgpass(&setup.pgpass, &conninfo::pgpass_lines(setup, &places))
+}
+
+/// Rewrites the files for a running server; the caller sends SIGHUP if anything changed. `control`: as for a start, so
+/// that a standby keeps pg_control's larger values.
+///
+/// # Errors
+/// One line.
+pub fn rewrite(setup: &Setup, binaries: &Binaries, role: StartRole, upstream: &Upstream) -> Result<Rewritten, String> {
+    let control = match role {
+        StartRole::Primary => None,
+        StartRole::Standby => control::read_file(&setup.data_dir).ok(),
+    };
+    let effective = params::effective(setup, control.as_ref());
+    let recovery = recovery_for(role, upstream);
+    let io_error = |e: io::Error| format!("write the configuration of Postgres: {e}");
+    write_passwords(setup, &recovery).map_err(io_error)?;
+    let changed =
+        conf::write_all(setup, binaries.major, &effective, &recovery, HbaMode::Configured).map_err(io_error)?;
+    Ok(Rewritten { changed, effective })
+}
+
+/// The outcome of [`rewrite`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Rewritten {
+    /// Which files differ from before.
+    pub changed: Changed,
+    /// What was written, for the comparison with pg_settings.
+    pub effective: Effective,
+}
+
+fn argv(setup: &Setup, binaries: &Binaries, effective: &Effective) -> Vec<String> {
+    let mut out = vec![
+        binaries.path("postgres"),
+        "-D".to_owned(),
+        setup.data_dir.to_string_lossy().into_owned(),
+        format!("--config-file={}", conf::conf_path(setup).display()),
+    ];
+    out.extend(effective.command_line.iter().map(|(name, value)| format!("--{name}={value}")));
+    out
+}
+
+/// Creates the directories named in parameters (configuration §5).
+fn make_directories(setup: &Setup, effective: &Effective) -> Result<(), String> {
+    for key in ["unix_socket_directories", "stats_temp_directory"] {
+        let Some(value) = effective.file.get(key) else { continue };
+        for dir in value.split(',').map(|d| d.trim().trim_matches('"')).filter(|d| !d.is_empty() && !d.starts_with('@')) {
+            let path = setup.data_dir.join(Path::new(dir));
+            fs::create_dir_all(&path).map_err(|e| format!("postgresql.parameters.{key}: create {}: {e}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_argument_vector_carries_the_controlled_parameters() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut s = Setup::new("a", "demo", dir.path().join("data"), 5499);
+        fs::create_dir(&s.data_dir).unwrap();
+        s.parameters.insert("unix_socket_directories".into(), dir.path().join("run").display().to_string());
+        let bins = Binaries::known(&s, 150_018);
+        assert!(prepare(&s, &bins, StartRole::Primary, &Upstream::Nobody).unwrap_err().contains("PG_VERSION"));
+        fs::write(s.data_dir.join("PG_VERSION"), "14\n").unwrap();
+        assert!(prepare(&s, &bins, StartRole::Primary, &Upstream::Nobody).unwrap_err().contains("PostgreSQL 14"));
+        fs::write(s.data_dir.join("PG_VERSION"), "15\n").unwrap();
+        let upstream = Upstream::Member { name: "b".into(), conn_url: "postgres://b:1/postgres".into() };
+        let spec = prepare(&s, &bins, StartRole::Standby, &upstream).unwrap();
+        assert_eq!(spec.command.argv[0..2], ["postgres", "-D"]);
+        assert!(spec.command.argv.contains(&"--port=5499".to_owned()), "{:?}", spec.command.argv);
+        assert!(spec.command.argv.contains(&"--wal_level=replica".to_owned()));
+        assert!(s.data_dir.join("standby.signal").exists() && dir.path().join("run").is_dir());
+        let _ = prepare(&s, &bins, StartRole::Primary, &Upstream::Nobody).unwrap();
+        assert!(!s.data_dir.join("standby.signal").exists());
+    }
+}
