@@ -1,0 +1,362 @@
+//! Everything that changes something (rest-api §5). Words are validated here, conditions are the loop's.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use axum::http::Method;
+use serde_json::{Map, Value};
+
+use super::routes::Reply;
+use super::times;
+use crate::agent::handle::{Answer, Command, Handle, NotTaken};
+use crate::config::numbers::{parse_bool, parse_int};
+use crate::model::{MemberName, PeerAnswer, RestartFilter};
+
+/// A route that changes something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Route {
+    PatchConfig,
+    PutConfig,
+    Reload,
+    Sigterm,
+    Restart,
+    DeleteRestart,
+    Reinitialize,
+    Switchover,
+    Failover,
+    DeleteSwitchover,
+    Failsafe,
+    Mpp,
+}
+
+/// Is a body needed (rest-api §1.4)?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BodyRule {
+    None,
+    Optional,
+    Mandatory,
+}
+
+impl Route {
+    pub fn find(method: &Method, segment: &str) -> Option<Route> {
+        Some(match (method.as_str(), segment) {
+            ("PATCH", "config") => Route::PatchConfig,
+            ("PUT", "config") => Route::PutConfig,
+            ("POST", "reload") => Route::Reload,
+            ("POST", "sigterm") => Route::Sigterm,
+            ("POST", "restart") => Route::Restart,
+            ("DELETE", "restart") => Route::DeleteRestart,
+            ("POST", "reinitialize") => Route::Reinitialize,
+            ("POST", "switchover") => Route::Switchover,
+            ("POST", "failover") => Route::Failover,
+            ("DELETE", "switchover") => Route::DeleteSwitchover,
+            ("POST", "failsafe") => Route::Failsafe,
+            ("POST", "citus" | "mpp") => Route::Mpp,
+            _ => return None,
+        })
+    }
+
+    pub fn body(self) -> BodyRule {
+        match self {
+            Route::PatchConfig | Route::PutConfig | Route::Switchover | Route::Failover | Route::Failsafe | Route::Mpp => {
+                BodyRule::Mandatory
+            }
+            Route::Restart | Route::Reinitialize => BodyRule::Optional,
+            Route::Reload | Route::Sigterm | Route::DeleteRestart | Route::DeleteSwitchover => BodyRule::None,
+        }
+    }
+}
+
+pub(super) async fn run(handle: &Handle, route: Route, body: Map<String, Value>) -> Reply {
+    match route {
+        Route::PatchConfig => config(handle, Command::PatchConfig(Value::Object(body))).await,
+        Route::PutConfig => config(handle, Command::PutConfig(Value::Object(body))).await,
+        Route::Reload => {
+            let answer = send(handle, Command::Reload).await;
+            if answer.status == 503 { text(answer) } else { Reply::text(202, "reload scheduled") }
+        }
+        Route::Sigterm => Reply::text(202, "shutdown scheduled"),
+        Route::Restart => restart(handle, &body).await,
+        Route::DeleteRestart => text(send(handle, Command::DeleteScheduledRestart).await),
+        Route::Reinitialize => {
+            let flag = |key: &str| body.get(key).is_some_and(truthy);
+            let command = Command::Reinitialize { force: flag("force"), from_leader: flag("from_leader") };
+            text(send(handle, command).await)
+        }
+        Route::Switchover => change_leader(handle, &body, Change::Switchover).await,
+        Route::Failover => change_leader(handle, &body, Change::Failover).await,
+        Route::DeleteSwitchover => delete_switchover(handle).await,
+        // Failsafe mode is refused where it is configured; a member without it answers as Patroni does: 502.
+        Route::Failsafe => Reply::page(502),
+        Route::Mpp => Reply::text(501, "Citus is not supported"),
+    }
+}
+
+async fn send(handle: &Handle, command: Command) -> Answer {
+    match handle.command(command).await {
+        Ok(answer) => answer,
+        Err(why @ (NotTaken::QueueFull | NotTaken::Stopping)) => Answer::new(503, why.to_string()),
+    }
+}
+
+fn text(answer: Answer) -> Reply {
+    Reply::text(answer.status, answer.text)
+}
+
+async fn config(handle: &Handle, command: Command) -> Reply {
+    let answer = send(handle, command).await;
+    match answer.status {
+        200 => match serde_json::from_str::<Value>(&answer.text) {
+            Ok(document) => Reply::json(200, &document),
+            Err(_) => Reply::text(200, answer.text),
+        },
+        409 | 502 => Reply::page(answer.status),
+        503 if answer.text.is_empty() => Reply::page(503),
+        _ => text(answer),
+    }
+}
+
+fn truthy(value: &Value) -> bool {
+    match value {
+        Value::Bool(b) => *b,
+        Value::Number(n) => n.as_i64() == Some(1),
+        Value::String(s) => parse_bool(s) == Some(true),
+        Value::Null | Value::Array(_) | Value::Object(_) => false,
+    }
+}
+
+fn word(value: &Value) -> String {
+    match value {
+        Value::String(s) => s.clone(),
+        Value::Null => String::new(),
+        other => other.to_string(),
+    }
+}
+
+/// `POST /restart` (rest-api §5.3): keys are validated in the order sent, the first error wins.
+async fn restart(handle: &Handle, body: &Map<String, Value>) -> Reply {
+    let mut filter = RestartFilter::default();
+    let mut timeout = None;
+    let mut schedule = None;
+    for (key, value) in body {
+        let given = word(value);
+        match key.as_str() {
+            "schedule" => match times::schedule(&given, "restart", handle.now().wall) {
+                Ok(at) => schedule = Some(at),
+                Err((status, text)) => return Reply::text(status, text),
+            },
+            "role" if ["primary", "standby_leader", "replica"].contains(&given.as_str()) => filter.role = Some(given),
+            "role" => {
+                return Reply::text(400, "PostgreSQL role should be either primary, standby_leader, or replica");
+            }
+            "postgres_version" => match postgres_version(&given) {
+                Ok(version) => filter.below_version = Some(version),
+                Err(text) => return Reply::text(400, text),
+            },
+            "timeout" => match parse_int(&given, Some("s")).filter(|n| *n > 0) {
+                Some(secs) => timeout = Some(Duration::from_secs(secs.unsigned_abs())),
+                None => return Reply::text(400, "Timeout should be a positive number of seconds"),
+            },
+            "restart_pending" => filter.pending_only = true,
+            other => return Reply::text(400, format!("Unknown filter for the scheduled restart: {other}")),
+        }
+    }
+    match schedule {
+        Some((at, iso)) => {
+            let mut document = body.clone();
+            document.insert("schedule".into(), Value::String(iso));
+            text(send(handle, Command::ScheduleRestart { at, filter, document: Value::Object(document) }).await)
+        }
+        None => text(send(handle, Command::Restart { filter, timeout }).await),
+    }
+}
+
+/// `X.Y` or `X.Y.Z` as `server_version_num`.
+fn postgres_version(text: &str) -> Result<u32, String> {
+    let format_error = || format!("Invalid PostgreSQL version format: X.Y or X.Y.Z is accepted: {text}");
+    let parts: Vec<&str> = text.split('.').collect();
+    if !(2..=3).contains(&parts.len()) {
+        return Err(format_error());
+    }
+    let numbers: Result<Vec<u32>, _> = parts.iter().map(|p| p.parse::<u32>()).collect();
+    let numbers = numbers.map_err(|_| format!("Invalid PostgreSQL version: {text}"))?;
+    match numbers[..] {
+        [major, minor] if major >= 10 => Ok(major * 10_000 + minor),
+        [major, minor, patch] if major < 10 => Ok(major * 10_000 + minor * 100 + patch),
+        [major, minor] => Ok(major * 10_000 + minor * 100),
+        _ => Err(format!("Invalid PostgreSQL version: {text}")),
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Change {
+    Switchover,
+    Failover,
+}
+
+impl Change {
+    fn word(self) -> &'static str {
+        match self {
+            Change::Switchover => "switchover",
+            Change::Failover => "failover",
+        }
+    }
+    fn title(self) -> &'static str {
+        match self {
+            Change::Switchover => "Switchover",
+            Change::Failover => "Failover",
+        }
+    }
+    fn past(self) -> &'static str {
+        match self {
+            Change::Switchover => "witched over",
+            Change::Failover => "ailed over",
+        }
+    }
+    fn initial(self) -> (&'static str, &'static str) {
+        match self {
+            Change::Switchover => ("S", "s"),
+            Change::Failover => ("F", "f"),
+        }
+    }
+}
+
+/// `POST /switchover` and `/failover` (rest-api §5.5): the first check that hits wins.
+async fn change_leader(handle: &Handle, body: &Map<String, Value>, asked: Change) -> Reply {
+    let value = |keys: &[&str]| keys.iter().find_map(|k| body.get(*k).map(word).filter(|v| !v.is_empty()));
+    let leader = value(&["leader"]).map(MemberName);
+    let candidate = value(&["candidate", "member"]).map(MemberName);
+    let scheduled = value(&["scheduled_at"]);
+    if asked == Change::Failover && candidate.is_none() {
+        return Reply::text(400, "Failover could be performed only to a specific candidate");
+    }
+    if asked == Change::Switchover && leader.is_none() {
+        return Reply::text(400, "Switchover could be performed only from a specific leader");
+    }
+    if asked == Change::Failover && scheduled.is_some() {
+        return Reply::text(400, "Failover can't be scheduled");
+    }
+    let schedule = match scheduled.map(|s| times::schedule(&s, "switchover", handle.now().wall)).transpose() {
+        Ok(schedule) => schedule.map(|(_, iso)| iso),
+        Err((status, text)) => return Reply::text(status, text),
+    };
+    let change = if leader.is_some() { Change::Switchover } else { asked };
+    if asked != change {
+        tracing::warn!("POST /failover with a leader is treated as a switchover");
+    }
+    if leader.is_some() && leader == candidate {
+        return Reply::text(400, "Switchover target and source are the same");
+    }
+    if schedule.is_none()
+        && let Some(refusal) = impossible(handle, leader.as_ref(), candidate.as_ref(), change).await
+    {
+        return refusal;
+    }
+    let before = handle.snapshot().cluster.leader.as_ref().and_then(|l| l.named().cloned());
+    let is_scheduled = schedule.is_some();
+    let written = send(handle, Command::SetRequest { leader, candidate: candidate.clone(), scheduled_at: schedule }).await;
+    if written.status != 200 {
+        return Reply::text(503, "failed to write failover key into DCS");
+    }
+    if is_scheduled {
+        return Reply::text(202, "Switchover scheduled");
+    }
+    await_change(handle, change, before, candidate).await
+}
+
+/// The 412 checks of an immediate request.
+async fn impossible(
+    handle: &Handle,
+    leader: Option<&MemberName>,
+    candidate: Option<&MemberName>,
+    change: Change,
+) -> Option<Reply> {
+    let snapshot = handle.snapshot();
+    let cluster = &snapshot.cluster;
+    let owner = cluster.leader.as_ref().and_then(|l| l.named());
+    if leader.is_some() && leader != owner {
+        return Some(Reply::text(412, "leader name does not match"));
+    }
+    if candidate.is_some_and(|c| !cluster.members.contains_key(c)) {
+        return Some(Reply::text(412, "candidate does not exists"));
+    }
+    let others: BTreeSet<_> = cluster.members.keys().filter(|n| Some(*n) != owner).collect();
+    let word = change.word();
+    if candidate.is_none() && others.is_empty() {
+        return Some(Reply::text(412, format!("{word} is not possible: cluster does not have members except leader")));
+    }
+    let probed: Vec<MemberName> =
+        others.into_iter().filter(|n| candidate.is_none_or(|c| c == *n)).cloned().collect();
+    let answers = handle.ask_peers(&probed).await;
+    let own_fit = probed.contains(snapshot.me()) && !snapshot.settings.tags.nofailover;
+    let good = own_fit
+        || answers.values().any(|a| match a {
+            PeerAnswer::Fit { tags, watchdog_failed, .. } => !tags.nofailover && !watchdog_failed,
+            PeerAnswer::Unreachable(_) => false,
+        });
+    (!good).then(|| Reply::text(412, format!("{word} is not possible: no good candidates have been found")))
+}
+
+/// Waits until there is a new leader, or the record is gone.
+async fn await_change(handle: &Handle, change: Change, before: Option<MemberName>, candidate: Option<MemberName>) -> Reply {
+    let loop_wait = handle.snapshot().settings.loop_wait;
+    let limit = loop_wait.max(Duration::from_secs(10)) * 2;
+    let mut watch = handle.watch();
+    let mut seen = false;
+    let (upper, lower) = change.initial();
+    let waited = tokio::time::timeout(limit, async {
+        loop {
+            {
+                let snapshot = watch.borrow_and_update().clone();
+                let leader = snapshot.cluster.leader.as_ref().and_then(|l| l.named());
+                if let Some(new) = leader.filter(|l| Some(*l) != before.as_ref()) {
+                    return match &candidate {
+                        Some(c) if c != new => {
+                            Reply::text(200, format!("{upper}{} to \"{new}\" instead of \"{c}\"", change.past()))
+                        }
+                        Some(_) | None => Reply::text(200, format!("Successfully {lower}{} to \"{new}\"", change.past())),
+                    };
+                }
+                let present = snapshot.cluster.request().is_some();
+                if seen && !present {
+                    return Reply::text(503, format!("{} failed", change.title()));
+                }
+                seen |= present;
+            }
+            if watch.changed().await.is_err() {
+                return Reply::text(503, format!("{} status unknown", change.title()));
+            }
+        }
+    });
+    waited.await.unwrap_or_else(|_| Reply::text(503, format!("{} status unknown", change.title())))
+}
+
+async fn delete_switchover(handle: &Handle) -> Reply {
+    let request = handle.snapshot().cluster.request().filter(|r| r.scheduled_at.is_some()).map(|r| r.version.clone());
+    let Some(expect) = request else { return Reply::text(404, "no switchover is scheduled") };
+    let answer = send(handle, Command::ClearRequest { expect }).await;
+    match answer.status {
+        200 => Reply::text(200, "scheduled switchover deleted"),
+        409 => Reply::page(409),
+        _ => text(answer),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_two_or_three_numbers() {
+        assert_eq!(postgres_version("15.4"), Ok(150_004));
+        assert_eq!(postgres_version("9.6.24"), Ok(90_624));
+        assert!(postgres_version("17").unwrap_err().starts_with("Invalid PostgreSQL version format"));
+        assert_eq!(postgres_version("a.b"), Err("Invalid PostgreSQL version: a.b".into()));
+    }
+
+    #[test]
+    fn unknown_routes_are_not_routes() {
+        assert_eq!(Route::find(&Method::DELETE, "failover"), None);
+        assert_eq!(Route::find(&Method::POST, "restart"), Some(Route::Restart));
+    }
+}

@@ -1,0 +1,124 @@
+//! The node status document (rest-api §2): `GET /patroni` and the body of every health check.
+
+use serde_json::{Map, Value, json};
+
+use crate::agent::handle::{PostgresStatus, Snapshot};
+use crate::model::{PostgresState, Role};
+
+/// The document, and the facts health checks judge by.
+pub(super) struct Status {
+    /// The JSON object, keys in the order of the contract.
+    pub document: Map<String, Value>,
+    /// `role` of the document.
+    pub role: Role,
+    /// `state` is `running`.
+    pub running: bool,
+}
+
+/// Builds the document. `postgres`: the answer to a query sent after the request came, if there was one in time.
+pub(super) fn status(snapshot: &Snapshot, postgres: Option<&PostgresStatus>) -> Status {
+    let local = &snapshot.local;
+    let queried = matches!(
+        local.postgres.state,
+        PostgresState::Running | PostgresState::Restarting | PostgresState::Starting
+    );
+    let postgres = postgres.filter(|_| queried);
+    let role = match postgres {
+        Some(p) if p.in_recovery => Role::Replica,
+        Some(_) => Role::Primary,
+        None => local.postgres.role,
+    };
+    let unknown = local.postgres.state == PostgresState::Running && postgres.is_none();
+    let state = if unknown { "unknown" } else { local.postgres.state.word() };
+    let mut d = Map::new();
+    d.insert("state".into(), json!(state));
+    if let Some(p) = postgres {
+        d.insert("postmaster_start_time".into(), json!(p.postmaster_start_time));
+    }
+    d.insert("role".into(), json!(snapshot.role_word(role)));
+    if let Some(p) = postgres {
+        of_postgres(&mut d, snapshot, p);
+    } else if role == Role::Primary
+        && let Some(probe) = local.postgres.probe.as_ref().filter(|p| !p.in_recovery)
+    {
+        // A primary that does not answer in time still says its role and last known position (design §6).
+        d.insert("xlog".into(), json!({"location": probe.position.0}));
+        d.insert("timeline".into(), json!(probe.timeline.0));
+    }
+    of_cluster(&mut d, snapshot);
+    Status { running: state == "running", document: d, role }
+}
+
+fn of_postgres(d: &mut Map<String, Value>, snapshot: &Snapshot, p: &PostgresStatus) {
+    d.insert("server_version".into(), json!(p.server_version));
+    let xlog = if p.in_recovery {
+        json!({
+            "received_location": p.received.or(p.replayed).map(|l| l.0),
+            "replayed_location": p.replayed.map(|l| l.0),
+            "replayed_timestamp": p.replayed_timestamp,
+            "paused": p.paused,
+        })
+    } else {
+        json!({"location": p.location.map(|l| l.0)})
+    };
+    d.insert("xlog".into(), xlog);
+    if let Some(key) = sync_standby(snapshot).filter(|_| p.in_recovery) {
+        d.insert(key.into(), json!(true));
+    }
+    d.insert("timeline".into(), json!(p.timeline.map(|t| t.0)));
+    if let Some(state) = p.replication_state.as_ref().filter(|_| p.in_recovery) {
+        d.insert("replication_state".into(), json!(state));
+    }
+    if !p.replication.is_empty() {
+        let rows: Vec<_> = p
+            .replication
+            .iter()
+            .map(|s| {
+                json!({"usename": s.usename, "application_name": s.application_name, "client_addr": s.client_addr,
+                       "state": s.state, "sync_state": s.sync_state, "sync_priority": s.sync_priority})
+            })
+            .collect();
+        d.insert("replication".into(), json!(rows));
+    }
+}
+
+/// `sync_standby` when my name stands in the sync key.
+fn sync_standby(snapshot: &Snapshot) -> Option<&'static str> {
+    let sync = snapshot.cluster.sync.as_ref().filter(|s| s.leader.is_some())?;
+    let mine = |n: &crate::model::MemberName| n.as_str().eq_ignore_ascii_case(snapshot.me().as_str());
+    sync.standbys.iter().any(mine).then_some(if sync.quorum > 0 { "quorum_standby" } else { "sync_standby" })
+}
+
+fn of_cluster(d: &mut Map<String, Value>, snapshot: &Snapshot) {
+    if snapshot.cluster_unlocked() {
+        d.insert("cluster_unlocked".into(), json!(true));
+    }
+    d.insert("dcs_last_seen".into(), json!(snapshot.dcs_last_seen));
+    if !snapshot.effective_tags.is_empty() {
+        d.insert("tags".into(), Value::Object((*snapshot.effective_tags).clone()));
+    }
+    if let Some(id) = &snapshot.system_id {
+        d.insert("database_system_identifier".into(), json!(id));
+    }
+    if snapshot.local.postgres.pending_restart {
+        d.insert("pending_restart".into(), json!(true));
+        if !snapshot.pending_restart_reason.is_empty() {
+            let reasons: Map<_, _> = snapshot
+                .pending_restart_reason
+                .iter()
+                .map(|(name, (old, new))| (name.clone(), json!({"old_value": old, "new_value": new})))
+                .collect();
+            d.insert("pending_restart_reason".into(), Value::Object(reasons));
+        }
+    }
+    d.insert(
+        "patroni".into(),
+        json!({"version": snapshot.version, "scope": &*snapshot.scope, "name": snapshot.me().as_str()}),
+    );
+    if let Some(document) = &snapshot.scheduled_restart {
+        d.insert("scheduled_restart".into(), document.clone());
+    }
+    if snapshot.fence_lost {
+        d.insert("fence".into(), json!("lost"));
+    }
+}
