@@ -37,7 +37,7 @@ impl KubeStore {
         let leader = schema::leader_from(&entry.version, &entry.annotations, Vec::new(), &mut Vec::new());
         let same = leader.lease == record
             && leader.valid_holder().is_some_and(|h| h.uid == uid && h.containers == containers);
-        Ok(same.then(|| DeathProof { record, version: Version(entry.version), how }))
+        Ok(same.then_some(DeathProof { record, version: Version(entry.version), how }))
     }
 
     fn how_it_died(

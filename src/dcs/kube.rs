@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use super::cache::{Cache, Feed, KindEntry};
@@ -35,6 +35,8 @@ pub(super) struct Shared {
     periods: Mutex<Periods>,
     view: watch::Sender<Arc<View>>,
     clock: fn() -> BootInstant,
+    /// Rings when a write or a fresh read was answered.
+    pub answers: Notify,
 }
 
 /// A poisoned lock only says that another thread panicked; every value here is replaced whole.
@@ -106,6 +108,7 @@ impl KubeStore {
             periods: Mutex::new(Periods { loop_wait: o.loop_wait, retry_timeout: o.retry_timeout }),
             view,
             clock: o.clock,
+            answers: Notify::new(),
         };
         Ok(KubeStore {
             api,
@@ -155,6 +158,7 @@ impl KubeStore {
     pub(super) async fn fresh(&self, name: &str, limit: Duration) -> Result<Option<KindEntry>, super::client::ApiError> {
         let known = self.shared.read(|c| c.kind(name).map(|k| k.version.clone()));
         let answer = self.api.get_kind(name, limit).await?;
+        self.shared.answers.notify_waiters();
         match answer {
             Some(kind) => {
                 let entry = KindEntry::new(kind.clone(), &self.labels);

@@ -93,7 +93,13 @@ enum Step {
 
 enum Answer {
     Read(Result<Option<KindEntry>, ApiError>),
-    Wrote { record: LeaseRecord, sent: BootInstant, result: Result<Kind, ApiError> },
+    Wrote { record: LeaseRecord, sent: BootInstant, result: Box<Result<Kind, ApiError>> },
+}
+
+/// What follows an answer.
+enum Next {
+    Step(Step, Duration),
+    End(Ended),
 }
 
 /// One job under way.
@@ -174,7 +180,7 @@ impl KubeStore {
         };
         // A quarter: time for a few looks beside a request that hangs, without doubling the load of a slow server.
         let look_after = (deadline / 4).max(Duration::from_millis(500).mul_f64(time_scale()));
-        run.to_the_end(base.map_or(Step::Read, |b| Step::Write(Some(b))), look_after).await
+        run.drive(base.map_or(Step::Read, |b| Step::Write(Some(b))), look_after).await
     }
 }
 
@@ -188,7 +194,7 @@ fn lease_write(ended: Ended) -> LeaseWrite {
 }
 
 impl<'a> Run<'a> {
-    async fn to_the_end(mut self, first: Step, look_after: Duration) -> Ended {
+    async fn drive(mut self, first: Step, look_after: Duration) -> Ended {
         let mut flying: FuturesUnordered<BoxFuture<'a, Answer>> = FuturesUnordered::new();
         let mut step = Some((first, Instant::now()));
         let mut look_at = Instant::now() + look_after;
@@ -197,8 +203,8 @@ impl<'a> Run<'a> {
             tokio::select! {
                 biased;
                 Some(answer) = flying.next(), if !flying.is_empty() => match self.digest(answer) {
-                    Ok((next, delay)) => step = Some((next, Instant::now() + delay)),
-                    Err(ended) => return ended,
+                    Next::Step(next, delay) => step = Some((next, Instant::now() + delay)),
+                    Next::End(ended) => return ended,
                 },
                 () = sleep_until(wake) => {
                     if Instant::now() >= self.until {
@@ -243,31 +249,32 @@ impl<'a> Run<'a> {
                         Some(_) => store.api.patch_kind(&store.names.leader, &body, limit).await,
                         None => store.api.create_kind(&body, limit).await,
                     };
-                    Answer::Wrote { record, sent, result }
+                    Answer::Wrote { record, sent, result: Box::new(result) }
                 })
             }
         }
     }
 
     /// What to do after an answer: another step after a pause, or the end.
-    fn digest(&mut self, answer: Answer) -> Result<(Step, Duration), Ended> {
+    fn digest(&mut self, answer: Answer) -> Next {
         match answer {
-            Answer::Wrote { record, sent, result: Ok(kind) } => {
-                self.store.shared.update(|cache, at| cache.put_kind(kind, at));
-                lock(&self.store.own).confirm(&record, sent);
-                Err(Ended::Written { record, sent })
-            }
-            Answer::Wrote { result: Err(ApiError::Conflict(_) | ApiError::NotFound(_) | ApiError::Gone), .. } => {
-                Ok((Step::Read, Duration::ZERO))
-            }
-            Answer::Wrote { result: Err(e), .. } => self.after_error(e),
+            Answer::Wrote { record, sent, result } => match *result {
+                Ok(kind) => {
+                    self.store.shared.answers.notify_waiters();
+                    self.store.shared.update(|cache, at| cache.put_kind(kind, at));
+                    lock(&self.store.own).confirm(&record, sent);
+                    Next::End(Ended::Written { record, sent })
+                }
+                Err(ApiError::Conflict(_) | ApiError::NotFound(_) | ApiError::Gone) => Next::Step(Step::Read, Duration::ZERO),
+                Err(e @ (ApiError::Forbidden(_) | ApiError::Refused(_) | ApiError::Unsure(_))) => self.after_error(e),
+            },
             Answer::Read(result) => {
                 self.reading = false;
                 match result {
                     Err(e) => self.after_error(e),
                     Ok(seen) => match self.judge(seen.as_ref()) {
-                        Judged::Write => Ok((Step::Write(seen), Duration::ZERO)),
-                        Judged::End(ended) => Err(ended),
+                        Judged::Write => Next::Step(Step::Write(seen), Duration::ZERO),
+                        Judged::End(ended) => Next::End(ended),
                     },
                 }
             }
@@ -275,15 +282,15 @@ impl<'a> Run<'a> {
     }
 
     /// A refusal ends an acquire or release that can have written nothing; everything else is looked up again.
-    fn after_error(&mut self, e: ApiError) -> Result<(Step, Duration), Ended> {
+    fn after_error(&mut self, e: ApiError) -> Next {
         let definite = match &e {
             ApiError::Forbidden(_) | ApiError::Refused(_) => self.writes <= 1,
             ApiError::Conflict(_) | ApiError::NotFound(_) | ApiError::Gone | ApiError::Unsure(_) => false,
         };
         self.last_error = e.text();
         match self.job {
-            Job::Acquire(_) | Job::Release(_) if definite => Err(Ended::Refused(self.last_error.clone())),
-            Job::Acquire(_) | Job::Release(_) | Job::Renew(_) => Ok((Step::Read, self.pause.pause())),
+            Job::Acquire(_) | Job::Release(_) if definite => Next::End(Ended::Refused(self.last_error.clone())),
+            Job::Acquire(_) | Job::Release(_) | Job::Renew(_) => Next::Step(Step::Read, self.pause.pause()),
         }
     }
 
@@ -295,6 +302,8 @@ impl<'a> Run<'a> {
             let of_this_call = sent >= self.began && self.writes > 0;
             match &self.job {
                 Job::Renew(_) if !of_this_call => self.landed = Some((record.clone(), sent)),
+                // Asked to take over from a record of our own: its send time is what the caller wants to leave behind.
+                Job::Acquire(want) if want.stood.as_ref() == Some(record) => {}
                 Job::Acquire(_) | Job::Renew(_) => {
                     lock(&self.store.own).confirm(record, sent);
                     return Judged::End(Ended::Written { record: record.clone(), sent });

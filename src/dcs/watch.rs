@@ -4,7 +4,6 @@
 //! one step. Errors back off with jitter and show in the view as a broken link until the next watch is open. Every wait
 //! has a limit: a watch over which nothing came for that long is taken for dead, since a cut connection is silent.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +23,8 @@ const LASTING: Duration = Duration::from_secs(1800);
 /// A pod watch over which nothing came for this long is taken for dead. API servers send a bookmark about every minute.
 const PODS_SILENT: Duration = Duration::from_secs(150);
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
-const BACKOFF_MOST: Duration = Duration::from_secs(5);
+/// Two watches per member: at most one request a second each way while the API server is in trouble.
+const BACKOFF_MOST: Duration = Duration::from_secs(2);
 
 /// A watched type and how the cache takes it in.
 pub(super) trait Watched: DeserializeOwned + Clone + Send + 'static {
@@ -94,11 +94,7 @@ pub(super) async fn follow<T: Watched>(shared: Arc<Shared>, api: Api) {
     loop {
         let opened = shared.now();
         match once::<T>(&shared, &api, &mut version, &mut failing).await {
-            Over::Ended => {
-                if shared.now().since(opened) > Duration::from_secs(1) {
-                    pause.reset();
-                }
-            }
+            Over::Ended => {}
             Over::Gone => version = None,
             Over::Failed(why) => {
                 shared.update(|cache, at| cache.broken(T::FEED, at));
@@ -108,7 +104,14 @@ pub(super) async fn follow<T: Watched>(shared: Arc<Shared>, api: Api) {
                 }
             }
         }
-        pause.wait().await;
+        if shared.now().since(opened) > Duration::from_millis(500) {
+            pause.reset();
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause.pause()) => {}
+            // Another request was answered: the server is there.
+            () = shared.answers.notified() => {}
+        }
     }
 }
 
@@ -187,8 +190,5 @@ impl Backoff {
         let pause = self.next;
         self.next = (self.next * 2).min(self.most);
         pause.mul_f64(1.0 + rand::random::<f64>() / 2.0)
-    }
-    fn wait(&mut self) -> impl Future<Output = ()> + use<> {
-        tokio::time::sleep(self.pause())
     }
 }
