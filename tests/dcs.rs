@@ -570,6 +570,9 @@ async fn wishes_that_cannot_be_met_are_refused_by_name() {
     o.bypass_api_service = true;
     let err = KubeStore::connect(o).await.err().unwrap();
     assert!(err.to_string().contains("bypass_api_service"), "{err}");
+    w.server.store().merge("pods", "default", "c", &json!({"metadata": {"labels": {"application": null}}})).unwrap();
+    let err = KubeStore::connect(w.options("c")).await.unwrap().my_pod().await.unwrap_err();
+    assert!(err.to_string().contains("application=patroni"), "{err}");
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), w.server.kubeconfig()).unwrap();
     let mut o = w.options("a");
@@ -578,5 +581,5 @@ async fn wishes_that_cannot_be_met_are_refused_by_name() {
     assert!(err.to_string().contains("kind-kind") && err.to_string().contains("patroni-demo"), "{err}");
     o.access = Access::Kubeconfig { file: file.path().to_owned(), context: None };
     let store = KubeStore::connect(o).await.unwrap();
-    assert_eq!(store.read_cluster_once().await.unwrap().cluster.members.len(), 3);
+    assert_eq!(store.read_cluster_once().await.unwrap().cluster.members.len(), 2);
 }

@@ -12,7 +12,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use super::cache::{Cache, Feed, KindEntry};
-use super::client::Api;
+use super::client::{Api, ApiError};
 use super::lease::OwnLeases;
 use super::objects::{Kind, Names, Pod, object_labels};
 pub use super::options::{Access, Mode, Port, StoreOptions};
@@ -25,6 +25,7 @@ use crate::model::{BootInstant, DeathProof, HistoryRow, LeaderRecord, LeaseRecor
 /// The periods in force.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Periods {
+    pub ttl: Duration,
     pub loop_wait: Duration,
     pub retry_timeout: Duration,
 }
@@ -105,7 +106,7 @@ impl KubeStore {
         let view = watch::Sender::new(Arc::new(cache.view()));
         let shared = Shared {
             cache: Mutex::new(cache),
-            periods: Mutex::new(Periods { loop_wait: o.loop_wait, retry_timeout: o.retry_timeout }),
+            periods: Mutex::new(Periods { ttl: o.ttl, loop_wait: o.loop_wait, retry_timeout: o.retry_timeout }),
             view,
             clock: o.clock,
             answers: Notify::new(),
@@ -140,8 +141,8 @@ impl KubeStore {
         let limit = self.shared.periods().retry_timeout;
         let (kinds, pods) =
             futures::join!(self.api.list::<Kind>(Feed::Kinds, limit), self.api.list::<Pod>(Feed::Pods, limit));
-        let (kinds, kinds_as_of) = kinds.map_err(super::client::ApiError::into_dcs)?;
-        let (pods, pods_as_of) = pods.map_err(super::client::ApiError::into_dcs)?;
+        let (kinds, kinds_as_of) = kinds.map_err(ApiError::into_dcs)?;
+        let (pods, pods_as_of) = pods.map_err(ApiError::into_dcs)?;
         self.shared.update(|cache, at| {
             cache.replace_kinds(kinds, &kinds_as_of, at);
             cache.replace_pods(pods, &pods_as_of);
@@ -155,7 +156,7 @@ impl KubeStore {
     }
 
     /// Reads one Endpoints object or ConfigMap afresh; the answer enters the view.
-    pub(super) async fn fresh(&self, name: &str, limit: Duration) -> Result<Option<KindEntry>, super::client::ApiError> {
+    pub(super) async fn fresh(&self, name: &str, limit: Duration) -> Result<Option<KindEntry>, ApiError> {
         let known = self.shared.read(|c| c.kind(name).map(|k| k.version.clone()));
         let answer = self.api.get_kind(name, limit).await?;
         self.shared.answers.notify_waiters();
@@ -194,13 +195,21 @@ impl KubeStore {
         let pod = match self.own_pod() {
             Some(pod) => pod,
             None => {
-                let pod = self.api.get_pod(&me.0, limit).await.map_err(super::client::ApiError::into_dcs)?;
-                pod.ok_or_else(|| {
+                let pod = self.api.get_pod(&me.0, limit).await.map_err(ApiError::into_dcs)?;
+                let pod = pod.ok_or_else(|| {
                     DcsError::Config(format!(
                         "name: there is no pod {me} in namespace {}; a member's name must be that of its pod",
                         self.o.namespace
                     ))
-                })?
+                })?;
+                let carried = pod.metadata.labels.clone().unwrap_or_default();
+                if let Some((label, value)) = self.labels.iter().find(|(k, v)| carried.get(*k) != Some(v)) {
+                    return Err(DcsError::Config(format!(
+                        "kubernetes.labels: pod {me} does not carry the label {label}={value}, so no member would see it; \
+                         add it to the pod template"
+                    )));
+                }
+                pod
             }
         };
         Ok(MyPod {
@@ -217,7 +226,7 @@ impl Dcs for KubeStore {
     }
     fn read_lease(&self, deadline: Duration) -> Reply<'_, Result<Option<LeaderRecord>, DcsError>> {
         Box::pin(async move {
-            let entry = self.fresh(&self.names.leader, deadline).await.map_err(super::client::ApiError::into_dcs)?;
+            let entry = self.fresh(&self.names.leader, deadline).await.map_err(ApiError::into_dcs)?;
             Ok(entry.map(|e| {
                 schema::leader_from(&e.version, &e.annotations, e.addresses(), &mut Vec::new())
             }))
@@ -281,7 +290,7 @@ impl Dcs for KubeStore {
         let ids = self.own_pod().map(|p| p.container_ids()).unwrap_or_default();
         *lock(&self.stale_containers) = Some(ids);
     }
-    fn set_periods(&self, _ttl: Duration, loop_wait: Duration, retry_timeout: Duration) {
-        *lock(&self.shared.periods) = Periods { loop_wait, retry_timeout };
+    fn set_periods(&self, ttl: Duration, loop_wait: Duration, retry_timeout: Duration) {
+        *lock(&self.shared.periods) = Periods { ttl, loop_wait, retry_timeout };
     }
 }

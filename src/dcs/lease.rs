@@ -24,6 +24,8 @@ use crate::model::{BootInstant, HolderMark, LeaseRecord, Lsn, MemberName, WallTi
 
 /// Attempts remembered. A renewal period fits a dozen at the fastest back-off; older ones expect versions long gone.
 const ATTEMPTS_MAX: usize = 64;
+/// Reads under way at once. More than one, since a read may hang on a connection that died silently.
+const READS_MAX: u32 = 3;
 /// Between attempts. Patroni's bounds (kubernetes-objects §4.1).
 const PAUSE_MOST: Duration = Duration::from_secs(1);
 
@@ -111,7 +113,7 @@ struct Run<'a> {
     until: Instant,
     pause: Backoff,
     writes: u32,
-    reading: bool,
+    reads: u32,
     /// An attempt of an earlier call that was seen to have landed: evidence if nothing better comes.
     landed: Option<(LeaseRecord, BootInstant)>,
     last_error: String,
@@ -174,7 +176,7 @@ impl KubeStore {
             until: Instant::now() + deadline,
             pause: Backoff::up_to(PAUSE_MOST),
             writes: 0,
-            reading: false,
+            reads: 0,
             landed: None,
             last_error: format!("no answer from the Kubernetes API within {:.1} s", deadline.as_secs_f64()),
         };
@@ -212,7 +214,7 @@ impl<'a> Run<'a> {
                     }
                     let begin = match step.take() {
                         Some((step, _)) => Some(step),
-                        None => (!self.reading).then_some(Step::Read),
+                        None => (self.reads < READS_MAX).then_some(Step::Read),
                     };
                     if let Some(begin) = begin {
                         flying.push(self.begin(begin));
@@ -236,7 +238,7 @@ impl<'a> Run<'a> {
         let limit = self.until.saturating_duration_since(Instant::now());
         match step {
             Step::Read => {
-                self.reading = true;
+                self.reads += 1;
                 Box::pin(async move { Answer::Read(store.fresh(&store.names.leader, limit).await) })
             }
             Step::Write(seen) => {
@@ -269,7 +271,7 @@ impl<'a> Run<'a> {
                 Err(e @ (ApiError::Forbidden(_) | ApiError::Refused(_) | ApiError::Unsure(_))) => self.after_error(e),
             },
             Answer::Read(result) => {
-                self.reading = false;
+                self.reads -= 1;
                 match result {
                     Err(e) => self.after_error(e),
                     Ok(seen) => match self.judge(seen.as_ref()) {

@@ -50,10 +50,10 @@ impl Watched for Kind {
     fn replace(items: Vec<Self>, version: &str, cache: &mut Cache, at: BootInstant) {
         cache.replace_kinds(items, version, at);
     }
-    /// A living leader renews every loop_wait, and every renewal is an event.
+    /// A living leader renews every loop_wait, and every renewal is an event; a ttl of silence is one too many.
     fn silent(shared: &Shared) -> Duration {
         let periods = shared.periods();
-        periods.loop_wait + periods.retry_timeout
+        (periods.loop_wait + periods.retry_timeout).min(periods.ttl)
     }
 }
 
@@ -146,6 +146,11 @@ async fn drain<T: Watched>(shared: &Shared, mut events: Events<T>, version: &mut
         let event = match tokio::time::timeout(T::silent(shared), events.next()).await {
             Err(_) | Ok(None) => return Over::Ended,
             Ok(Some(Err(kube::Error::Api(status)))) if status.code == 410 => return Over::Gone,
+            Ok(Some(Err(kube::Error::SerdeError(e)))) => {
+                // From the same version the same event would come again for ever.
+                *version = None;
+                return Over::Failed(format!("watch: an event is not understood: {e}"));
+            }
             Ok(Some(Err(e))) => return Over::Failed(format!("watch: {e}")),
             Ok(Some(Ok(event))) => event,
         };
