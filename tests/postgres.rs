@@ -14,7 +14,7 @@ use patroni::postgres::datadir::Work;
 use patroni::postgres::rewind::Divergence;
 use patroni::postgres::sql::{Readiness, Sql};
 use patroni::postgres::{
-    Command, Credentials, ReplicaMethod, Setup, bootstrap, control, datadir, history, remote, replica, rewind, slots,
+    Command, Credentials, CustomMethod, ReplicaMethod, Setup, bootstrap, control, datadir, history, remote, replica, rewind, slots,
     start,
 };
 
@@ -382,6 +382,122 @@ async fn changes_that_need_a_restart_are_named_with_old_and_wanted_value() {
     let spec = start::prepare(&a.setup, &a.binaries, StartRole::Standby, &Upstream::Nobody).unwrap();
     assert_eq!(spec.pending_restart["max_connections"], ("150".to_owned(), "100".to_owned()));
     assert!(spec.command.argv.contains(&"--max_connections=150".to_owned()));
+}
+
+#[tokio::test]
+async fn a_refused_parameter_is_named_by_a_dry_run() {
+    let base = scratch();
+    let mut a = node(base.path(), "pg-0").await;
+    a.initdb();
+    for (name, value) in [("no_such_thing", "1"), ("work_mem", "plenty"), ("log_min_messages", "warning")] {
+        a.setup.parameters.insert(name.into(), value.into());
+    }
+    let mut refused = Vec::new();
+    // Postgres names unknown parameters before it looks at values: two rounds.
+    for _ in 0..3 {
+        let _ = start::prepare(&a.setup, &a.binaries, StartRole::Primary, &Upstream::Nobody).unwrap();
+        hand_over(a.home());
+        let output = process(&start::check_command(&a.setup, &a.binaries)).output().unwrap();
+        let bad = start::bad_parameters(&String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.success(), bad.is_empty());
+        a.setup.parameters.retain(|name, _| !bad.contains_key(name));
+        refused.extend(bad.into_keys());
+    }
+    assert_eq!(refused, ["no_such_thing", "work_mem"]);
+    assert!(a.setup.parameters.contains_key("log_min_messages"));
+}
+
+#[tokio::test]
+async fn with_archiving_the_shutdown_position_is_the_wal_switch_before_the_checkpoint() {
+    let base = scratch();
+    let mut a = node(base.path(), "pg-0").await;
+    a.setup.parameters.insert("archive_mode".into(), "on".into());
+    a.setup.parameters.insert("archive_command".into(), "true".into());
+    a.initdb();
+    a.start(StartRole::Primary, &Upstream::Nobody).await;
+    a.exec("CREATE TABLE public.t AS SELECT 1 AS x").await;
+    a.stop(rustix::process::Signal::INT);
+    let control = control::read(&a.setup.data_dir).unwrap();
+    let position = control.shutdown_position.unwrap();
+    assert!(position < control.checkpoint, "{position} {}", control.checkpoint);
+    let dump = [a.binaries.path("pg_waldump"), "-n1".into(), "-s".into(), position.to_string(), "-p".into(), a.setup.data_dir.join("pg_wal").display().to_string()];
+    let output = run(&Command::new(dump.to_vec()));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("SWITCH"));
+}
+
+#[tokio::test]
+async fn tls_follows_sslmode_and_a_self_signed_certificate_is_its_own_root() {
+    let base = scratch();
+    let mut a = node(base.path(), "pg-0").await;
+    let (cert, key) = (base.path().join("tls.crt"), base.path().join("tls.key"));
+    let files = ["-keyout".into(), key.display().to_string(), "-out".into(), cert.display().to_string()];
+    let made = Process::new("openssl")
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=elsewhere"])
+        .args(files)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    hand_over(base.path());
+    for (name, value) in [("ssl", "on".to_owned()), ("ssl_cert_file", cert.display().to_string()), ("ssl_key_file", key.display().to_string())] {
+        a.setup.parameters.insert(name.into(), value);
+    }
+    a.setup.pg_hba = Some(vec!["hostssl all all all scram-sha-256".into(), "local all all trust".into()]);
+    a.initdb();
+    a.start(StartRole::Primary, &Upstream::Nobody).await;
+    let mut answers = async |mode: &str, root: bool| {
+        let mut setup = a.setup.clone();
+        setup.superuser.options.insert("sslmode".into(), mode.into());
+        if root {
+            setup.superuser.options.insert("sslrootcert".into(), cert.display().to_string());
+        }
+        Sql::local(&setup, "test").probe(at()).await.map(|_| ())
+    };
+    for (mode, root) in [("prefer", false), ("require", false), ("verify-ca", true)] {
+        assert_eq!(answers(mode, root).await, Ok(()), "{mode}");
+    }
+    for (mode, root) in [("disable", false), ("verify-full", true), ("verify-full", false)] {
+        assert!(answers(mode, root).await.is_err(), "{mode}");
+    }
+}
+
+#[tokio::test]
+async fn a_custom_bootstrap_recovers_behind_local_trust_and_gets_its_files_back() {
+    let base = scratch();
+    let mut a = Node::primary(base.path(), "pg-0").await;
+    a.exec("CREATE TABLE public.t AS SELECT 1 AS x").await;
+    a.stop(rustix::process::Signal::INT);
+    let mut b = node(base.path(), "pg-1").await;
+    b.setup.bootstrap_method = Some(CustomMethod {
+        name: "copy".into(),
+        command: format!("sh -c 'cp -a {} \"${{2#--datadir=}}\"' x", a.setup.data_dir.display()),
+        recovery_conf: [("restore_command".to_owned(), "false".to_owned())].into(),
+        ..CustomMethod::default()
+    });
+    let command = bootstrap::custom_command(&b.setup).unwrap().unwrap();
+    hand_over(b.home());
+    run(&command);
+    bootstrap::after_method(&b.setup).unwrap();
+    let spec = start::prepare_after_custom_bootstrap(&b.setup, &b.binaries).unwrap();
+    assert!(std::fs::read_to_string(b.setup.data_dir.join("pg_hba.conf")).unwrap().contains("127.0.0.1/32 trust"));
+    hand_over(b.home());
+    let log = std::fs::File::create(b.home().join("log")).unwrap();
+    b.server = Some(process(&spec.command).stdout(Stdio::null()).stderr(log).spawn().unwrap());
+    b.wait_ready().await;
+    let sql = b.sql();
+    until("end of recovery", async || sql.probe(at()).await.is_ok_and(|p| !p.in_recovery)).await;
+    assert_eq!(sql.probe(at()).await.unwrap().timeline, Timeline(2));
+    bootstrap::set_superuser(&b.setup).await.unwrap();
+    bootstrap::create_accounts(&b.setup).await.unwrap();
+    assert!(start::leave_custom_bootstrap(&b.setup, &b.binaries).unwrap().changed.conf);
+    hand_over(b.home());
+    let hba = std::fs::read_to_string(b.setup.data_dir.join("pg_hba.conf")).unwrap();
+    assert!(!hba.contains("/32 trust") && hba.contains("host replication replicator all scram-sha-256"), "{hba}");
+
+    assert_eq!(datadir::inspect(&b.setup), DataDir::HalfMade);
+    let id = sql.probe(at()).await.unwrap().system_id;
+    assert!(!datadir::unmark_if_initialized(&b.setup, "7000000000000000000").unwrap());
+    assert!(datadir::unmark_if_initialized(&b.setup, &id).unwrap(), "an initialized cluster is never half-made");
+    assert!(matches!(datadir::inspect(&b.setup), DataDir::Present { control: Some(_), .. }));
 }
 
 #[test]

@@ -131,7 +131,7 @@ pub fn render_hba(setup: &Setup, mode: HbaMode) -> Option<String> {
             }
             Some(out)
         }
-        HbaMode::Configured => render_lines(setup.pg_hba.as_deref()?),
+        HbaMode::Configured => setup.pg_hba.as_deref().map(render_lines),
     }
 }
 
@@ -144,13 +144,13 @@ fn trust_line(place: &str, database: &str, who: &Credentials) -> String {
     }
 }
 
-fn render_lines(lines: &[String]) -> Option<String> {
+fn render_lines(lines: &[String]) -> String {
     let mut out = HEADER.to_owned();
     for line in lines {
         out.push_str(line.trim_end_matches('\n'));
         out.push('\n');
     }
-    Some(out)
+    out
 }
 
 /// The text of postgresql.auto.conf without recovery settings; `None`: nothing to remove.
@@ -187,15 +187,13 @@ pub fn write_all(
     restore_backups(setup)?;
     keep_original(setup)?;
     let mut changed = Changed::default();
-    if !points_elsewhere(setup, "hba_file", "pg_hba.conf") || mode == HbaMode::TrustLocal {
-        if let Some(text) = render_hba(setup, mode) {
-            changed.hba = replace(setup, &setup.config_dir.join("pg_hba.conf"), &text)?;
-        }
+    let own_hba = !points_elsewhere(setup, "hba_file", "pg_hba.conf") || mode == HbaMode::TrustLocal;
+    if let Some(text) = render_hba(setup, mode).filter(|_| own_hba) {
+        changed.hba = replace(setup, &setup.config_dir.join("pg_hba.conf"), &text)?;
     }
-    if !points_elsewhere(setup, "ident_file", "pg_ident.conf") {
-        if let Some(text) = setup.pg_ident.as_deref().and_then(render_lines) {
-            changed.ident = replace(setup, &setup.config_dir.join("pg_ident.conf"), &text)?;
-        }
+    let own_ident = !points_elsewhere(setup, "ident_file", "pg_ident.conf");
+    if let Some(text) = setup.pg_ident.as_deref().filter(|_| own_ident).map(render_lines) {
+        changed.ident = replace(setup, &setup.config_dir.join("pg_ident.conf"), &text)?;
     }
     let auto = setup.data_dir.join("postgresql.auto.conf");
     if let Some(text) = read_if_there(&auto)?.as_deref().and_then(strip_auto_conf) {
@@ -252,6 +250,18 @@ pub fn save_backups(setup: &Setup) -> io::Result<()> {
         replace(setup, &backup_of(setup, &file), &text)?;
     }
     Ok(())
+}
+
+/// Puts the pg_hba.conf that was there before [`HbaMode::TrustLocal`] back, unless the configuration rules that file.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn restore_hba(setup: &Setup) -> io::Result<()> {
+    let path = setup.config_dir.join("pg_hba.conf");
+    match read_if_there(&backup_of(setup, &path))? {
+        Some(text) if setup.pg_hba.is_none() => replace(setup, &path, &text).map(|_| ()),
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// Restores missing files from their copies; an empty pg_ident.conf is made when there is none, Postgres wants one.

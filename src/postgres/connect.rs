@@ -57,10 +57,8 @@ impl SqlError {
         let mut source = std::error::Error::source(e);
         while let Some(cause) = source {
             if let Some(io) = cause.downcast_ref::<std::io::Error>() {
-                return match io.kind() {
-                    ErrorKind::ConnectionRefused | ErrorKind::NotFound => SqlError::Refused(io.to_string()),
-                    _ => SqlError::NoAnswer(io.to_string()),
-                };
+                let nobody = matches!(io.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound);
+                return if nobody { SqlError::Refused(io.to_string()) } else { SqlError::NoAnswer(io.to_string()) };
             }
             source = cause.source();
         }

@@ -54,15 +54,27 @@ pub fn mark(setup: &Setup, work: Work) -> io::Result<()> {
     write_atomically(&marker_path(setup), format!("{} {}\n", work.word(), setup.pod_uid).as_bytes(), 0o600)
 }
 
-/// Makes the new contents durable, then removes the marker.
+/// Removes the marker: the directory is whole. initdb, pg_basebackup and pg_rewind have synced what they wrote.
 ///
 /// # Errors
-/// The directory cannot be synced or the marker not removed.
+/// The marker cannot be removed.
 pub fn unmark(setup: &Setup) -> io::Result<()> {
-    if let Ok(dir) = File::open(&setup.data_dir) {
-        rustix::fs::syncfs(&dir).map_err(io::Error::from)?;
-    }
     remove_if_there(&marker_path(setup))
+}
+
+/// The store says that the cluster with this system identifier is initialized. A bootstrap marker over exactly that data
+/// is then a leftover of a crash between the last write to the store and [`unmark`], and must not cost the data: it is
+/// removed. Says whether it was.
+///
+/// # Errors
+/// The marker cannot be removed.
+pub fn unmark_if_initialized(setup: &Setup, system_id: &str) -> io::Result<bool> {
+    let marker = fs::read_to_string(marker_path(setup)).unwrap_or_default();
+    let bootstrap = marker.split_whitespace().next() == Some(Work::Bootstrap.word());
+    if !bootstrap || control::read_file(&setup.data_dir).ok().is_none_or(|c| c.data.system_id != system_id) {
+        return Ok(false);
+    }
+    unmark(setup).map(|()| true)
 }
 
 /// Looks at the data directory (ha-decisions §3 row 10).
@@ -235,11 +247,14 @@ pub fn remove_if_there(path: &Path) -> io::Result<()> {
 }
 
 fn keep_if_busy(e: io::Error) -> io::Result<()> {
-    match e.kind() {
-        ErrorKind::ResourceBusy | ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
-        | ErrorKind::DirectoryNotEmpty | ErrorKind::NotFound => Ok(()),
-        _ => Err(e),
-    }
+    const KEPT: [ErrorKind; 5] = [
+        ErrorKind::ResourceBusy,
+        ErrorKind::PermissionDenied,
+        ErrorKind::ReadOnlyFilesystem,
+        ErrorKind::DirectoryNotEmpty,
+        ErrorKind::NotFound,
+    ];
+    if KEPT.contains(&e.kind()) { Ok(()) } else { Err(e) }
 }
 
 /// The symbolic links for WAL and tablespaces.

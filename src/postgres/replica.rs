@@ -185,7 +185,7 @@ mod tests {
             extra: [("envdir".to_owned(), "/e".to_owned())].into(),
         };
         s.replica_methods.insert(0, custom.clone());
-        assert_eq!(methods(&s, false, false), [custom.clone()]);
+        assert_eq!(methods(&s, false, false), std::slice::from_ref(&custom));
         assert_eq!(methods(&s, true, false).len(), 2);
         let argv = custom_command(&s, &custom, None, 15).unwrap().argv;
         let words = ["fetch", "--now", "--scope=demo", "--role=replica", "--datadir=/data/x", "--connstring="];

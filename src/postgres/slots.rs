@@ -193,10 +193,9 @@ pub fn plan(wanted: &[Wanted], existing: &[Existing]) -> Vec<SlotAction> {
             out.push(create());
         } else if let (false, false, Some(to), Some(at)) =
             (want.expected_active, slot.active, want.advance_to, slot.restart_lsn)
+            && to > at
         {
-            if to > at {
-                out.push(SlotAction::Advance { name: want.name.clone(), to });
-            }
+            out.push(SlotAction::Advance { name: want.name.clone(), to });
         }
     }
     out
