@@ -64,10 +64,12 @@ pub enum SlotAction {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Retention {
     last_seen: BTreeMap<String, BootInstant>,
+    inherited: bool,
 }
 
 impl Retention {
-    /// Notes the members present now and those a former leader wanted kept. Returns the slots to be published in
+    /// Notes the members present now, and the first time those a former leader wanted kept (`retained`, the published
+    /// list; later it is our own and must not keep itself alive). Returns the slots to be published in
     /// `retain_slots` and those that have expired just now, for the log. Call [`Retention::restart`] on promotion.
     pub fn update(
         &mut self,
@@ -79,7 +81,8 @@ impl Retention {
         for name in present {
             self.last_seen.insert(name.clone(), now);
         }
-        if self.last_seen.is_empty() || retained.iter().any(|r| !self.last_seen.contains_key(r)) {
+        if !self.inherited {
+            self.inherited = true;
             for name in retained {
                 self.last_seen.entry(name.clone()).or_insert(now);
             }
@@ -91,7 +94,7 @@ impl Retention {
     }
     /// Forgets everything: timers start again with the new leader, so that no WAL is lost by a change of leader.
     pub fn restart(&mut self) {
-        self.last_seen.clear();
+        *self = Retention::default();
     }
 }
 
@@ -334,7 +337,10 @@ mod tests {
         let (keep, expired) = r.update(&one, &[], at(61.0), ttl);
         assert_eq!((keep, expired), (vec!["a".to_owned()], vec!["b".to_owned()]));
         r.restart();
-        assert_eq!(r.update(&one, &["b".into()], at(62.0), ttl).0, ["a", "b"]);
+        let published = ["b".to_owned()];
+        assert_eq!(r.update(&one, &published, at(62.0), ttl).0, ["a", "b"]);
+        assert_eq!(r.update(&one, &published, at(123.0), ttl).1, ["b"]);
+        assert_eq!(r.update(&one, &published, at(124.0), ttl).0, ["a"], "the published list does not revive it");
     }
 
     #[test]
