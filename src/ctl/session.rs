@@ -203,7 +203,7 @@ fn rest_options(config: &Config, insecure: bool) -> RestOptions {
 
 fn store_options(config: &Config, scope: &str) -> StoreOptions {
     let k = &config.kubernetes;
-    let mut o = StoreOptions::new(scope, None, Access::Infer { context: k.context.clone() }, boot, wall);
+    let mut o = StoreOptions::new(scope, None, access(&k.context), boot, wall);
     o.mode = if k.use_endpoints { Mode::Endpoints } else { Mode::ConfigMaps };
     o.namespace = k.namespace.clone();
     o.labels = k.labels.clone();
@@ -217,6 +217,18 @@ fn store_options(config: &Config, scope: &str) -> StoreOptions {
     o.cacert = k.cacert.as_ref().map(PathBuf::from);
     o.retriable_codes = k.retriable_http_codes.iter().copied().collect::<BTreeSet<u16>>();
     o
+}
+
+/// The service account in a pod; elsewhere the kubeconfig with the named context, an empty name being the current one.
+fn access(context: &str) -> Access {
+    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let file = set("KUBECONFIG").or_else(|| set("HOME").map(|h| h.join(".kube").join("config")));
+    match file {
+        Some(file) if context.is_empty() && set("KUBERNETES_SERVICE_HOST").is_none() => {
+            Access::Kubeconfig { file, context: None }
+        }
+        Some(_) | None => Access::Infer { context: context.to_owned() },
+    }
 }
 
 fn boot() -> BootInstant {
