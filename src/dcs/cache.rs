@@ -258,9 +258,10 @@ impl Cache {
     /// The view of all this.
     pub fn view(&self) -> View {
         let mut warnings: Vec<String> = Vec::new();
-        let leader = self.kinds.get(&self.names.leader).map(|k| {
-            schema::leader_from(&k.version, &k.annotations, k.addresses(), &mut warnings)
-        });
+        let leader = self
+            .kinds
+            .get(&self.names.leader)
+            .map(|k| schema::leader_from(&k.version, &k.annotations, k.addresses(), &mut warnings));
         let config = self
             .kinds
             .get(&self.names.config)
@@ -273,9 +274,11 @@ impl Cache {
         let sync = self.kinds.get(&self.names.sync).map(|k| schema::sync_from(&k.version, &k.annotations));
         for (name, pod) in &self.pods {
             warnings.extend(pod.warnings.iter().cloned());
-            let foreign = pod.member.role_label.as_ref().filter(|v| {
-                ["master", "primary"].contains(&v.as_str()) && !self.leader_values.contains(v)
-            });
+            let foreign = pod
+                .member
+                .role_label
+                .as_ref()
+                .filter(|v| ["master", "primary"].contains(&v.as_str()) && !self.leader_values.contains(v));
             if let Some(value) = foreign {
                 warnings.push(format!(
                     "pod {name} carries {}={value}, but leader_label_value here is {}: Services may select both; set \
@@ -309,7 +312,13 @@ mod tests {
         BootInstant::from_nanos(s * 1_000_000_000)
     }
     fn cache() -> Cache {
-        let o = StoreOptions::new("demo", Some("a".into()), Access::Server { url: String::new(), token: None }, || at(0), Default::default);
+        let o = StoreOptions::new(
+            "demo",
+            Some("a".into()),
+            Access::Server { url: String::new(), token: None },
+            || at(0),
+            Default::default,
+        );
         Cache::new(&o, at(0))
     }
     fn leader(version: &str, renew: &str, extra: &str) -> Kind {

@@ -14,10 +14,10 @@ use kube::{Client, Config};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{DcsError, IMPLEMENTATION};
 use super::cache::Feed;
 use super::objects::{Kind, List, Pod, object_labels};
 use super::options::{Access, Mode, StoreOptions};
+use super::{DcsError, IMPLEMENTATION};
 
 /// What a failed request proves.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +40,11 @@ impl ApiError {
     /// In words.
     pub fn text(self) -> String {
         match self {
-            ApiError::Conflict(t) | ApiError::NotFound(t) | ApiError::Forbidden(t) | ApiError::Refused(t) | ApiError::Unsure(t) => t,
+            ApiError::Conflict(t)
+            | ApiError::NotFound(t)
+            | ApiError::Forbidden(t)
+            | ApiError::Refused(t)
+            | ApiError::Unsure(t) => t,
             ApiError::Gone => "the version to watch from is too old".into(),
         }
     }
@@ -144,7 +148,13 @@ impl Api {
     }
 
     /// Opens a watch from `version`; the server ends it after `lasting`.
-    pub async fn watch<T>(&self, feed: Feed, version: &str, lasting: Duration, limit: Duration) -> Result<Events<T>, ApiError>
+    pub async fn watch<T>(
+        &self,
+        feed: Feed,
+        version: &str,
+        lasting: Duration,
+        limit: Duration,
+    ) -> Result<Events<T>, ApiError>
     where
         T: DeserializeOwned + Clone + Send + 'static,
     {
@@ -184,7 +194,8 @@ impl Api {
             .map_err(|e| ApiError::Refused(format!("cannot form the request to {verb} {plural}: {e}")))?;
         let text = self.within(verb, plural, limit, self.client.request_text(request)).await?;
         // The write itself went through: an answer that cannot be read leaves its effect to be looked up.
-        serde_json::from_str(&text).map_err(|e| ApiError::Unsure(format!("{verb} {plural}: the API server's answer is not understood: {e}")))
+        serde_json::from_str(&text)
+            .map_err(|e| ApiError::Unsure(format!("{verb} {plural}: the API server's answer is not understood: {e}")))
     }
 
     async fn within<R>(
@@ -197,7 +208,10 @@ impl Api {
         match tokio::time::timeout(limit, call).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(e)) => Err(self.classify(verb, plural, e)),
-            Err(_) => Err(ApiError::Unsure(format!("{verb} {plural}: no answer from the Kubernetes API within {:.1} s", limit.as_secs_f64()))),
+            Err(_) => Err(ApiError::Unsure(format!(
+                "{verb} {plural}: no answer from the Kubernetes API within {:.1} s",
+                limit.as_secs_f64()
+            ))),
         }
     }
 
@@ -268,7 +282,9 @@ async fn find_config(o: &StoreOptions) -> Result<Config, DcsError> {
     }
     match &o.access {
         Access::Server { url, token } => {
-            let uri = url.parse().map_err(|e| DcsError::Config(format!("{url:?} is not the address of an API server: {e}")))?;
+            let uri = url
+                .parse()
+                .map_err(|e| DcsError::Config(format!("{url:?} is not the address of an API server: {e}")))?;
             let mut config = Config::new(uri);
             config.auth_info.token = token.clone().map(Into::into);
             Ok(config)
@@ -324,7 +340,10 @@ mod tests {
 
     #[test]
     fn the_selector_is_percent_encoded() {
-        let labels = BTreeMap::from([("app.kubernetes.io/name".to_owned(), "pg".to_owned()), ("cluster-name".to_owned(), "demo".to_owned())]);
+        let labels = BTreeMap::from([
+            ("app.kubernetes.io/name".to_owned(), "pg".to_owned()),
+            ("cluster-name".to_owned(), "demo".to_owned()),
+        ]);
         assert_eq!(selector(&labels), "app.kubernetes.io%2Fname%3Dpg%2Ccluster-name%3Ddemo");
     }
 

@@ -35,8 +35,8 @@ impl KubeStore {
         let entry = self.fresh(&self.names.leader, limit).await.map_err(ApiError::into_dcs)?;
         let Some(entry) = entry else { return Ok(None) };
         let leader = schema::leader_from(&entry.version, &entry.annotations, Vec::new(), &mut Vec::new());
-        let same = leader.lease == record
-            && leader.valid_holder().is_some_and(|h| h.uid == uid && h.containers == containers);
+        let same =
+            leader.lease == record && leader.valid_holder().is_some_and(|h| h.uid == uid && h.containers == containers);
         Ok(same.then_some(DeathProof { record, version: Version(entry.version), how }))
     }
 

@@ -227,9 +227,7 @@ impl Dcs for KubeStore {
     fn read_lease(&self, deadline: Duration) -> Reply<'_, Result<Option<LeaderRecord>, DcsError>> {
         Box::pin(async move {
             let entry = self.fresh(&self.names.leader, deadline).await.map_err(ApiError::into_dcs)?;
-            Ok(entry.map(|e| {
-                schema::leader_from(&e.version, &e.annotations, e.addresses(), &mut Vec::new())
-            }))
+            Ok(entry.map(|e| schema::leader_from(&e.version, &e.annotations, e.addresses(), &mut Vec::new())))
         })
     }
     fn acquire(&self, want: Acquire) -> Reply<'_, LeaseWrite> {

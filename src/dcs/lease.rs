@@ -267,7 +267,9 @@ impl<'a> Run<'a> {
                     lock(&self.store.own).confirm(&record, sent);
                     Next::End(Ended::Written { record, sent })
                 }
-                Err(ApiError::Conflict(_) | ApiError::NotFound(_) | ApiError::Gone) => Next::Step(Step::Read, Duration::ZERO),
+                Err(ApiError::Conflict(_) | ApiError::NotFound(_) | ApiError::Gone) => {
+                    Next::Step(Step::Read, Duration::ZERO)
+                }
                 Err(e @ (ApiError::Forbidden(_) | ApiError::Refused(_) | ApiError::Unsure(_))) => self.after_error(e),
             },
             Answer::Read(result) => {
@@ -446,7 +448,8 @@ impl KubeStore {
 
     /// A PATCH body (with a version: conditional on it), or a POST body, where nulls have no place.
     pub(super) fn kind_body(&self, name: &str, version: Option<&str>, patch: Patch, subsets: Option<Value>) -> Value {
-        let annotations: Patch = if version.is_some() { patch } else { patch.into_iter().filter(|(_, v)| !v.is_null()).collect() };
+        let annotations: Patch =
+            if version.is_some() { patch } else { patch.into_iter().filter(|(_, v)| !v.is_null()).collect() };
         let mut metadata = json!({
             "namespace": self.o.namespace, "name": name, "labels": self.labels, "annotations": annotations,
         });

@@ -71,9 +71,10 @@ pub enum DcsError {
 impl fmt::Display for DcsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            DcsError::Config(line) | DcsError::Forbidden(line) | DcsError::Unreachable(line) | DcsError::Refused(line) => {
-                f.write_str(line)
-            }
+            DcsError::Config(line)
+            | DcsError::Forbidden(line)
+            | DcsError::Unreachable(line)
+            | DcsError::Refused(line) => f.write_str(line),
         }
     }
 }

@@ -138,7 +138,8 @@ impl Pod {
     /// Names of the non-ephemeral containers that count for a proof of death: regular ones, and init containers with
     /// `restartPolicy: Always` (design §5).
     pub fn counted_containers(&self) -> Vec<&str> {
-        let sidecars = self.spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+        let sidecars =
+            self.spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
         self.spec.containers.iter().flatten().chain(sidecars).map(|c| c.name.as_str()).collect()
     }
 
@@ -206,10 +207,7 @@ pub(super) fn object_labels(o: &StoreOptions) -> BTreeMap<String, String> {
 
 /// The ports of the client Endpoints.
 pub(super) fn wanted_ports(o: &StoreOptions) -> Vec<WirePort> {
-    o.ports
-        .iter()
-        .map(|p| WirePort { name: p.name.clone(), port: p.port, protocol: p.protocol.clone() })
-        .collect()
+    o.ports.iter().map(|p| WirePort { name: p.name.clone(), port: p.port, protocol: p.protocol.clone() }).collect()
 }
 
 /// Are these subsets exactly one address, `ip`, with `ports`? A missing protocol is TCP; the order of ports is free

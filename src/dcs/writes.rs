@@ -62,7 +62,9 @@ impl KubeStore {
                 let body = self.kind_body(name, Some(&seen.version), Patch::new(), None);
                 match self.api.patch_kind(name, &body, self.limit()).await {
                     Ok(kind) => self.shared.update(|cache, at| cache.put_kind(kind, at)),
-                    Err(e) => tracing::warn!(object = name, error = %e.text(), "cannot put our labels on an object made by somebody else"),
+                    Err(e) => {
+                        tracing::warn!(object = name, error = %e.text(), "cannot put our labels on an object made by somebody else")
+                    }
                 }
                 WriteResult::Conflict
             }
@@ -156,8 +158,12 @@ impl KubeStore {
             "spec": {"clusterIP": "None"},
         });
         match self.api.create_service(&body, self.limit()).await {
-            Ok(()) | Err(ApiError::Conflict(_) | ApiError::Forbidden(_)) => self.service_done.store(true, Ordering::Relaxed),
-            Err(e) => tracing::warn!(service = %self.names.config, error = %e.text(), "cannot create the headless Service; trying again later"),
+            Ok(()) | Err(ApiError::Conflict(_) | ApiError::Forbidden(_)) => {
+                self.service_done.store(true, Ordering::Relaxed)
+            }
+            Err(e) => {
+                tracing::warn!(service = %self.names.config, error = %e.text(), "cannot create the headless Service; trying again later")
+            }
         }
     }
 
@@ -167,7 +173,8 @@ impl KubeStore {
         let wearing: Vec<(String, String)> = self.shared.read(|c| {
             c.pods()
                 .filter(|(name, p)| {
-                    Some(name.as_str()) != me && p.member.role_label.as_ref().is_some_and(|v| leader_values.contains(&v))
+                    Some(name.as_str()) != me
+                        && p.member.role_label.as_ref().is_some_and(|v| leader_values.contains(&v))
                 })
                 .map(|(name, p)| (name.clone(), p.version.clone()))
                 .collect()

@@ -41,7 +41,11 @@ pub fn member_from(name: &str, a: &Annotations, warnings: &mut Vec<String>) -> M
         checkpoint_pending: o.get("checkpoint_after_promote") == Some(&Value::Bool(false)),
         pending_restart: o.get("pending_restart").is_some_and(truthy),
         tags: o.get("tags").and_then(Value::as_object).map(tags_from).unwrap_or_default(),
-        pending_restart_reason: o.get("pending_restart_reason").and_then(Value::as_object).map(reasons_from).unwrap_or_default(),
+        pending_restart_reason: o
+            .get("pending_restart_reason")
+            .and_then(Value::as_object)
+            .map(reasons_from)
+            .unwrap_or_default(),
         raw: text.clone(),
         ..Member::default()
     }
@@ -71,9 +75,8 @@ fn truthy(v: &Value) -> bool {
 /// Effective tags out of the published ones (kubernetes-objects §2.4).
 fn tags_from(o: &Map<String, Value>) -> Tags {
     let flag = |key: &str| o.get(key).is_some_and(truthy);
-    let number = |key: &str| {
-        o.get(key).and_then(|v| v.as_i64().or_else(|| v.as_str().and_then(|s| s.trim().parse().ok())))
-    };
+    let number =
+        |key: &str| o.get(key).and_then(|v| v.as_i64().or_else(|| v.as_str().and_then(|s| s.trim().parse().ok())));
     let priority = number("failover_priority");
     let nofailover = match o.get("nofailover") {
         Some(v) if !v.is_null() => truthy(v),

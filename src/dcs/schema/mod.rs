@@ -61,11 +61,15 @@ pub fn lease_from(a: &Annotations) -> LeaseRecord {
 /// The leader object. `addresses`: the addresses of its subsets.
 pub fn leader_from(version: &str, a: &Annotations, addresses: Vec<String>, warnings: &mut Vec<String>) -> LeaderRecord {
     let slots = a.get(SLOTS).and_then(|text| json_or_warn(text, "annotation slots of the leader object", warnings));
-    let slots = slots.as_ref().and_then(Value::as_object).map(|m| {
-        m.iter().filter_map(|(name, v)| lsn_of(v).map(|lsn| (name.clone(), lsn))).collect::<BTreeMap<_, _>>()
-    });
-    let retain = a.get(RETAIN_SLOTS).and_then(|text| json_or_warn(text, "annotation retain_slots of the leader object", warnings));
-    let failsafe = a.get(FAILSAFE).and_then(|text| json_or_warn(text, "annotation failsafe of the leader object", warnings));
+    let slots = slots
+        .as_ref()
+        .and_then(Value::as_object)
+        .map(|m| m.iter().filter_map(|(name, v)| lsn_of(v).map(|lsn| (name.clone(), lsn))).collect::<BTreeMap<_, _>>());
+    let retain = a
+        .get(RETAIN_SLOTS)
+        .and_then(|text| json_or_warn(text, "annotation retain_slots of the leader object", warnings));
+    let failsafe =
+        a.get(FAILSAFE).and_then(|text| json_or_warn(text, "annotation failsafe of the leader object", warnings));
     LeaderRecord {
         version: Version(version.to_owned()),
         lease: lease_from(a),
@@ -77,9 +81,10 @@ pub fn leader_from(version: &str, a: &Annotations, addresses: Vec<String>, warni
             .and_then(Value::as_array)
             .map(|v| v.iter().filter_map(|s| s.as_str().map(str::to_owned)).collect())
             .unwrap_or_default(),
-        failsafe: failsafe.as_ref().and_then(Value::as_object).map(|m| {
-            m.iter().filter_map(|(k, v)| v.as_str().map(|v| (k.clone(), v.to_owned()))).collect()
-        }),
+        failsafe: failsafe
+            .as_ref()
+            .and_then(Value::as_object)
+            .map(|m| m.iter().filter_map(|(k, v)| v.as_str().map(|v| (k.clone(), v.to_owned()))).collect()),
         addresses,
     }
 }
@@ -291,13 +296,16 @@ pub fn history_patch(rows: &[HistoryRow]) -> Patch {
 /// The failover object.
 pub fn failover_from(version: &str, a: &Annotations, warnings: &mut Vec<String>) -> FailoverRequest {
     let name = |key: &str| a.get(key).filter(|v| !v.is_empty()).map(|v| MemberName(v.clone()));
-    let nothing = FailoverRequest { version: Version(version.to_owned()), leader: None, candidate: None, scheduled_at: None };
+    let nothing =
+        FailoverRequest { version: Version(version.to_owned()), leader: None, candidate: None, scheduled_at: None };
     let scheduled_at = match a.get(SCHEDULED_AT).filter(|v| !v.is_empty()) {
         None => None,
         Some(text) => match parse_wall(text) {
             Some(at) => Some(at),
             None => {
-                warnings.push(format!("annotation scheduled_at of the failover object is not a time: {text:?}; the request is ignored"));
+                warnings.push(format!(
+                    "annotation scheduled_at of the failover object is not a time: {text:?}; the request is ignored"
+                ));
                 return nothing;
             }
         },
@@ -313,7 +321,9 @@ pub fn failover_patch(request: &RequestText) -> Result<Patch, String> {
     let scheduled = match &request.scheduled_at {
         None => Value::Null,
         Some(text) if parse_wall(text).is_some() => Value::String(text.clone()),
-        Some(text) => return Err(format!("scheduled_at {text:?} is not a time; write it as 2025-01-31T09:15:02+00:00")),
+        Some(text) => {
+            return Err(format!("scheduled_at {text:?} is not a time; write it as 2025-01-31T09:15:02+00:00"));
+        }
     };
     let name = |v: &Option<MemberName>| v.as_ref().map_or(Value::Null, |n| Value::String(n.0.clone()));
     let mut patch = Patch::new();

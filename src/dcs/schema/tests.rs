@@ -23,15 +23,27 @@ fn names() -> impl Strategy<Value = String> {
 
 fn leases() -> impl Strategy<Value = LeaseRecord> {
     let text = || proptest::option::of("[ -~]{0,30}");
-    (proptest::option::of(names()), text(), text(), text(), text()).prop_map(|(leader, ttl, acquire_time, renew_time, transitions)| {
-        LeaseRecord { leader: leader.map(MemberName), ttl, acquire_time, renew_time, transitions }
-    })
+    (proptest::option::of(names()), text(), text(), text(), text()).prop_map(
+        |(leader, ttl, acquire_time, renew_time, transitions)| LeaseRecord {
+            leader: leader.map(MemberName),
+            ttl,
+            acquire_time,
+            renew_time,
+            transitions,
+        },
+    )
 }
 
 fn holders() -> impl Strategy<Value = HolderMark> {
     let containers = proptest::collection::btree_map(names(), "[ -~]{0,20}", 0..4);
     ("[ -~]{0,20}", "[ -~]{0,20}", containers, ".{0,20}", ".{0,20}").prop_map(
-        |(uid, session, containers, acquire_time, renew_time)| HolderMark { uid, session, containers, acquire_time, renew_time },
+        |(uid, session, containers, acquire_time, renew_time)| HolderMark {
+            uid,
+            session,
+            containers,
+            acquire_time,
+            renew_time,
+        },
     )
 }
 
@@ -137,7 +149,9 @@ fn times_are_written_as_python_does() {
     assert_eq!(format_wall(WallTime(1_738_314_902_123_456)), "2025-01-31T09:15:02.123456+00:00");
     assert_eq!(format_wall(WallTime(1_738_314_902_000_000)), "2025-01-31T09:15:02+00:00");
     assert_eq!(format_wall(WallTime(1_738_314_902_000_007)), "2025-01-31T09:15:02.000007+00:00");
-    for text in ["2025-01-31T10:15:02+01:00", "2025-01-31T09:15:02Z", "2025-01-31 09:15:02+00:00", "2025-01-31T09:15:02"] {
+    for text in
+        ["2025-01-31T10:15:02+01:00", "2025-01-31T09:15:02Z", "2025-01-31 09:15:02+00:00", "2025-01-31T09:15:02"]
+    {
         assert_eq!(parse_wall(text), Some(WallTime(1_738_314_902_000_000)), "{text}");
     }
     assert_eq!(parse_wall("tomorrow"), None);
@@ -163,7 +177,10 @@ fn the_five_keys_and_the_holder_have_their_exact_form() {
     let expected = [
         ("acquireTime", "A"),
         ("leader", "pg-0"),
-        ("patroni.holder", r#"{"uid":"u","session":"s","containers":{"postgres":"c://1"},"acquireTime":"A","renewTime":"R"}"#),
+        (
+            "patroni.holder",
+            r#"{"uid":"u","session":"s","containers":{"postgres":"c://1"},"acquireTime":"A","renewTime":"R"}"#,
+        ),
         ("renewTime", "R"),
         ("transitions", "3"),
         ("ttl", "30"),
@@ -191,7 +208,11 @@ fn an_empty_initialize_is_not_an_absent_one() {
     let read = |a: Annotations| config_from("1", &a, &mut Vec::new()).initialize;
     assert_eq!(read(Annotations::new()), Initialize::Absent);
     assert_eq!(read(Annotations::from([(INITIALIZE.into(), String::new())])), Initialize::InProgress);
-    let mine = config_from("1", &applied(&claim_patch(&Initializer { uid: "u".into(), session: "s".into() })), &mut Vec::new());
+    let mine = config_from(
+        "1",
+        &applied(&claim_patch(&Initializer { uid: "u".into(), session: "s".into() })),
+        &mut Vec::new(),
+    );
     assert_eq!(mine.initialize, Initialize::InProgress);
     assert_eq!(mine.initializer, Some(Initializer { uid: "u".into(), session: "s".into() }));
     assert_eq!(initialize_patch(None)[INITIALIZE], Value::Null);
@@ -219,12 +240,16 @@ fn a_patroni_members_status_is_understood() {
     assert_eq!((m.tags.failover_priority, m.tags.replicatefrom), (0, Some("b".into())));
     let old = "postgres://h:5432/postgres?application_name=http://h:8008/patroni";
     let m = member_from("a", &Annotations::from([(STATUS.into(), old.into())]), &mut Vec::new());
-    assert_eq!((m.conn_url.as_deref(), m.api_url.as_deref()), (Some("postgres://h:5432/postgres"), Some("http://h:8008/patroni")));
+    assert_eq!(
+        (m.conn_url.as_deref(), m.api_url.as_deref()),
+        (Some("postgres://h:5432/postgres"), Some("http://h:8008/patroni"))
+    );
 }
 
 #[test]
 fn member_data_has_its_exact_form() {
-    let mut s = MemberStatus::new("postgres://h:5432/postgres", "http://h:8008/patroni", PostgresState::Running, Role::Primary);
+    let mut s =
+        MemberStatus::new("postgres://h:5432/postgres", "http://h:8008/patroni", PostgresState::Running, Role::Primary);
     s.xlog_location = Some(Lsn(9));
     s.timeline = Some(Timeline(2));
     let text = status_text(&s, "master");

@@ -1,149 +1,19 @@
 //! The store against the embedded Kubernetes API: races, lost answers, cut watches, proof of death. Both modes.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+mod death;
+mod world;
+
 use std::time::Duration;
 
 use patroni::dcs::kube::{Access, KubeStore, Mode, StoreOptions};
-use patroni::dcs::{Acquire, Dcs, DcsError, LeaderStatus, LeaseWrite, MemberStatus, Renew, Renewal, RequestText, View, WriteResult, schema};
-use patroni::kubemem::{FaultRule, Options, Server};
+use patroni::dcs::{Dcs, LeaseWrite, MemberStatus, Renewal, RequestText, WriteResult, schema};
+use patroni::kubemem::FaultRule;
 use patroni::model::{
-    BootInstant, HistoryRow, Initialize, LeaseRecord, Lsn, MemberName, PostgresState, ProofOfDeath, Role, StoreLink, Timeline,
-    time_scale,
+    HistoryRow, Initialize, LeaseRecord, Lsn, MemberName, PostgresState, Role, StoreLink, Timeline, time_scale,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
-const MODES: [Mode; 2] = [Mode::Endpoints, Mode::ConfigMaps];
-const DEADLINE: Duration = Duration::from_secs(4);
-
-fn ttl() -> Duration {
-    Duration::from_secs(30).mul_f64(time_scale())
-}
-
-fn now() -> BootInstant {
-    patroni::agent::clock::boot()
-}
-
-/// A server with pods `a`, `b`, `c`, two containers each.
-struct World {
-    server: Server,
-    mode: Mode,
-}
-
-impl World {
-    async fn new(mode: Mode) -> World {
-        let server = Server::start(Options { bookmark_interval: Duration::from_millis(200), ..Options::default() }).await.unwrap();
-        let world = World { server, mode };
-        for (i, name) in ["a", "b", "c"].into_iter().enumerate() {
-            world.create_pod(name, i);
-        }
-        world
-    }
-    fn create_pod(&self, name: &str, i: usize) {
-        let container = |c: &str| json!({"name": c, "image": "x"});
-        let status = |c: &str| json!({"name": c, "containerID": format!("containerd://{name}-{c}"), "image": "x", "imageID": "x",
-            "ready": true, "restartCount": 0, "state": {"running": {"startedAt": "2025-01-01T00:00:00Z"}}});
-        let pod = json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": name, "labels": {"application": "patroni", "cluster-name": "demo"}},
-            "spec": {"nodeName": "node", "hostname": name, "containers": [container("postgres"), container("patroni")]},
-            "status": {"podIP": format!("127.0.1.{i}"), "containerStatuses": [status("postgres"), status("patroni")]},
-        });
-        self.server.store().create("pods", "default", pod.clone()).unwrap();
-        self.server.store().merge("pods", "default", name, &json!({"status": pod["status"]})).unwrap();
-    }
-    fn options(&self, member: &str) -> StoreOptions {
-        let access = Access::Server { url: self.server.url(), token: Some(self.server.token().to_owned()) };
-        let mut o = StoreOptions::new("demo", Some(member.into()), access, now, patroni::agent::clock::wall);
-        o.mode = self.mode;
-        o.labels = BTreeMap::from([("application".into(), "patroni".into())]);
-        o.session = format!("session-of-{member}");
-        o.retry_timeout = Duration::from_secs(3);
-        o.loop_wait = Duration::from_secs(2);
-        o
-    }
-    async fn store(&self, member: &str) -> Arc<KubeStore> {
-        self.store_with(self.options(member)).await
-    }
-    async fn store_with(&self, o: StoreOptions) -> Arc<KubeStore> {
-        let store = Arc::new(KubeStore::connect(o).await.unwrap());
-        store.follow();
-        see(&store, "following", |v| v.link == StoreLink::Following && v.cluster.members.len() == 3).await;
-        store
-    }
-    fn kind(&self) -> &'static str {
-        match self.mode {
-            Mode::Endpoints => "endpoints",
-            Mode::ConfigMaps => "configmaps",
-        }
-    }
-    fn leader_name(&self) -> &'static str {
-        match self.mode {
-            Mode::Endpoints => "demo",
-            Mode::ConfigMaps => "demo-leader",
-        }
-    }
-    fn leader(&self) -> Value {
-        self.server.store().get(self.kind(), "default", self.leader_name()).unwrap()
-    }
-    fn annotate_leader(&self, annotations: Value) {
-        let patch = json!({"metadata": {"annotations": annotations}});
-        self.server.store().merge(self.kind(), "default", self.leader_name(), &patch).unwrap();
-    }
-    fn uid(&self, pod: &str) -> String {
-        self.server.store().get("pods", "default", pod).unwrap()["metadata"]["uid"].as_str().unwrap().to_owned()
-    }
-    fn writes_fault(&self, status: u16, count: u64) -> FaultRule {
-        FaultRule {
-            method: "PATCH".into(),
-            path_contains: format!("/{}/{}", self.kind(), self.leader_name()),
-            status,
-            count,
-            only_token: None,
-        }
-    }
-}
-
-/// Waits until the view is as wanted.
-async fn see(store: &KubeStore, what: &str, wanted: impl Fn(&View) -> bool) -> Arc<View> {
-    let mut view = store.view();
-    let waited = tokio::time::timeout(Duration::from_secs(10), view.wait_for(|v| wanted(v))).await;
-    match waited {
-        Ok(view) => view.unwrap().clone(),
-        Err(_) => panic!("never seen: {what}; last view {:?}", store.view().borrow()),
-    }
-}
-
-fn acquire(stood: Option<LeaseRecord>) -> Acquire {
-    Acquire { stood, proven_dead: false, ttl: ttl(), deadline: DEADLINE }
-}
-
-fn renew(optime: u64) -> Renew {
-    let status = LeaderStatus { optime: Some(Lsn(optime)), ..LeaderStatus::default() };
-    Renew { ttl: ttl(), status, deadline: DEADLINE }
-}
-
-#[track_caller]
-fn written(w: LeaseWrite) -> (LeaseRecord, BootInstant) {
-    match w {
-        LeaseWrite::Written { record, sent } => (record, sent),
-        other => panic!("not written: {other:?}"),
-    }
-}
-
-#[track_caller]
-fn renewed(r: Renewal) -> (LeaseRecord, BootInstant) {
-    match r {
-        Renewal::Renewed { record, sent } => (record, sent),
-        other => panic!("not renewed: {other:?}"),
-    }
-}
-
-async fn lead(world: &World, member: &str) -> (Arc<KubeStore>, LeaseRecord) {
-    let store = world.store(member).await;
-    let (record, _) = written(store.acquire(acquire(None)).await);
-    (store, record)
-}
+use world::*;
 
 #[tokio::test]
 async fn of_two_that_race_for_the_lock_exactly_one_gets_it() {
@@ -173,7 +43,10 @@ async fn the_leader_object_has_the_form_patroni_members_expect() {
     assert_eq!(annotations["acquireTime"], annotations["renewTime"]);
     assert_eq!(object["metadata"]["labels"], json!({"application": "patroni", "cluster-name": "demo"}));
     let address = &object["subsets"][0]["addresses"][0];
-    assert_eq!((&address["ip"], &address["nodeName"], &address["targetRef"]["name"]), (&json!("127.0.1.0"), &json!("node"), &json!("a")));
+    assert_eq!(
+        (&address["ip"], &address["nodeName"], &address["targetRef"]["name"]),
+        (&json!("127.0.1.0"), &json!("node"), &json!("a"))
+    );
     assert_eq!(object["subsets"][0]["ports"][0]["port"], 5432);
     let holder = schema::holder_from(annotations["patroni.holder"].as_str().unwrap()).unwrap();
     assert_eq!((holder.uid, holder.session.as_str()), (w.uid("a"), "session-of-a"));
@@ -223,12 +96,19 @@ async fn a_lost_answer_is_looked_up_and_counts_from_the_sending_of_the_attempt_t
         w.server.faults().drop_reply(w.writes_fault(0, 1));
         let before = now();
         let (record, sent) = renewed(a.renew(renew(1)).await);
-        assert_eq!(Some(record.renew_time.clone().unwrap().as_str()), w.leader()["metadata"]["annotations"]["renewTime"].as_str());
+        assert_eq!(
+            Some(record.renew_time.clone().unwrap().as_str()),
+            w.leader()["metadata"]["annotations"]["renewTime"].as_str()
+        );
         assert_ne!(record.renew_time, first.renew_time);
         // One PATCH only: the send time is that of the first attempt, long before the answer to the look-up.
         assert!(sent >= before && sent.since(before) < Duration::from_millis(90), "{:?}", sent.since(before));
         let counts = w.server.request_counts();
-        assert_eq!(counts.get(&("patch".into(), w.kind().into())), Some(&1), "the old write was not sent again: {counts:?}");
+        assert_eq!(
+            counts.get(&("patch".into(), w.kind().into())),
+            Some(&1),
+            "the old write was not sent again: {counts:?}"
+        );
     }
 }
 
@@ -237,7 +117,12 @@ async fn an_acquire_whose_answer_is_lost_is_ours() {
     for mode in MODES {
         let w = World::new(mode).await;
         let a = w.store("a").await;
-        w.server.faults().drop_reply(FaultRule { method: "POST".into(), path_contains: w.kind().into(), count: 1, ..FaultRule::default() });
+        w.server.faults().drop_reply(FaultRule {
+            method: "POST".into(),
+            path_contains: w.kind().into(),
+            count: 1,
+            ..FaultRule::default()
+        });
         let (record, _) = written(a.acquire(acquire(None)).await);
         assert_eq!(record.leader, Some("a".into()));
         assert_eq!(w.leader()["metadata"]["annotations"]["renewTime"], record.renew_time.unwrap());
@@ -253,7 +138,10 @@ async fn a_server_in_trouble_costs_a_renewal_nothing_but_time() {
         let before = now();
         let (record, sent) = renewed(a.renew(renew(1)).await);
         assert_eq!(w.leader()["metadata"]["annotations"]["renewTime"], record.renew_time.unwrap());
-        assert!(sent.since(before) >= Duration::from_millis(100).mul_f64(time_scale()), "the third attempt stands, not the first");
+        assert!(
+            sent.since(before) >= Duration::from_millis(100).mul_f64(time_scale()),
+            "the third attempt stands, not the first"
+        );
     }
 }
 
@@ -277,7 +165,11 @@ async fn a_renewal_nobody_answers_is_unknown_and_when_it_landed_the_next_one_fin
     let w = World::new(Mode::Endpoints).await;
     let (a, first) = lead(&w, "a").await;
     let faults = w.server.faults();
-    faults.drop_reply(FaultRule { method: "PATCH".into(), path_contains: "/endpoints/demo".into(), ..FaultRule::default() });
+    faults.drop_reply(FaultRule {
+        method: "PATCH".into(),
+        path_contains: "/endpoints/demo".into(),
+        ..FaultRule::default()
+    });
     faults.fail(FaultRule { method: "GET".into(), path_contains: "/endpoints/demo".into(), ..FaultRule::default() });
     faults.cut_watches();
     let mut want = renew(1);
@@ -298,7 +190,11 @@ async fn a_status_only_write_by_somebody_else_is_no_loss() {
         let (a, record) = lead(&w, "a").await;
         let b = w.store("b").await;
         // Behind a's back: its watch is cut and cannot come back before the renewal is sent.
-        w.server.faults().fail(FaultRule { method: "GET".into(), path_contains: "watch=true".into(), ..FaultRule::default() });
+        w.server.faults().fail(FaultRule {
+            method: "GET".into(),
+            path_contains: "watch=true".into(),
+            ..FaultRule::default()
+        });
         w.server.faults().cut_watches();
         w.annotate_leader(json!({"optime": "4711"}));
         let (second, _) = renewed(a.renew(renew(1)).await);
@@ -349,7 +245,9 @@ async fn a_forbidden_write_says_which_permission_is_missing() {
     o.access = Access::Server { url: w.server.url(), token: Some("reader-token".into()) };
     let a = w.store_with(o).await;
     match a.acquire(acquire(None)).await {
-        LeaseWrite::Refused(why) => assert!(why.starts_with("Forbidden: the service account needs verb create on endpoints"), "{why}"),
+        LeaseWrite::Refused(why) => {
+            assert!(why.starts_with("Forbidden: the service account needs verb create on endpoints"), "{why}")
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -371,7 +269,10 @@ async fn cut_and_expire(mode: Mode) {
             w.server.compact();
         }
         last = record.renew_time.unwrap();
-        see(&b, "the renewal", |v| v.cluster.leader.as_ref().is_some_and(|l| l.lease.renew_time.as_ref() == Some(&last))).await;
+        see(&b, "the renewal", |v| {
+            v.cluster.leader.as_ref().is_some_and(|l| l.lease.renew_time.as_ref() == Some(&last))
+        })
+        .await;
     }
     // A pod and an object that vanish while nobody listens are missing after the relist.
     w.server.faults().fail(FaultRule { method: "GET".into(), ..FaultRule::default() });
@@ -382,7 +283,10 @@ async fn cut_and_expire(mode: Mode) {
     w.server.compact();
     let received = b.view().borrow().lease_received;
     w.server.faults().clear();
-    let view = see(&b, "both gone", |v| v.cluster.leader.is_none() && v.cluster.members.len() == 2 && v.link == StoreLink::Following).await;
+    let view = see(&b, "both gone", |v| {
+        v.cluster.leader.is_none() && v.cluster.members.len() == 2 && v.link == StoreLink::Following
+    })
+    .await;
     assert!(view.lease_received > received, "a vanished object is a change of the record");
     assert!(!last.is_empty());
 }
@@ -399,13 +303,23 @@ async fn the_initialize_race_has_one_winner_and_ends_with_the_system_identifier(
         let view = see(winner, "the claim", |v| v.cluster.initialize == Initialize::InProgress).await;
         assert_eq!(view.cluster.initializer.as_ref().unwrap().session, session);
         let version = view.cluster.config.as_ref().unwrap().version.clone();
-        let WriteResult::Written(next) = winner.write_config(Some(version.clone()), r#"{ "ttl": 30 }"#.into()).await else { panic!() };
+        let WriteResult::Written(next) = winner.write_config(Some(version.clone()), r#"{ "ttl": 30 }"#.into()).await
+        else {
+            panic!()
+        };
         assert_eq!(winner.write_config(Some(version), "{}".into()).await, WriteResult::Conflict);
         assert!(matches!(winner.write_config(Some(next.clone()), "[]".into()).await, WriteResult::Refused(_)));
-        assert!(matches!(winner.write_system_id(Some(next), "7123456789012345678".into()).await, WriteResult::Written(_)));
+        assert!(matches!(
+            winner.write_system_id(Some(next), "7123456789012345678".into()).await,
+            WriteResult::Written(_)
+        ));
         let view = see(&b, "the identifier", |v| v.cluster.initialize.system_id() == Some("7123456789012345678")).await;
-        assert_eq!((view.cluster.initializer.clone(), view.cluster.config.as_ref().unwrap().document.as_deref()), (None, Some(r#"{"ttl":30}"#)));
-        let rows = vec![HistoryRow { timeline: Timeline(1), lsn: Lsn(5), reason: "r".into(), at: None, new_leader: None }];
+        assert_eq!(
+            (view.cluster.initializer.clone(), view.cluster.config.as_ref().unwrap().document.as_deref()),
+            (None, Some(r#"{"ttl":30}"#))
+        );
+        let rows =
+            vec![HistoryRow { timeline: Timeline(1), lsn: Lsn(5), reason: "r".into(), at: None, new_leader: None }];
         assert!(matches!(a.write_history(rows.clone()).await, WriteResult::Written(_)));
         see(&b, "the history", |v| v.cluster.history.as_ref() == Some(&rows)).await;
         let services = w.server.store().list("services", "default").unwrap();
@@ -435,7 +349,14 @@ async fn a_request_is_written_seen_and_cleared_once() {
 async fn objects_made_by_somebody_else_without_our_labels_are_adopted() {
     let w = World::new(Mode::Endpoints).await;
     for name in ["demo", "demo-config"] {
-        w.server.store().create("endpoints", "default", json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": name}})).unwrap();
+        w.server
+            .store()
+            .create(
+                "endpoints",
+                "default",
+                json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": name}}),
+            )
+            .unwrap();
     }
     let a = w.store("a").await;
     assert!(a.view().borrow().cluster.leader.is_none(), "invisible without labels");
@@ -451,7 +372,8 @@ async fn objects_made_by_somebody_else_without_our_labels_are_adopted() {
 async fn member_data_is_sent_only_when_it_changed_and_the_leader_strips_foreign_labels() {
     let w = World::new(Mode::ConfigMaps).await;
     let (a, b) = (w.store("a").await, w.store("b").await);
-    let mut status = MemberStatus::new("postgres://h:5432/postgres", "http://h:8008/patroni", PostgresState::Running, Role::Primary);
+    let mut status =
+        MemberStatus::new("postgres://h:5432/postgres", "http://h:8008/patroni", PostgresState::Running, Role::Primary);
     status.is_leader = true;
     assert!(matches!(a.publish_member(status.clone()).await, WriteResult::Written(_)));
     let view = see(&b, "the member", |v| v.cluster.members[&MemberName::from("a")].role == Some(Role::Primary)).await;
@@ -471,96 +393,6 @@ async fn member_data_is_sent_only_when_it_changed_and_the_leader_strips_foreign_
     status.role = Role::Replica;
     assert!(matches!(a.publish_member(status).await, WriteResult::Written(_)));
     assert_eq!(w.server.store().get("pods", "default", "a").unwrap()["metadata"]["labels"]["role"], "replica");
-}
-
-/// Container statuses of pod `a`: (container, ID, terminated in `state`, terminated ID in `lastState`).
-fn report(w: &World, statuses: &[(&str, &str, bool, Option<&str>)]) {
-    let ended = |id: &str| json!({"terminated": {"containerID": id, "exitCode": 137, "startedAt": null, "finishedAt": null}});
-    let list: Vec<Value> = statuses
-        .iter()
-        .map(|(name, id, dead, last)| {
-            json!({"name": name, "containerID": id, "image": "x", "imageID": "x", "ready": false, "restartCount": 1,
-                "state": if *dead { ended(id) } else { json!({"running": {"startedAt": "2025-01-01T00:00:00Z"}}) },
-                "lastState": last.map_or(json!({}), ended)})
-        })
-        .collect();
-    w.server.store().merge("pods", "default", "a", &json!({"status": {"containerStatuses": list}})).unwrap();
-}
-
-#[tokio::test]
-async fn death_is_proven_by_every_container_and_a_valid_mark_only() {
-    const P: &str = "containerd://a-postgres";
-    const S: &str = "containerd://a-patroni";
-    for mode in MODES {
-        let w = World::new(mode).await;
-        let (a, record) = lead(&w, "a").await;
-        let b = w.store("b").await;
-        let mark = b.read_lease(DEADLINE).await.unwrap().unwrap().holder.unwrap();
-        let prove = |uid: &str, containers: &BTreeMap<String, String>| {
-            b.prove_death(record.clone(), uid.to_owned(), "a".into(), containers.clone())
-        };
-        let none = |got: Result<Option<_>, DcsError>, why: &str| assert_eq!(got, Ok(None), "{mode:?}: {why}");
-        none(prove(&mark.uid, &mark.containers).await, "alive");
-        report(&w, &[("postgres", P, true, None), ("patroni", S, false, None)]);
-        none(prove(&mark.uid, &mark.containers).await, "one container of two");
-        report(&w, &[("postgres", "containerd://new", true, None), ("patroni", S, true, None)]);
-        none(prove(&mark.uid, &mark.containers).await, "another container of that name ended");
-        report(&w, &[("postgres", "containerd://new", false, Some(P)), ("patroni", S, true, None)]);
-        none(prove("another-uid", &mark.containers).await, "other UID");
-        none(prove("", &mark.containers).await, "no UID");
-        none(prove(&mark.uid, &BTreeMap::new()).await, "no containers");
-        let one = BTreeMap::from([("patroni".to_owned(), S.to_owned())]);
-        none(prove(&mark.uid, &one).await, "the mark names fewer containers than the pod has");
-        let proof = prove(&mark.uid, &mark.containers).await.unwrap().expect("state and lastState name both IDs");
-        assert_eq!((&proof.record, proof.how.contains("patroni, postgres")), (&record, true), "{}", proof.how);
-        // The takeover needs the mark to be valid in its own fresh read.
-        w.annotate_leader(json!({"patroni.holder": schema::holder_text(&patroni::model::HolderMark { renew_time: "other".into(), ..mark.clone() })}));
-        none(prove(&mark.uid, &mark.containers).await, "annotation not valid");
-        let want = Acquire { proven_dead: true, ..acquire(Some(record.clone())) };
-        assert!(matches!(b.acquire(want.clone()).await, LeaseWrite::Conflict(_)));
-        w.annotate_leader(json!({"patroni.holder": schema::holder_text(&mark)}));
-        written(b.acquire(want).await);
-        none(prove(&mark.uid, &mark.containers).await, "another record stands");
-        drop(a);
-    }
-}
-
-#[tokio::test]
-async fn a_pod_that_is_gone_proves_death_only_when_that_is_opted_in() {
-    let w = World::new(Mode::Endpoints).await;
-    let (_a, record) = lead(&w, "a").await;
-    let careful = w.store("b").await;
-    let mut o = w.options("c");
-    o.proofs = BTreeSet::from([ProofOfDeath::Released, ProofOfDeath::Terminated, ProofOfDeath::Deleted]);
-    let bold = w.store_with(o).await;
-    let mark = bold.read_lease(DEADLINE).await.unwrap().unwrap().holder.unwrap();
-    let prove = |s: &Arc<KubeStore>| {
-        let s = s.clone();
-        let (record, uid, containers) = (record.clone(), mark.uid.clone(), mark.containers.clone());
-        async move { s.prove_death(record, uid, "a".into(), containers).await.unwrap() }
-    };
-    assert_eq!(prove(&bold).await, None);
-    w.server.store().delete("pods", "default", "a").unwrap();
-    assert!(prove(&bold).await.is_some());
-    assert_eq!(prove(&careful).await, None);
-    w.create_pod("a", 0);
-    assert!(prove(&bold).await.is_some(), "the new pod of that name has another UID");
-}
-
-#[tokio::test]
-async fn container_ids_in_doubt_are_not_published_until_kubernetes_shows_others() {
-    let w = World::new(Mode::Endpoints).await;
-    let (a, _) = lead(&w, "a").await;
-    assert_eq!(a.my_pod().await.unwrap().containers.len(), 2);
-    a.forget_containers();
-    renewed(a.renew(renew(1)).await);
-    let mark = a.read_lease(DEADLINE).await.unwrap().unwrap().holder.unwrap();
-    assert!(mark.containers.is_empty());
-    report(&w, &[("postgres", "containerd://new", false, Some("containerd://a-postgres")), ("patroni", "containerd://a-patroni", false, None)]);
-    see(&a, "the report", |v| !v.cluster.members[&MemberName::from("a")].terminated["postgres"].is_empty()).await;
-    renewed(a.renew(renew(1)).await);
-    let mark = a.read_lease(DEADLINE).await.unwrap().unwrap().holder.unwrap();
-    assert_eq!(mark.containers["postgres"], "containerd://new");
 }
 
 #[tokio::test]

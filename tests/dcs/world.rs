@@ -1,0 +1,147 @@
+//! The world of these tests: an embedded API server with three pods, stores on it, and ways to wait for a view.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use patroni::dcs::kube::{Access, KubeStore, Mode, StoreOptions};
+use patroni::dcs::{Acquire, Dcs, LeaderStatus, LeaseWrite, Renew, Renewal, View};
+use patroni::kubemem::{FaultRule, Options, Server};
+use patroni::model::{BootInstant, LeaseRecord, Lsn, StoreLink, time_scale};
+use serde_json::{Value, json};
+
+pub const MODES: [Mode; 2] = [Mode::Endpoints, Mode::ConfigMaps];
+pub const DEADLINE: Duration = Duration::from_secs(4);
+
+pub fn ttl() -> Duration {
+    Duration::from_secs(30).mul_f64(time_scale())
+}
+
+pub fn now() -> BootInstant {
+    patroni::agent::clock::boot()
+}
+
+/// A server with pods `a`, `b`, `c`, two containers each.
+pub struct World {
+    pub server: Server,
+    pub mode: Mode,
+}
+
+impl World {
+    pub async fn new(mode: Mode) -> World {
+        let server = Server::start(Options { bookmark_interval: Duration::from_millis(200), ..Options::default() })
+            .await
+            .unwrap();
+        let world = World { server, mode };
+        for (i, name) in ["a", "b", "c"].into_iter().enumerate() {
+            world.create_pod(name, i);
+        }
+        world
+    }
+    pub fn create_pod(&self, name: &str, i: usize) {
+        let container = |c: &str| json!({"name": c, "image": "x"});
+        let status = |c: &str| {
+            json!({"name": c, "containerID": format!("containerd://{name}-{c}"), "image": "x", "imageID": "x",
+            "ready": true, "restartCount": 0, "state": {"running": {"startedAt": "2025-01-01T00:00:00Z"}}})
+        };
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "labels": {"application": "patroni", "cluster-name": "demo"}},
+            "spec": {"nodeName": "node", "hostname": name, "containers": [container("postgres"), container("patroni")]},
+            "status": {"podIP": format!("127.0.1.{i}"), "containerStatuses": [status("postgres"), status("patroni")]},
+        });
+        self.server.store().create("pods", "default", pod.clone()).unwrap();
+        self.server.store().merge("pods", "default", name, &json!({"status": pod["status"]})).unwrap();
+    }
+    pub fn options(&self, member: &str) -> StoreOptions {
+        let access = Access::Server { url: self.server.url(), token: Some(self.server.token().to_owned()) };
+        let mut o = StoreOptions::new("demo", Some(member.into()), access, now, patroni::agent::clock::wall);
+        o.mode = self.mode;
+        o.labels = BTreeMap::from([("application".into(), "patroni".into())]);
+        o.session = format!("session-of-{member}");
+        o.retry_timeout = Duration::from_secs(3);
+        o.loop_wait = Duration::from_secs(2);
+        o
+    }
+    pub async fn store(&self, member: &str) -> Arc<KubeStore> {
+        self.store_with(self.options(member)).await
+    }
+    pub async fn store_with(&self, o: StoreOptions) -> Arc<KubeStore> {
+        let store = Arc::new(KubeStore::connect(o).await.unwrap());
+        store.follow();
+        see(&store, "following", |v| v.link == StoreLink::Following && v.cluster.members.len() == 3).await;
+        store
+    }
+    pub fn kind(&self) -> &'static str {
+        match self.mode {
+            Mode::Endpoints => "endpoints",
+            Mode::ConfigMaps => "configmaps",
+        }
+    }
+    pub fn leader_name(&self) -> &'static str {
+        match self.mode {
+            Mode::Endpoints => "demo",
+            Mode::ConfigMaps => "demo-leader",
+        }
+    }
+    pub fn leader(&self) -> Value {
+        self.server.store().get(self.kind(), "default", self.leader_name()).unwrap()
+    }
+    pub fn annotate_leader(&self, annotations: Value) {
+        let patch = json!({"metadata": {"annotations": annotations}});
+        self.server.store().merge(self.kind(), "default", self.leader_name(), &patch).unwrap();
+    }
+    pub fn uid(&self, pod: &str) -> String {
+        self.server.store().get("pods", "default", pod).unwrap()["metadata"]["uid"].as_str().unwrap().to_owned()
+    }
+    pub fn writes_fault(&self, status: u16, count: u64) -> FaultRule {
+        FaultRule {
+            method: "PATCH".into(),
+            path_contains: format!("/{}/{}", self.kind(), self.leader_name()),
+            status,
+            count,
+            only_token: None,
+        }
+    }
+}
+
+/// Waits until the view is as wanted.
+pub async fn see(store: &KubeStore, what: &str, wanted: impl Fn(&View) -> bool) -> Arc<View> {
+    let mut view = store.view();
+    let waited = tokio::time::timeout(Duration::from_secs(10), view.wait_for(|v| wanted(v))).await;
+    match waited {
+        Ok(view) => view.unwrap().clone(),
+        Err(_) => panic!("never seen: {what}; last view {:?}", store.view().borrow()),
+    }
+}
+
+pub fn acquire(stood: Option<LeaseRecord>) -> Acquire {
+    Acquire { stood, proven_dead: false, ttl: ttl(), deadline: DEADLINE }
+}
+
+pub fn renew(optime: u64) -> Renew {
+    let status = LeaderStatus { optime: Some(Lsn(optime)), ..LeaderStatus::default() };
+    Renew { ttl: ttl(), status, deadline: DEADLINE }
+}
+
+#[track_caller]
+pub fn written(w: LeaseWrite) -> (LeaseRecord, BootInstant) {
+    match w {
+        LeaseWrite::Written { record, sent } => (record, sent),
+        other => panic!("not written: {other:?}"),
+    }
+}
+
+#[track_caller]
+pub fn renewed(r: Renewal) -> (LeaseRecord, BootInstant) {
+    match r {
+        Renewal::Renewed { record, sent } => (record, sent),
+        other => panic!("not renewed: {other:?}"),
+    }
+}
+
+pub async fn lead(world: &World, member: &str) -> (Arc<KubeStore>, LeaseRecord) {
+    let store = world.store(member).await;
+    let (record, _) = written(store.acquire(acquire(None)).await);
+    (store, record)
+}
