@@ -464,3 +464,56 @@ async fn a_query_without_connection_is_a_row_and_not_a_failure() {
     check_error(&w.run("query", "").await, "You need to specify either --command or --file");
     check_error(&w.run("query -c x -f y", "").await, "--file and --command are mutually exclusive options");
 }
+
+/// A real Postgres 15, owned by the user `postgres`, on a free loopback port.
+struct Postgres {
+    dir: TempDir,
+    port: u16,
+}
+
+const BIN: &str = "/usr/lib/postgresql/15/bin";
+
+fn as_postgres(program: &str, args: &[&str]) {
+    let mut all = vec!["-u", "postgres", "--", program];
+    all.extend(args);
+    let output = std::process::Command::new("runuser").args(all).stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+impl Postgres {
+    fn start() -> Postgres {
+        let dir = tempfile::Builder::new().prefix("ctl-").tempdir_in("/tmp").unwrap();
+        let path = dir.path().to_str().unwrap().to_owned();
+        assert!(std::process::Command::new("chown").args(["postgres", &path]).status().unwrap().success());
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let (data, log) = (format!("{path}/data"), format!("{path}/log"));
+        as_postgres(&format!("{BIN}/initdb"), &["-D", &data, "-N", "-A", "trust", "-U", "postgres"]);
+        let options = format!("-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={path} -c fsync=off");
+        as_postgres(&format!("{BIN}/pg_ctl"), &["-D", &data, "-w", "-l", &log, "-o", &options, "start"]);
+        Postgres { dir, port }
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        let data = format!("{}/data", self.dir.path().display());
+        as_postgres(&format!("{BIN}/pg_ctl"), &["-D", &data, "-m", "immediate", "stop"]);
+    }
+}
+
+#[tokio::test]
+async fn a_query_prints_rows_of_a_real_server() {
+    let w = World::new(None).await;
+    let pg = Postgres::start();
+    let url = json!({"conn_url": format!("postgres://127.0.0.1:{}/postgres", pg.port), "state": "running", "role": "primary"});
+    w.server.store().merge("pods", "default", "pg-0", &json!({"metadata": {"annotations": {"status": url.to_string()}}})).unwrap();
+    let sql = "-U postgres -d postgres -c \"SELECT 1 AS one, 'x'::text AS two, NULL AS three, true AS four\"";
+    check(&w.run(&format!("query {sql}"), "").await, "one\ttwo\tthree\tfour\n1\tx\tNone\tTrue\n", "", 0);
+    check(&w.run(&format!("query {sql} --delimiter ,"), "").await, "one,two,three,four\n1,x,None,True\n", "", 0);
+    let want = "[{\"one\": 1, \"two\": \"x\", \"three\": null, \"four\": true}]\n";
+    check(&w.run(&format!("query {sql} --format json -r primary"), "").await, want, "", 0);
+    check(&w.run(&format!("query {sql} --format nonsense"), "").await, "", "", 0);
+    let wrong = w.run("query -U postgres -c 'SELECT 1/0'", "").await;
+    assert!(wrong.out.ends_with("\tERROR, SQLSTATE: 22012\n") && wrong.code == 0, "{}", wrong.out);
+    check(&w.run("query -U postgres -c 'CREATE TABLE t ()'", "").await, "", "", 0);
+}

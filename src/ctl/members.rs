@@ -56,10 +56,7 @@ pub fn dynamic(cluster: &Cluster) -> Value {
 
 /// Is the cluster paused?
 pub fn is_paused(cluster: &Cluster) -> bool {
-    match &dynamic(cluster)["pause"] {
-        Value::Bool(on) => *on,
-        other => numbers::parse_bool(&super::output::cell_text(other)).unwrap_or(false),
-    }
+    numbers::parse_bool(&super::output::cell_text(&dynamic(cluster)["pause"])).unwrap_or(false)
 }
 
 /// Host and port of a member's `conn_url`.

@@ -192,6 +192,7 @@ async fn run(client: &Client, sql: &str) -> std::result::Result<Option<Rows>, to
         Err(_) => Vec::new(),
     };
     let mut found: Option<Rows> = None;
+    #[allow(clippy::wildcard_enum_match_arm)]
     for message in client.simple_query(sql).await? {
         match message {
             SimpleQueryMessage::RowDescription(columns) => {
@@ -203,7 +204,8 @@ async fn run(client: &Client, sql: &str) -> std::result::Result<Option<Rows>, to
                     rows.push(cells);
                 }
             }
-            _ => {}
+            // CommandComplete, and whatever kinds the library adds: nothing to print.
+            other => drop(other),
         }
     }
     Ok(found)
