@@ -1,1 +1,296 @@
-fn main() {}
+//! How long writes stop, what a member weighs, what the API server sees: `make bench`, beside the targets of design §11.
+//!
+//! Three members with real Postgres at 30/10/10, one client writing every 2 ms straight to the members; medians of
+//! `ROUNDS` (5) rounds each. Prints a table and writes `target/bench-failover.json`. `cargo bench --bench failover WORD…` runs
+//! only the measurements whose name contains a word. Nothing is asserted but what must never happen: two writers.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use patroni::demo::cluster::{Cluster, Options};
+use patroni::demo::writer::{self, Writer};
+use patroni::demo::{Failure, Res, fail, machine, verdict};
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+const CLIENT_EVERY: Duration = Duration::from_millis(2);
+/// Longer than a renewal period: rounds must not hit the same phase of the lease.
+const REST_AT_MOST_MS: u64 = 3000;
+/// How long the cluster is watched at rest.
+const AT_REST: Duration = Duration::from_secs(60);
+
+/// One line of the table.
+struct Row {
+    name: &'static str,
+    target: &'static str,
+    unit: &'static str,
+    values: Vec<f64>,
+}
+
+impl Row {
+    fn median(&self) -> Option<f64> {
+        let mut sorted = self.values.clone();
+        sorted.sort_by(f64::total_cmp);
+        let middle = sorted.len() / 2;
+        match sorted.len() {
+            0 => None,
+            n if n % 2 == 1 => sorted.get(middle).copied(),
+            _ => Some((sorted.get(middle - 1)? + sorted.get(middle)?) / 2.0),
+        }
+    }
+}
+
+struct Bench {
+    rows: Vec<Row>,
+    rounds: usize,
+    words: Vec<String>,
+    acknowledged: usize,
+    lost: usize,
+    double: usize,
+}
+
+fn main() {
+    let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let rounds = std::env::var("ROUNDS").ok().and_then(|r| r.parse().ok()).unwrap_or(5);
+    let mut bench = Bench { rows: Vec::new(), rounds, words, acknowledged: 0, lost: 0, double: 0 };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(bench.run()),
+        Err(e) => Err(Failure::from(e)),
+    };
+    bench.print();
+    if let Err(e) = result {
+        eprintln!("bench: {e}");
+        std::process::exit(1);
+    }
+}
+
+impl Bench {
+    fn wanted(&self, name: &str) -> bool {
+        self.words.is_empty() || self.words.iter().any(|w| name.contains(w.as_str()))
+    }
+
+    fn put(&mut self, name: &'static str, target: &'static str, unit: &'static str, value: f64) {
+        println!("  {name}: {value:.2} {unit}");
+        match self.rows.iter_mut().find(|r| r.name == name) {
+            Some(row) => row.values.push(value),
+            None => self.rows.push(Row { name, target, unit, values: vec![value] }),
+        }
+    }
+
+    async fn run(&mut self) -> Res<()> {
+        let Some(postgres) = machine::find_postgres() else { return fail("no Postgres on this machine: make prepare") };
+        let bin_dir = std::env::var_os("PATRONI_BIN_DIR").map(PathBuf::from);
+        let built = PathBuf::from(env!("CARGO_BIN_EXE_patroni")).parent().map(PathBuf::from).unwrap_or_default();
+        let mut options = Options::new(bin_dir.unwrap_or(built), postgres);
+        options.scope = "bench".into();
+        options.scale = 1.0;
+        if self.wanted("start") {
+            for _ in 0..self.rounds {
+                self.start_from_nothing(&options).await?;
+            }
+        }
+        let mut cluster = Cluster::start(options).await?;
+        cluster.wait_whole(Duration::from_secs(120)).await?;
+        let client = cluster.clients(CLIENT_EVERY)?;
+        client.wait_for_ack(Instant::now(), Duration::from_secs(10), |_| true).await?;
+        if self.wanted("rest") {
+            self.at_rest(&mut cluster).await?;
+        }
+        self.break_things(&mut cluster, &client).await?;
+        let leader = cluster.wait_whole(Duration::from_secs(120)).await?;
+        let acks = client.finish();
+        let present = writer::present(cluster.members[leader].port).await?;
+        self.acknowledged = acks.len();
+        self.lost = verdict::loss(&acks, &present).rows;
+        self.double = verdict::two_writers(&acks, None).len();
+        if self.double > 0 { fail("two members accepted writes at once") } else { Ok(()) }
+    }
+
+    async fn break_things(&mut self, cluster: &mut Cluster, client: &Writer) -> Res<()> {
+        for round in 1..=self.rounds {
+            println!("round {round} of {}", self.rounds);
+            if self.wanted("switchover") {
+                self.switchover(cluster, client).await?;
+            }
+            if self.wanted("SIGTERM") {
+                self.sigterm(cluster, client).await?;
+            }
+            if self.wanted("Postgres killed") {
+                self.postgres_killed(cluster, client).await?;
+            }
+            if self.wanted("member killed, reported") {
+                self.member_killed(cluster, client, true).await?;
+            }
+            if self.wanted("member killed, silent") {
+                self.member_killed(cluster, client, false).await?;
+            }
+            if self.wanted("frozen") {
+                self.frozen(cluster, client).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn start_from_nothing(&mut self, options: &Options) -> Res<()> {
+        let begun = Instant::now();
+        let mut cluster = Cluster::start(options.clone()).await?;
+        cluster.wait_whole(Duration::from_secs(120)).await?;
+        self.put("start: three members from nothing to streaming", "<= 6 s", "s", begun.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    async fn switchover(&mut self, cluster: &mut Cluster, client: &Writer) -> Res<()> {
+        let old = settled(cluster).await?;
+        let candidate = (old + 1) % cluster.members.len();
+        let asked = Instant::now();
+        let body = json!({"leader": cluster.members[old].name, "candidate": cluster.members[candidate].name});
+        let (status, answer) = cluster.rest_send(old, "POST", "/switchover", body).await?;
+        if status != 200 {
+            return fail(format!("POST /switchover: {status} {answer}"));
+        }
+        client.wait_for_ack(asked, Duration::from_secs(60), |a| a.member != old).await?;
+        self.put("switchover, writes stopped", "<= 0.5 s", "s", client.longest_gap(asked).as_secs_f64());
+        Ok(())
+    }
+
+    async fn sigterm(&mut self, cluster: &mut Cluster, client: &Writer) -> Res<()> {
+        let old = settled(cluster).await?;
+        let asked = cluster.sigterm(old)?;
+        client.wait_for_ack(asked, Duration::from_secs(60), |a| a.member != old).await?;
+        self.put("SIGTERM of the leader, writes stopped", "<= 0.6 s", "s", client.longest_gap(asked).as_secs_f64());
+        cluster.members[old].ended(Duration::from_secs(30)).await?;
+        cluster.start_member(old).await
+    }
+
+    async fn postgres_killed(&mut self, cluster: &mut Cluster, client: &Writer) -> Res<()> {
+        let old = settled(cluster).await?;
+        let killed = cluster.kill_postmaster(old)?;
+        client.wait_for_ack(killed + Duration::from_millis(50), Duration::from_secs(60), |_| true).await?;
+        self.put(
+            "Postgres killed, sidecar alive, writes stopped",
+            "<= 1 s",
+            "s",
+            client.longest_gap(killed).as_secs_f64(),
+        );
+        Ok(())
+    }
+
+    async fn member_killed(&mut self, cluster: &mut Cluster, client: &Writer, report: bool) -> Res<()> {
+        let old = settled(cluster).await?;
+        let killed = cluster.kill_member(old).await?;
+        let reported = if report { Some(cluster.report_terminated(old).await?) } else { None };
+        let ack = client.wait_for_ack(killed, Duration::from_secs(90), |a| a.member != old).await?;
+        match reported {
+            Some(at) => {
+                let after = ack.at.saturating_duration_since(at).as_secs_f64();
+                self.put("member killed, reported: first write after the report", "<= 2 s", "s", after);
+            }
+            None => {
+                let stopped = client.longest_gap(killed).as_secs_f64();
+                self.put("member killed, silent, writes stopped", "<= 30.7 s", "s", stopped);
+            }
+        }
+        cluster.start_member(old).await
+    }
+
+    async fn frozen(&mut self, cluster: &mut Cluster, client: &Writer) -> Res<()> {
+        let old = settled(cluster).await?;
+        let frozen = cluster.freeze(old);
+        let taken = client.wait_for_ack(frozen, Duration::from_secs(90), |a| a.member != old).await;
+        cluster.thaw(old);
+        taken?;
+        self.put("member frozen, writes stopped", "<= 30.7 s", "s", client.longest_gap(frozen).as_secs_f64());
+        Ok(())
+    }
+
+    /// Memory and processor time of `patroni` and its keeper, and what the API is asked, while the client writes.
+    async fn at_rest(&mut self, cluster: &mut Cluster) -> Res<()> {
+        settled(cluster).await?;
+        println!("at rest for {} s", AT_REST.as_secs());
+        let daemons: Vec<i32> = cluster.members.iter_mut().filter_map(|m| m.sidecar()).collect();
+        cluster.api.server().reset_request_counts();
+        let before: Vec<u64> = daemons.iter().map(|p| processor_ms(*p)).collect();
+        sleep(AT_REST).await;
+        let counts = cluster.api.server().request_counts();
+        let minutes = AT_REST.as_secs_f64() / 60.0;
+        for (pid, before) in daemons.iter().zip(before) {
+            let used = (processor_ms(*pid) - before) as f64 / minutes;
+            let (pss, anonymous) = memory_mb(*pid);
+            self.put("at rest: processor time of a member", "<= 10 ms/min", "ms/min", used);
+            self.put("at rest: PSS of a member", "<= 12 MB", "MB", pss);
+            self.put("at rest: of it anonymous", "<= 4 MB", "MB", anonymous);
+        }
+        let mut verbs: BTreeMap<String, u64> = BTreeMap::new();
+        for ((verb, _), n) in counts {
+            *verbs.entry(verb).or_default() += n;
+        }
+        println!("  requests by verb: {verbs:?}");
+        let of = |names: &[&str]| names.iter().filter_map(|n| verbs.get(*n)).sum::<u64>() as f64 / minutes;
+        self.put(
+            "at rest: API writes of the cluster",
+            "6 (<= 12)/min",
+            "/min",
+            of(&["patch", "update", "create", "delete"]),
+        );
+        self.put("at rest: API reads of the cluster", "0 /min", "/min", of(&["get", "list"]));
+        self.put("at rest: API watches opened", "-", "/min", of(&["watch"]));
+        Ok(())
+    }
+
+    fn print(&self) {
+        println!("\n{:<56} {:>16} {:>10} {:>8} {:>8}", "", "target", "median", "least", "most");
+        for row in &self.rows {
+            let least = row.values.iter().copied().fold(f64::INFINITY, f64::min);
+            let most = row.values.iter().copied().fold(0.0, f64::max);
+            let median = row.median().unwrap_or_default();
+            println!("{:<56} {:>16} {median:>10.2} {least:>8.2} {most:>8.2} {}", row.name, row.target, row.unit);
+        }
+        println!(
+            "{} rows acknowledged, {} lost, {} acknowledged by two primaries at once",
+            self.acknowledged, self.lost, self.double
+        );
+        let rows: Vec<Value> = self
+            .rows
+            .iter()
+            .map(|r| json!({"name": r.name, "target": r.target, "unit": r.unit, "median": r.median(), "values": r.values}))
+            .collect();
+        let all =
+            json!({"rows": rows, "acknowledged": self.acknowledged, "lost": self.lost, "two_primaries": self.double});
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/bench-failover.json");
+        match std::fs::write(&path, format!("{all:#}\n")) {
+            Ok(()) => println!("{}", path.display()),
+            Err(e) => eprintln!("bench: write {}: {e}", path.display()),
+        }
+    }
+}
+
+/// Whole again, and a moment later that is not the same in every round.
+async fn settled(cluster: &mut Cluster) -> Res<usize> {
+    cluster.wait_whole(Duration::from_secs(120)).await?;
+    sleep(Duration::from_millis(rand::random_range(500..REST_AT_MOST_MS))).await;
+    cluster.wait_whole(Duration::from_secs(120)).await
+}
+
+/// Time on the processor so far, user and system, in milliseconds.
+fn processor_ms(pid: i32) -> u64 {
+    let nanos: u64 = std::fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|t| std::fs::read_to_string(t.path().join("schedstat")).ok())
+        .filter_map(|s| s.split_whitespace().next()?.parse::<u64>().ok())
+        .sum();
+    nanos / 1_000_000
+}
+
+/// PSS of a process in MB, and how much of it is anonymous.
+fn memory_mb(pid: i32) -> (f64, f64) {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let field = |name: &str| {
+        let line = text.lines().find(|l| l.starts_with(name));
+        line.and_then(|l| l.split_whitespace().nth(1)?.parse::<f64>().ok()).unwrap_or_default() / 1024.0
+    };
+    (field("Pss:"), field("Pss_Anon:"))
+}

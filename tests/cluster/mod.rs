@@ -131,7 +131,9 @@ fn options(test: &Test) -> Res<Options> {
     };
     let built = PathBuf::from(env!("CARGO_BIN_EXE_patroni"));
     let unscaled = std::env::var_os("PATRONI_UNSCALED_BIN_DIR").map(PathBuf::from);
-    let bin_dir = match (test.scaled, unscaled) {
+    let given = std::env::var_os("PATRONI_BIN_DIR").map(PathBuf::from);
+    let bin_dir = match (test.scaled, given.or(unscaled)) {
+        (true, Some(dir)) if std::env::var_os("PATRONI_BIN_DIR").is_some() => dir,
         (true, _) => built.parent().map(PathBuf::from).unwrap_or_default(),
         (false, Some(dir)) => dir,
         (false, None) if cfg!(feature = "test-time-scale") => {
