@@ -71,7 +71,7 @@ const IMPORTS: &[Layer] = &[
     },
     Layer {
         module: "api",
-        ours: &["model", "agent"],
+        ours: &["model", "agent", "config::numbers"],
         never: &["kube::", "k8s_openapi::", "tokio_postgres::"],
         why: "REST answers from the agent's handle and never waits for store or Postgres itself",
     },
@@ -101,6 +101,15 @@ const IMPORTS: &[Layer] = &[
     },
 ];
 
+/// Places that may use a word their layer may not, each with its reason.
+const EXCEPTIONS: &[(&str, &str, &str)] = &[
+    ("src/config/files.rs", "std::fs", "the one file that reads configuration files; the rest of config gets text"),
+    ("src/config/validate.rs", "std::net", "an address is text that parses or not; nothing is opened"),
+];
+
+/// The sample configuration is Patroni's, down to the word it marks the values with that a user must fill in.
+const SAMPLE: &str = "src/config/sample.rs";
+
 const FILE_LINES_MAX: usize = 600;
 const FUNCTION_LINES_MAX: usize = 70;
 const MAIN_LINES_MAX: usize = 40;
@@ -114,7 +123,6 @@ const ANNOTATION_KEYS: &[&str] = &[
     "\"patroni.holder\"",
     "\"patroni.initializer\"",
     "\"patroni.impl\"",
-    "\"sync_standby\"",
 ];
 
 /// Words that put work off. Split so that this file passes its own rule.
@@ -224,7 +232,8 @@ fn nobody_imports_what_the_table_forbids() {
                     .push(format!("{name}: crate::{path} ({} may use {:?}: {})", layer.module, layer.ours, layer.why));
             }
         }
-        for word in layer.never.iter().filter(|w| occurs(&code, w)) {
+        let excused = |word: &str| EXCEPTIONS.iter().any(|(file, w, _)| *file == name && *w == word);
+        for word in layer.never.iter().filter(|w| occurs(&code, w) && !excused(w)) {
             broken.push(format!("{name}: {word} ({}: {})", layer.module, layer.why));
         }
     }
@@ -305,7 +314,7 @@ fn annotation_keys_are_spelled_in_one_place() {
 #[test]
 fn nothing_is_put_off_in_words() {
     let mut broken = Vec::new();
-    for (name, text) in files(&["src", "tests", "benches"]) {
+    for (name, text) in files(&["src", "tests", "benches"]).into_iter().filter(|(name, _)| name != SAMPLE) {
         for (i, line) in text.lines().enumerate() {
             if let Some(word) = PROMISES.iter().find(|w| line.contains(**w)) {
                 broken.push(format!("{name}:{}: {word:?}: do it, or say in an error message what is not there", i + 1));
