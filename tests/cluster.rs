@@ -28,7 +28,10 @@ fn main() -> ExitCode {
         match outcome {
             Outcome::Passed => passed += 1,
             Outcome::Skipped(why) => skipped.push(format!("skipped {}: {why}", test.name)),
-            Outcome::Failed(why) => failed.push(format!("---- {} ----\n{why}", test.name)),
+            Outcome::Failed(why) => {
+                println!("{why}");
+                failed.push(format!("failed {}", test.name));
+            }
         }
     }
     skipped.iter().chain(&failed).for_each(|line| println!("{line}"));

@@ -22,7 +22,9 @@ pub async fn a_crashed_postgres_acknowledges_nothing_late_and_loses_nothing(opti
 /// acknowledgement, if it got one.
 async fn slow_insert(port: u16, id: i64) -> Res<JoinHandle<Option<Instant>>> {
     let client = writer::connect(port).await?;
-    let sql = format!("INSERT INTO {TABLE} (id, member) SELECT {id}, sum(length(md5(i::text))) % 7 FROM generate_series(1, 4000000) i");
+    let sql = format!(
+        "INSERT INTO {TABLE} (id, member) SELECT {id}, sum(length(md5(i::text))) % 7 FROM generate_series(1, 4000000) i"
+    );
     Ok(tokio::spawn(async move { client.batch_execute(&sql).await.is_ok().then(Instant::now) }))
 }
 
@@ -36,7 +38,9 @@ async fn crash(trial: &mut Trial, leader: usize) -> Res<()> {
     let killed = trial.cluster.kill_postmaster(leader)?;
     let deadline = trial.cluster.options.healed_within();
     let after = trial.client.wait_for_ack(killed + Duration::from_millis(100), deadline, |_| true).await;
-    let Ok(after) = after else { return fail(format!("no write after the crash\n{}", trial.cluster.diagnosis().await)) };
+    let Ok(after) = after else {
+        return fail(format!("no write after the crash\n{}", trial.cluster.diagnosis().await));
+    };
     for statement in slow {
         if let Some(at) = statement.await?
             && at > after.at

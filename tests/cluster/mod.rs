@@ -13,6 +13,7 @@ mod start;
 
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -100,8 +101,12 @@ pub const TESTS: &[Test] = tests![
 /// Nothing here needs longer; a test that hangs is a failure, not a hung run.
 const TEST_MAX: Duration = Duration::from_secs(180);
 
+/// The test that runs, for the names of kept logs.
+static RUNNING: Mutex<&str> = Mutex::new("");
+
 /// Runs one test in a runtime of its own.
 pub fn run(test: &Test) -> (Outcome, Duration) {
+    *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) = test.name;
     let start = Instant::now();
     let outcome = match options(test) {
         Err(why) => Outcome::Skipped(why.0),
@@ -240,7 +245,7 @@ pub fn keep_logs(cluster: &Cluster) {
     let to = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).with_file_name("cluster-logs");
     if std::fs::create_dir_all(&to).is_ok() {
         for member in &cluster.members {
-            let name = cluster.dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            let name = RUNNING.lock().unwrap_or_else(PoisonError::into_inner).replace("::", "-");
             let kept = to.join(format!("{name}-{}.log", member.name));
             if std::fs::copy(member.log_path(), &kept).is_ok() {
                 println!("kept {}", kept.display());

@@ -96,5 +96,8 @@ async fn cut_for_a_moment(trial: &mut Trial, leader: usize) -> Res<()> {
     }
     sleep(o.lease()).await;
     let acks = trial.client.acks();
-    must(acks.iter().all(|a| a.member == leader && a.timeline == acks[0].timeline), "the leader changed or was promoted anew")
+    must(
+        acks.iter().all(|a| a.member == leader && a.timeline == acks[0].timeline),
+        "the leader changed or was promoted anew",
+    )
 }

@@ -42,9 +42,15 @@ async fn looks_like_patroni(cluster: &mut Cluster, leader: usize) -> Res<()> {
             let got = cluster.rest(i, path).await.map(|(status, _)| status);
             must(got == Some(wanted), format!("{} answers {path} with {got:?}", cluster.members[i].name))?;
         }
-        let pod = cluster.api.object("pods", &cluster.members[i].name).await?;
-        let role = pod.pointer("/metadata/labels/role").and_then(Value::as_str).unwrap_or_default().to_owned();
-        must((role == "replica") != (i == leader), format!("{} is labelled {role:?}", cluster.members[i].name))?;
+        let wanted = if i == leader { "the leader's label" } else { "the label of a replica" };
+        let deadline = cluster.options.secs(10.0);
+        cluster
+            .wait_for(&format!("{} has {wanted}", cluster.members[i].name), deadline, async |c| {
+                let pod = c.api.object("pods", &c.members[i].name).await.ok()?;
+                let role = pod.pointer("/metadata/labels/role").and_then(Value::as_str)?.to_owned();
+                ((role == "replica") != (i == leader)).then_some(())
+            })
+            .await?;
     }
     let slots = cluster.sql(leader, "SELECT slot_name FROM pg_replication_slots WHERE active ORDER BY 1").await?;
     must(slots.len() == cluster.members.len() - 1, format!("active slots on the leader: {slots:?}"))?;
