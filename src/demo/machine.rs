@@ -51,6 +51,11 @@ impl User {
         })
     }
 
+    /// Its uid and gid, when it is somebody else than us.
+    pub fn ids(&self) -> Option<(u32, u32)> {
+        self.0
+    }
+
     /// Gives `path` to the user.
     ///
     /// # Errors

@@ -228,7 +228,7 @@ impl Trial {
         let lost = verdict::loss(&acks, &present);
         let double = verdict::two_writers(&acks, self.thawed);
         if !double.is_empty() {
-            return fail(format!("two writers: {}", double.join("; ")));
+            return fail(format!("two writers, {} times: {}", double.len(), double[0]));
         }
         match allowed {
             Allowed::Nothing if lost.rows > 0 => fail(format!("acknowledged rows are lost: {lost:?}")),

@@ -1,0 +1,169 @@
+//! Bad input: one clear message, exit 1, nothing changed on disk.
+//!
+//! Each test runs the real `patroni` as the user members run as. No API server is needed: what is wrong with this machine
+//! and this file is said before anybody else is asked.
+
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use patroni::demo::machine;
+
+/// A directory the members' user may write to, removed at the end.
+struct Place(PathBuf);
+
+impl Place {
+    fn new() -> Place {
+        let dir = machine::private_dir("patroni-refusal").unwrap();
+        machine::User::find().unwrap().own(&dir).unwrap();
+        Place(dir)
+    }
+    fn file(&self, text: &str) -> PathBuf {
+        let path = self.0.join("patroni.yml");
+        std::fs::write(&path, text).unwrap();
+        std::fs::write(self.0.join("kubeconfig"), KUBECONFIG).unwrap();
+        path
+    }
+    fn untouched(&self) -> bool {
+        !self.0.join("data").exists()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).unwrap();
+    }
+}
+
+/// Port 9 (discard) has no server; nobody should get that far.
+const KUBECONFIG: &str = "apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: 'http://127.0.0.1:9'}}]\n\
+    users: [{name: u, user: {token: t}}]\ncontexts: [{name: c, context: {cluster: c, user: u}}]\ncurrent-context: c\n";
+
+fn config(dir: &Path, rest: u16, port: u16, bin: &Path) -> String {
+    let (dir, bin) = (dir.display(), bin.display());
+    format!(
+        "scope: refused\nname: refused-0\nrestapi:\n  listen: 127.0.0.1:{rest}\n  connect_address: 127.0.0.1:{rest}\n\
+         kubernetes:\n  context: ''\n  labels: {{application: patroni}}\n\
+         bootstrap:\n  dcs: {{ttl: 20, loop_wait: 1, retry_timeout: 3}}\n\
+         postgresql:\n  listen: 127.0.0.1:{port}\n  connect_address: 127.0.0.1:{port}\n  data_dir: {dir}/data\n  \
+         bin_dir: {bin}\n  pgpass: {dir}/pgpass\n  authentication:\n    superuser: {{username: postgres, password: x}}\n    \
+         replication: {{username: replicator, password: x}}\n  parameters: {{unix_socket_directories: {dir}}}\n\
+         watchdog: {{mode: off}}\n"
+    )
+}
+
+enum As {
+    Member,
+    Root,
+}
+
+/// Exit code and everything printed. It has ten seconds.
+fn run(file: &Path, who: As) -> (i32, String) {
+    let dir = file.parent().unwrap();
+    let built = PathBuf::from(env!("CARGO_BIN_EXE_patroni"));
+    let program = std::env::var_os("PATRONI_BIN_DIR").map_or(built, |dir| PathBuf::from(dir).join("patroni"));
+    let mut command = Command::new(program);
+    command.arg(file).env("KUBECONFIG", dir.join("kubeconfig")).env("HOME", dir).stdin(Stdio::null());
+    if let (As::Member, Some((uid, gid))) = (who, machine::User::find().unwrap().ids()) {
+        command.uid(uid).gid(gid);
+    }
+    let out = std::fs::File::create(dir.join("out")).unwrap();
+    let mut child = command.stdout(out.try_clone().unwrap()).stderr(out).spawn().unwrap();
+    for _ in 0..1000 {
+        if let Some(status) = child.try_wait().unwrap() {
+            return (status.code().unwrap_or(-1), std::fs::read_to_string(dir.join("out")).unwrap());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    (-1, format!("still running after 10 s:\n{}", std::fs::read_to_string(dir.join("out")).unwrap()))
+}
+
+/// Runs it and checks: exit 1, every word said, at most `lines` lines that are errors or worse, no data directory.
+fn refused(place: &Place, file: &Path, who: As, words: &[&str]) {
+    let (code, said) = run(file, who);
+    assert_eq!(code, 1, "{said}");
+    for word in words {
+        assert!(said.contains(word), "{word:?} is not in: {said}");
+    }
+    assert!(said.lines().count() <= 3, "one clear message, not: {said}");
+    assert!(place.untouched(), "it made a data directory");
+}
+
+fn free(count: usize) -> Vec<u16> {
+    machine::free_ports(30_100, count).unwrap()
+}
+
+/// Tests that need Postgres or another user say so and end, like the cluster tests.
+fn postgres() -> Option<PathBuf> {
+    let found = machine::find_postgres().filter(|_| machine::User::find().is_ok());
+    if found.is_none() {
+        println!("skipped: no Postgres, or no user to run it as");
+    }
+    found
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    if postgres().is_none() {
+        return;
+    }
+    let place = Place::new();
+    place.file("");
+    let file = place.0.join("nowhere.yml");
+    refused(&place, &file, As::Member, &[&file.display().to_string()]);
+}
+
+#[test]
+fn a_yaml_error_has_a_line_and_a_column() {
+    if postgres().is_none() {
+        return;
+    }
+    let place = Place::new();
+    let file = place.file("scope: x\nname: y\nrestapi: {listen: [\n");
+    refused(&place, &file, As::Member, &[&format!("{}:4:1", file.display())]);
+}
+
+#[test]
+fn a_wrong_type_names_its_key() {
+    let Some(bin) = postgres() else { return };
+    let place = Place::new();
+    let text = config(&place.0, 30_100, 30_101, &bin).replace("authentication:", "authentication: 7\n  ignored:");
+    refused(&place, &place.file(&text), As::Member, &["authentication"]);
+}
+
+#[test]
+fn missing_postgres_programs_are_named() {
+    if postgres().is_none() {
+        return;
+    }
+    let place = Place::new();
+    let ports = free(2);
+    let text = config(&place.0, ports[0], ports[1], &place.0.join("no-postgres"));
+    refused(&place, &place.file(&text), As::Member, &["no-postgres"]);
+}
+
+#[test]
+fn an_occupied_rest_port_is_named() {
+    let Some(bin) = postgres() else { return };
+    let place = Place::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let text = config(&place.0, port, free(1)[0], &bin);
+    refused(&place, &place.file(&text), As::Member, &[&port.to_string()]);
+}
+
+#[test]
+fn root_is_refused() {
+    let Some(bin) = postgres() else { return };
+    if machine::User::find().unwrap().ids().is_none() {
+        println!("skipped: not started as root");
+        return;
+    }
+    let place = Place::new();
+    let ports = free(2);
+    refused(&place, &place.file(&config(&place.0, ports[0], ports[1], &bin)), As::Root, &["root"]);
+}
