@@ -224,6 +224,10 @@ async fn environment_alone_is_enough() {
     let w = World::new(None).await;
     let env = [("PATRONI_SCOPE", "demo"), ("PATRONI_KUBERNETES_LABELS", "{application: patroni}"), ("PATRONI_KUBERNETES_CONTEXT", "patroni-demo")];
     check(&w.run_with(&["list".into()], "", &env).await, TABLE, "", 0);
+    let file = w.dir.path().join("current.yml");
+    std::fs::write(&file, "scope: demo\nkubernetes: {labels: {application: patroni}, context: ''}\n").unwrap();
+    let args = ["-c", file.to_str().unwrap(), "list"].map(String::from);
+    check(&w.run_with(&args, "", &[]).await, TABLE, "", 0);
     let none = w.run_with(&["list".into()], "", &[]).await;
     check_error(&none, "Can not find suitable configuration of distributed configuration store\nAvailable implementations: kubernetes");
     let args = ["-c", "/nonexistent/x.yaml", "list"].map(String::from);

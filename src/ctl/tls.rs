@@ -148,3 +148,64 @@ impl ServerCertVerifier for Verifier {
         self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::process::Command;
+
+    use http::Method;
+
+    use super::super::rest::{Answer, Rest};
+    use super::*;
+
+    /// A self-signed `CA:TRUE` certificate as people make it, and a server with it that answers one request per connection.
+    fn server(dir: &std::path::Path) -> (String, String) {
+        let (cert, key) = (dir.join("cert.pem"), dir.join("key.pem"));
+        let made = Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=demo", "-days", "2", "-keyout"])
+            .args([&key, std::path::Path::new("-out"), &cert].map(std::path::Path::as_os_str))
+            .output()
+            .unwrap();
+        assert!(made.status.success());
+        let chain = certificates(cert.to_str().unwrap(), "test").unwrap();
+        let key = PrivateKeyDer::from_pem_file(&key).unwrap();
+        let config = rustls::ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .unwrap();
+        let config = Arc::new(config);
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("https://{}/patroni", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            for socket in listener.incoming() {
+                let session = rustls::ServerConnection::new(config.clone()).unwrap();
+                let mut stream = rustls::StreamOwned::new(session, socket.unwrap());
+                let mut buffer = [0; 4096];
+                if stream.read(&mut buffer).is_ok() {
+                    drop(stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi"));
+                    drop(stream.flush());
+                }
+            }
+        });
+        (url, cert.to_str().unwrap().to_owned())
+    }
+
+    #[tokio::test]
+    async fn verifies_unless_told_not_to_and_takes_a_self_signed_certificate_as_its_own_ca() {
+        let dir = tempfile::tempdir().unwrap();
+        let (url, cert) = server(dir.path());
+        let call = async |options: RestOptions| {
+            Rest::new(&options).unwrap().call(Method::GET, &url, "patroni", None).await
+        };
+        let hi = Ok(Answer { status: 200, text: "hi".into() });
+        assert_eq!(call(RestOptions { cacert: Some(cert), ..RestOptions::default() }).await, hi);
+        assert_eq!(call(RestOptions { insecure: true, ..RestOptions::default() }).await, hi);
+        let refused = call(RestOptions::default()).await.unwrap_err();
+        assert!(refused.contains("certificate"), "{refused}");
+        let missing = Rest::new(&RestOptions { cacert: Some("/nonexistent".into()), ..RestOptions::default() });
+        assert!(missing.unwrap_err().to_string().contains("ctl.cacert"));
+    }
+}
