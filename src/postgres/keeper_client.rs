@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -106,7 +106,7 @@ impl KeeperClient {
             waiting: Arc::default(),
             next: Arc::new(AtomicU64::new(1)),
         };
-        tokio::spawn(read(reader, client.clone(), events));
+        tokio::spawn(read(reader, client.downgrade(), events));
         let hello =
             Ask::Hello { protocol: PROTOCOL, boot_id: crate::keeper::boot_id(), client: name.to_owned() };
         match client.ask(hello).await? {
@@ -189,6 +189,30 @@ impl KeeperClient {
         Ok(RunEnd { code, how, output: kept.into_iter().collect::<Vec<_>>().join("\n") })
     }
 
+    /// For the reading task: it must not keep the connection open when the last client is dropped.
+    fn downgrade(&self) -> Ends {
+        Ends { writer: Arc::downgrade(&self.writer), waiting: self.waiting.clone(), next: self.next.clone() }
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut Waiting) -> T) -> T {
+        act(&mut self.waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+}
+
+/// The reading task's hold on a client.
+struct Ends {
+    writer: Weak<tokio::sync::Mutex<OwnedWriteHalf>>,
+    waiting: Arc<Mutex<Waiting>>,
+    next: Arc<AtomicU64>,
+}
+
+impl Ends {
+    fn client(&self) -> Option<KeeperClient> {
+        let writer = self.writer.upgrade()?;
+        Some(KeeperClient { writer, waiting: self.waiting.clone(), next: self.next.clone() })
+    }
+
     fn with<T>(&self, act: impl FnOnce(&mut Waiting) -> T) -> T {
         act(&mut self.waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
@@ -224,7 +248,7 @@ impl Drop for CancelOnDrop {
     }
 }
 
-async fn read(mut reader: OwnedReadHalf, client: KeeperClient, events: mpsc::Sender<KeeperEvent>) {
+async fn read(mut reader: OwnedReadHalf, client: Ends, events: mpsc::Sender<KeeperEvent>) {
     let mut buffer = Vec::new();
     let mut chunk = [0u8; 4096];
     let why = loop {
@@ -244,7 +268,7 @@ async fn read(mut reader: OwnedReadHalf, client: KeeperClient, events: mpsc::Sen
 
 async fn take_frames(
     buffer: &mut Vec<u8>,
-    client: &KeeperClient,
+    client: &Ends,
     events: &mpsc::Sender<KeeperEvent>,
 ) -> Result<(), String> {
     while let Some(frame) = decode::<Frame>(buffer)? {
@@ -271,8 +295,9 @@ async fn take_frames(
             Frame::Event(Event::Fenced { why }) => KeeperEvent::Fenced(why),
             Frame::Event(Event::Terminating { .. }) => {
                 // Any request says that somebody is there to hand over.
-                let client = client.clone();
-                tokio::spawn(async move { client.command(Ask::Status).await });
+                if let Some(client) = client.client() {
+                    tokio::spawn(async move { client.command(Ask::Status).await });
+                }
                 KeeperEvent::Terminating
             }
             Frame::Event(Event::Superseded) => return Err("a newer sidecar took the session over".to_owned()),
