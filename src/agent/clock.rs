@@ -30,6 +30,12 @@ pub fn now() -> Now {
     Now { boot: boot(), wall: wall() }
 }
 
+/// The time of a file as ISO 8601 with offset, local time, for people.
+pub fn iso(at: std::time::SystemTime) -> String {
+    let Ok(time) = jiff::Timestamp::try_from(at) else { return String::new() };
+    time.to_zoned(jiff::tz::TimeZone::system()).strftime("%Y-%m-%dT%H:%M:%S%.6f%:z").to_string()
+}
+
 /// A timer for one deadline at a time.
 pub struct BootTimer {
     fd: AsyncFd<OwnedFd>,

@@ -301,7 +301,7 @@ async fn find_config(o: &StoreOptions) -> Result<Config, DcsError> {
                     one_line(&e)
                 ))
             })?;
-            with_context(file, Some(context.clone())).await
+            with_context(file, Some(context.clone()).filter(|c| !c.is_empty())).await
         }
     }
 }

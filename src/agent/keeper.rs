@@ -1,0 +1,357 @@
+//! The keeper as the loop sees it: one session, its news, and a way back when it is lost (design §7).
+//!
+//! Bare processes and one container: `patroni` starts `postgres-keeper` in a session of its own and finds it again by its
+//! socket after a restart. Pod with two containers: the socket is named (`PATRONI_KEEPER_SOCKET`), the keeper is PID 1 of
+//! the other container and only connected to.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::clock;
+use crate::config::Config;
+use crate::dcs::schema;
+use crate::keeper::protocol::{self, Ask, Program, SOCKET_PATH_MAX, State, UnfencedReason};
+use crate::model::{BootInstant, LeaseRecord, OwnLease, Permission, StartRole, StopMode};
+use crate::postgres::keeper_client::{KeeperClient, KeeperError as ClientError, KeeperEvent, spawn_keeper};
+use crate::postgres::{Command, Setup};
+
+/// Between two tries to reach a keeper that is gone.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
+/// How long a pod's keeper may take to appear at start, before it is said and tried again.
+const APPEAR: Duration = Duration::from_secs(5);
+/// News that wait for the loop.
+const NEWS_MAX: usize = 16;
+
+/// What the keeper reports.
+pub(super) enum KeeperNews {
+    /// The postmaster and every descendant are gone; how it ended, and when.
+    Died(String, BootInstant),
+    /// The keeper stops Postgres by itself; why.
+    Fenced(String),
+    /// The keeper's container is ending.
+    Terminating,
+    /// The connection is gone; why.
+    Lost(String),
+    /// Connected again.
+    Back(Standing),
+}
+
+/// What the keeper says at the beginning of a session.
+#[derive(Debug)]
+pub(super) struct Standing {
+    /// The standing permission.
+    pub permission: Permission,
+    /// The note of the session before; empty: none.
+    pub note: String,
+    /// How the living postmaster was started.
+    pub postgres: Option<StartRole>,
+    /// The last death it has seen.
+    pub last_death: Option<BootInstant>,
+}
+
+/// Why a keeper request was not carried out.
+pub(super) struct KeeperError {
+    /// The connection is gone or the keeper silent.
+    pub lost: bool,
+    /// One line.
+    pub text: String,
+}
+
+impl From<ClientError> for KeeperError {
+    fn from(e: ClientError) -> Self {
+        let lost = match &e {
+            ClientError::Refused(_) => false,
+            ClientError::Unreachable(_) | ClientError::Silent(_) => true,
+        };
+        KeeperError { lost, text: e.to_string() }
+    }
+}
+
+/// A program to be run by the keeper.
+#[derive(Default)]
+pub(super) struct Run {
+    pub argv: Vec<String>,
+    pub env: BTreeMap<String, String>,
+    /// A newer program in the same slot ends the older one.
+    pub slot: Option<String>,
+    /// The data directory it works on: locked while it runs.
+    pub data_dir: Option<String>,
+}
+
+/// How a program ended.
+pub(super) struct RunEnded {
+    pub success: bool,
+    pub output: String,
+    pub how: String,
+}
+
+impl RunEnded {
+    /// How it ended and its last words.
+    pub fn summary(&self) -> String {
+        match self.output.lines().rev().find(|l| !l.trim().is_empty()) {
+            Some(last) => format!("{}: {}", self.how, last.trim()),
+            None => self.how.clone(),
+        }
+    }
+}
+
+/// The requests that tasks make beside the loop.
+#[derive(Clone)]
+pub(super) struct Runner {
+    client: KeeperClient,
+}
+
+impl Runner {
+    /// Runs a program to its end; dropping the future ends the program.
+    pub async fn run(&self, run: Run, deadline: Duration, line: impl FnMut(&str) + Send) -> Result<RunEnded, String> {
+        let Run { argv, env, slot, data_dir } = run;
+        let program = Program { argv, env, slot, data_dir, ..Program::default() };
+        let end = self.client.run(program, deadline, line).await.map_err(|e| e.to_string())?;
+        Ok(RunEnded { success: end.code == Some(0), output: end.output, how: end.how })
+    }
+    /// Orders the postmaster to stop.
+    pub async fn stop(&self, mode: StopMode) -> Result<(), KeeperError> {
+        let mode = match mode {
+            StopMode::Fast => protocol::StopMode::Fast,
+            StopMode::Immediate => protocol::StopMode::Immediate,
+        };
+        Ok(self.client.command(Ask::Stop { mode }).await?)
+    }
+}
+
+/// The loop's end of the keeper.
+pub(super) struct KeeperSide {
+    client: KeeperClient,
+    events: mpsc::Receiver<KeeperEvent>,
+    back: mpsc::Receiver<(KeeperClient, State, mpsc::Receiver<KeeperEvent>)>,
+    lost: bool,
+    socket: PathBuf,
+    /// The program to start when no keeper answers; `None`: it is somebody else's process.
+    program: Option<PathBuf>,
+    name: String,
+    data_dir: String,
+}
+
+impl KeeperSide {
+    /// Connects to the keeper, starting it first where it is ours.
+    pub async fn open(config: &Config, setup: &Setup) -> Result<(KeeperSide, Standing), String> {
+        let name = format!("patroni {} ({})", config.name, std::process::id());
+        let named = std::env::var_os("PATRONI_KEEPER_SOCKET").map(PathBuf::from).or_else(|| {
+            let section = config.raw.get("keeper").and_then(|k| k.get("socket")).and_then(Value::as_str);
+            section.map(PathBuf::from)
+        });
+        let (socket, program) = match named {
+            Some(socket) => (socket, None),
+            None => (own_socket(&setup.data_dir), Some(own_program()?)),
+        };
+        let (client, state, events) = loop {
+            if let Ok(connected) = KeeperClient::connect(&socket, &name).await {
+                break connected;
+            }
+            if let Some(program) = &program {
+                spawn_keeper(program, &socket).await?;
+                break KeeperClient::connect(&socket, &name).await.map_err(|e| e.to_string())?;
+            }
+            info!("waiting for the keeper at {}", socket.display());
+            tokio::time::sleep(APPEAR).await;
+        };
+        let (_, back) = mpsc::channel(1);
+        let data_dir = setup.data_dir.to_string_lossy().into_owned();
+        let standing = standing(&state);
+        Ok((KeeperSide { client, events, back, lost: false, socket, program, name, data_dir }, standing))
+    }
+
+    /// The next news. Cancel-safe.
+    pub async fn next(&mut self) -> KeeperNews {
+        if self.lost {
+            let Some((client, state, events)) = self.back.recv().await else { return std::future::pending().await };
+            self.client = client;
+            self.events = events;
+            self.lost = false;
+            return KeeperNews::Back(standing(&state));
+        }
+        match self.events.recv().await {
+            Some(KeeperEvent::Exited { how, at }) => KeeperNews::Died(how, BootInstant::from_nanos(at)),
+            Some(KeeperEvent::Fenced(why)) => KeeperNews::Fenced(why),
+            Some(KeeperEvent::Terminating) => KeeperNews::Terminating,
+            Some(KeeperEvent::Lost(why)) => {
+                self.reconnect();
+                KeeperNews::Lost(why)
+            }
+            None => {
+                self.reconnect();
+                KeeperNews::Lost("its connection ended".to_owned())
+            }
+        }
+    }
+
+    /// Looks for the way back, beside the loop. A keeper of ours that is gone is started again: Postgres went with it.
+    pub fn reconnect(&mut self) {
+        if std::mem::replace(&mut self.lost, true) {
+            return;
+        }
+        let (found, back) = mpsc::channel(NEWS_MAX);
+        self.back = back;
+        let (socket, name, program) = (self.socket.clone(), self.name.clone(), self.program.clone());
+        tokio::spawn(async move {
+            loop {
+                match KeeperClient::connect(&socket, &name).await {
+                    Ok(connected) => return drop(found.send(connected).await),
+                    Err(ClientError::Unreachable(_)) => {
+                        if let Some(program) = &program
+                            && let Err(e) = spawn_keeper(program, &socket).await
+                        {
+                            warn!("{e}");
+                        }
+                    }
+                    Err(ClientError::Refused(why)) => warn!("{why}"),
+                    Err(ClientError::Silent(_)) => {}
+                }
+                if found.is_closed() {
+                    return;
+                }
+                tokio::time::sleep(RECONNECT_PAUSE).await;
+            }
+        });
+    }
+
+    /// Is Postgres in a container of its own?
+    pub fn separate_container(&self) -> bool {
+        self.program.is_none()
+    }
+    /// For tasks.
+    pub fn runner(&self) -> Runner {
+        Runner { client: self.client.clone() }
+    }
+
+    /// Replaces the permission and the note.
+    pub async fn permit(&self, permission: Permission, evidence: BootInstant, note: String) -> Result<(), KeeperError> {
+        let permission = match permission {
+            Permission::None => protocol::Permission::None,
+            Permission::Writer { stop_at, kill_at } => {
+                protocol::Permission::Writer { stop_at: stop_at.as_nanos(), kill_at: kill_at.as_nanos() }
+            }
+            Permission::Unfenced => protocol::Permission::Unfenced { reason: UnfencedReason::Bootstrap },
+        };
+        Ok(self.client.command(Ask::Permit { permission, evidence: evidence.as_nanos(), note }).await?)
+    }
+    /// Starts the postmaster.
+    pub async fn start(&self, role: StartRole, command: &Command, renewal: BootInstant) -> Result<(), KeeperError> {
+        let role = match role {
+            StartRole::Primary => protocol::Role::Primary,
+            StartRole::Standby => protocol::Role::Standby,
+        };
+        let program = Program { argv: command.argv.clone(), env: command.env.clone(), ..Program::default() };
+        let data_dir = self.data_dir.clone();
+        Ok(self.client.command(Ask::Start { role, program, data_dir, renewal: renewal.as_nanos() }).await?)
+    }
+    /// Promotes the running standby.
+    pub async fn promote(&self, renewal: BootInstant) -> Result<(), KeeperError> {
+        Ok(self.client.command(Ask::Promote { renewal: renewal.as_nanos() }).await?)
+    }
+    /// Orders the postmaster to stop.
+    pub async fn stop(&self, mode: StopMode) -> Result<(), KeeperError> {
+        self.runner().stop(mode).await
+    }
+    /// Has the postmaster read its files.
+    pub async fn hup(&self) -> Result<(), KeeperError> {
+        Ok(self.client.command(Ask::Reload).await?)
+    }
+    /// Ends a keeper of ours; it refuses while a postmaster lives.
+    pub async fn shut_down(&self) {
+        if self.program.is_some()
+            && let Err(e) = self.client.command(Ask::Shutdown).await
+        {
+            warn!("the keeper stays: {e}");
+        }
+    }
+}
+
+fn standing(state: &State) -> Standing {
+    let permission = match state.permission {
+        protocol::Permission::None => Permission::None,
+        protocol::Permission::Writer { stop_at, kill_at } => Permission::Writer {
+            stop_at: BootInstant::from_nanos(stop_at),
+            kill_at: BootInstant::from_nanos(kill_at),
+        },
+        protocol::Permission::Unfenced { .. } => Permission::Unfenced,
+    };
+    let postgres = state.postgres.as_ref().map(|p| match (p.role, p.promoted) {
+        (protocol::Role::Standby, false) => StartRole::Standby,
+        (protocol::Role::Standby, true) | (protocol::Role::Primary, _) => StartRole::Primary,
+    });
+    let last_death = state.last_death.map(BootInstant::from_nanos);
+    Standing { permission, note: state.note.clone(), postgres, last_death }
+}
+
+/// Beside the data directory; where that path is too long for a socket, in `/tmp` under a name made of it.
+fn own_socket(data_dir: &Path) -> PathBuf {
+    let beside = crate::postgres::datadir::beside(data_dir, ".keeper");
+    if beside.as_os_str().len() <= SOCKET_PATH_MAX {
+        return beside;
+    }
+    // FNV-1a: any stable mix will do, the same after a restart.
+    let hash = beside.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
+        (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3)
+    });
+    PathBuf::from(format!("/tmp/patroni-keeper-{hash:016x}"))
+}
+
+/// `postgres-keeper` beside this very program.
+fn own_program() -> Result<PathBuf, String> {
+    let me = std::env::current_exe().map_err(|e| format!("find my own program: {e}"))?;
+    let program = me.with_file_name("postgres-keeper");
+    if program.exists() {
+        return Ok(program);
+    }
+    Err(format!(
+        "{} is missing: install it beside patroni, or name the socket of a running keeper in PATRONI_KEEPER_SOCKET",
+        program.display()
+    ))
+}
+
+/// The lease as a note: what a restarted sidecar needs to go on with it.
+pub(super) fn note(own: &OwnLease) -> String {
+    json!({ "record": schema::note(&own.record), "evidence": own.evidence.as_nanos() }).to_string()
+}
+
+/// The record of a note and when its confirmed attempt was sent. Evidence from the future is none.
+pub(super) fn from_note(text: &str) -> Option<(LeaseRecord, BootInstant)> {
+    let value: Value = serde_json::from_str(text).ok()?;
+    let record = schema::from_note(value.get("record")?.as_str()?)?;
+    let evidence = BootInstant::from_nanos(value.get("evidence")?.as_u64()?);
+    (evidence <= clock::boot()).then_some((record, evidence))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_note_of_a_lease_gives_the_same_lease_back() {
+        let record = LeaseRecord {
+            leader: Some("a".into()),
+            ttl: Some("30".into()),
+            acquire_time: Some("x".into()),
+            renew_time: Some("y".into()),
+            transitions: None,
+        };
+        let evidence = clock::boot();
+        let own = OwnLease { record: record.clone(), evidence, ttl: Duration::from_secs(30) };
+        assert_eq!(from_note(&note(&own)), Some((record, evidence)));
+        assert_eq!(from_note(""), None);
+    }
+
+    #[test]
+    fn the_socket_is_the_same_after_a_restart_and_never_too_long() {
+        assert_eq!(own_socket(Path::new("/data/pg")), PathBuf::from("/data/pg.keeper"));
+        let long = PathBuf::from(format!("/{}", "x".repeat(120)));
+        assert_eq!(own_socket(&long), own_socket(&long));
+        assert!(own_socket(&long).as_os_str().len() <= SOCKET_PATH_MAX);
+    }
+}
