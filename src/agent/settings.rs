@@ -184,8 +184,13 @@ fn object(map: BTreeMap<String, Value>) -> Map<String, Value> {
     map.into_iter().collect()
 }
 
-fn wishes(config: &Config, dynamic: &Dynamic, effective: &EffectivePostgres) -> Wishes {
+/// What this member publishes as the address of its REST API.
+pub fn api_url(config: &Config) -> String {
     let scheme = if config.restapi.certfile.is_some() { "https" } else { "http" };
+    format!("{scheme}://{}/patroni", config.restapi.connect_address)
+}
+
+fn wishes(config: &Config, dynamic: &Dynamic, effective: &EffectivePostgres) -> Wishes {
     let c = &effective.callbacks;
     let named = [
         ("on_reload", &c.on_reload),
@@ -198,7 +203,7 @@ fn wishes(config: &Config, dynamic: &Dynamic, effective: &EffectivePostgres) -> 
     Wishes {
         scope: config.scope.as_str().into(),
         primary_word: if config.primary_role_name == "master" { "master" } else { "primary" },
-        api_url: format!("{scheme}://{}/patroni", config.restapi.connect_address),
+        api_url: api_url(config),
         proxy_url: config.postgresql.proxy_address.as_ref().map(|a| format!("postgres://{a}/{}", effective.database)),
         callbacks,
         pre_promote: effective.pre_promote.clone(),

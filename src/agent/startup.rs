@@ -186,6 +186,10 @@ async fn connect_store(
 async fn unique_name(config: &Config, view: &View, peers: &PeerClient) -> Result<(), String> {
     let me = config.name.as_str().into();
     let Some(api_url) = view.cluster.members.get(&me).and_then(|m| m.api_url.as_deref()) else { return Ok(()) };
+    if api_url == settings::api_url(config) {
+        // I listen there myself: nobody else can.
+        return Ok(());
+    }
     if peers.anybody_home(api_url).await {
         return Err(format!("Can't start; there is already a node named '{}' running (it answers at {api_url})", config.name));
     }
