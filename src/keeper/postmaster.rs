@@ -143,7 +143,7 @@ impl Postmaster {
 
 /// With the lock held, a postmaster.pid is judged by what the process is: exe and cwd. A stranger's pid (containers
 /// reuse small numbers) would keep Postgres from starting; a live postmaster of this directory is never started beside.
-fn clear_stale_pid(data_dir: &Path) -> Result<(), String> {
+pub(super) fn clear_stale_pid(data_dir: &Path) -> Result<(), String> {
     let path = data_dir.join("postmaster.pid");
     let Ok(text) = fs::read_to_string(&path) else { return Ok(()) };
     let Some(pid) = text.lines().next().and_then(|l| l.trim().parse::<i32>().ok()).map(i32::abs) else { return Ok(()) };

@@ -45,7 +45,12 @@ impl Programs {
             }
         }
         let lock = match &program.data_dir {
-            Some(dir) => DirLock::take(Path::new(dir)).map_err(|e| format!("{dir} is in use by another keeper: {e}"))?,
+            Some(dir) => {
+                let dir = Path::new(dir);
+                let lock = DirLock::take(dir).map_err(|e| format!("{} is in use by another keeper: {e}", dir.display()))?;
+                super::postmaster::clear_stale_pid(dir)?;
+                lock
+            }
             None => None,
         };
         let name = program.argv.first().cloned().unwrap_or_default();
