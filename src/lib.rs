@@ -1,13 +1,80 @@
-//! Patroni for Kubernetes.
+//! Patroni for Kubernetes: the code map.
+//!
+//! A sidecar keeps the Postgres beside it in one of two roles, primary or standby, so that a cluster has one writer and
+//! loses nothing it promised to keep. This is the way of one event, and the order to read the folders in:
+//!
+//! ```text
+//!  Endpoints/ConfigMaps/Pods            postgres container            peers, people
+//!         │ watch                           │ socket, SQL                │ REST
+//!         ▼                                 ▼                            ▼
+//!    dcs::watch → dcs::schema          postgres::{keeper_client,sql}     agent::peers, api
+//!         └──────────► agent::observe ◄─────┴────────────────────────────┘
+//!                          │  (Cluster, Local, now)
+//!                          ▼
+//!                  decide::decide ──► Decision { reason, actions, wake_at }
+//!                          │
+//!                  decide::check   (refuses what breaks an invariant)
+//!                          ▼
+//!                  agent::execute ──► dcs (lease + addresses, status)      ──► Kubernetes
+//!                          │     └──► postgres (start, stop, promote, …)   ──► keeper ──► postmaster
+//!                          ▼
+//!                  outcomes → Local → next tick
+//! ```
+//!
+//! | module | is | deliberately does not |
+//! |---|---|---|
+//! | [`model`] | plain values: time, WAL, members, cluster, lease, deadlines, local state, decisions | IO, clocks, wire formats |
+//! | [`decide`] | the whole decision, one file per situation; the check on it | remember, log, await, fail |
+//! | [`dcs`] | the store: lease, views, conditional writes; `schema` spells every annotation key | decide, parse others' timestamps |
+//! | [`postgres`] | files, SQL, control data, commands of this member's Postgres; the client of the keeper | start processes |
+//! | [`keeper`] | the daemon that owns the postmaster and fences it when its permission lapses | know Kubernetes, leases, SQL |
+//! | [`watchdog`] | the watchdog device | |
+//! | [`agent`] | the loop: observe, decide, execute; peers, callbacks, reload | decide anything itself |
+//! | [`api`] | the REST API, from the loop's snapshot | touch the store or Postgres |
+//! | [`ctl`] | `patronictl` | share state with a running member |
+//! | [`config`] | file + environment + dynamic configuration → typed values | IO beyond the text it is given |
+//! | [`kubemem`] | an embedded Kubernetes API for the demo and the tests | import anything of ours |
+//! | [`demo`] | members from outside: the demo, the cluster tests and the benchmark drive them with it | |
+//!
+//! # Where to begin
+//! * A rule of the cluster: [`decide::decide`], then the file of the situation, then its script in `tests/scenarios/`.
+//! * What stops a primary that lost its lease: `decide/leader.rs` (`fence`), `keeper/fence.rs`, [`model::Timings`].
+//! * What is on the wire: [`dcs::schema`] and [`keeper::protocol`].
+//! * `src/bin/` only wires.
+//!
+//! # Words
+//! * **lease, lock**: the leader record of the store, held by writing it again before its ttl has passed.
+//! * **evidence**: the moment a confirmed renewal was *sent*; every deadline of a holder counts from it.
+//! * **fence**: what stops a primary whose evidence is too old: itself (D), the keeper (S, K).
+//! * **permission**: what the keeper may let run: no writer, one writer until two instants, or unfenced.
+//! * **observer**: anybody else; counts the ttl by its own clock from the last *change* it received.
+//! * **released / silent**: the record is there and names nobody / nothing was heard. Silence costs the full ttl.
+//! * **proof of death**: every container named in the record is reported terminated by the kubelet, by fresh reads.
+//! * **hand-over**: early CHECKPOINT, fast stop, a standby has it all, release.
+//! * **scope**: the name of the cluster. **member**: a pod of it, named as the pod.
+
+#![deny(unsafe_code)]
+
 pub mod model;
+
 pub mod decide;
+
 pub mod dcs;
+
 pub mod postgres;
+
 pub mod keeper;
+
 pub mod watchdog;
+
 pub mod agent;
+
 pub mod api;
+
 pub mod ctl;
+
 pub mod config;
+
 pub mod kubemem;
+
 pub mod demo;

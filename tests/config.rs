@@ -49,7 +49,11 @@ fn documents_are_written_as_by_pyyaml() {
     for case in &cases {
         let block = yaml::to_string_block(&case["value"]);
         if block != case["block"].as_str().unwrap() {
-            wrong.push(format!("block {}\n  ours   {block:?}\n  pyyaml {:?}", case["value"], case["block"].as_str().unwrap()));
+            wrong.push(format!(
+                "block {}\n  ours   {block:?}\n  pyyaml {:?}",
+                case["value"],
+                case["block"].as_str().unwrap()
+            ));
         }
         if let Some(flow) = case["flow"].as_str() {
             let ours = yaml::to_string_flow(&case["value"]);
@@ -84,10 +88,21 @@ fn yaml_errors_say_where() {
 #[test]
 fn numbers_with_units() {
     let cases = [
-        ("1", None, Some(1)), ("0x1F", None, Some(31)), ("010", None, Some(8)), ("-5", None, Some(-5)),
-        ("30min", Some("s"), Some(1800)), ("1.5 GB", Some("MB"), Some(1536)), ("6GB", Some("16MB"), Some(384)),
-        ("1.5", None, Some(2)), ("2.5", None, Some(2)), ("10s", None, None), ("10kb", Some("kB"), None),
-        ("10MB", Some("s"), None), ("abc", None, None), ("500ms", Some("s"), Some(0)), ("1h", Some("min"), Some(60)),
+        ("1", None, Some(1)),
+        ("0x1F", None, Some(31)),
+        ("010", None, Some(8)),
+        ("-5", None, Some(-5)),
+        ("30min", Some("s"), Some(1800)),
+        ("1.5 GB", Some("MB"), Some(1536)),
+        ("6GB", Some("16MB"), Some(384)),
+        ("1.5", None, Some(2)),
+        ("2.5", None, Some(2)),
+        ("10s", None, None),
+        ("10kb", Some("kB"), None),
+        ("10MB", Some("s"), None),
+        ("abc", None, None),
+        ("500ms", Some("s"), Some(0)),
+        ("1h", Some("min"), Some(60)),
     ];
     for (text, unit, expected) in cases {
         assert_eq!(parse_int(text, unit), expected, "{text} in {unit:?}");
@@ -123,7 +138,9 @@ fn a_wrong_type_names_file_key_and_what_is_right() {
 
 #[test]
 fn other_stores_and_citus_are_refused_by_name() {
-    assert!(refusal("name: a\nscope: b\netcd3: {hosts: x}\n").starts_with("patroni.yml:3:1: etcd3: this Patroni stores"));
+    assert!(
+        refusal("name: a\nscope: b\netcd3: {hosts: x}\n").starts_with("patroni.yml:3:1: etcd3: this Patroni stores")
+    );
     assert!(refusal("name: a\n").contains("kubernetes: the section is missing"));
     assert!(refusal(&format!("{SMALL}citus: {{group: 0, database: x}}\n")).contains("Citus is not supported"));
     let ignored = loaded(&format!("{SMALL}citus: {{group: 0}}\n"));
@@ -133,11 +150,18 @@ fn other_stores_and_citus_are_refused_by_name() {
 #[test]
 fn the_environment_wins_over_the_file() {
     let env = env(&[
-        ("PATRONI_NAME", "b"), ("PATRONI_SCOPE", ""), ("PATRONI_KUBERNETES_LABELS", "{x: y}"),
-        ("PATRONI_KUBERNETES_USE_ENDPOINTS", "yes"), ("PATRONI_KUBERNETES_PORTS", "[{name: pg, port: 5433}]"),
-        ("PATRONI_SUPERUSER_PASSWORD", "hush"), ("PATRONI_LOGLEVEL", "debug"), ("PATRONI_LOG_LEVEL", "error"),
-        ("PATRONI_RESTAPI_ALLOWLIST", "10.0.0.1,10.0.0.2"), ("PATRONI_POSTGRESQL_BIN_POSTGRES", "pg15"),
-        ("PATRONI_RESTAPI_LISTN", "x"), ("PATRONI_KUBERNETES_BYPASS_API_SERVICE", "maybe"),
+        ("PATRONI_NAME", "b"),
+        ("PATRONI_SCOPE", ""),
+        ("PATRONI_KUBERNETES_LABELS", "{x: y}"),
+        ("PATRONI_KUBERNETES_USE_ENDPOINTS", "yes"),
+        ("PATRONI_KUBERNETES_PORTS", "[{name: pg, port: 5433}]"),
+        ("PATRONI_SUPERUSER_PASSWORD", "hush"),
+        ("PATRONI_LOGLEVEL", "debug"),
+        ("PATRONI_LOG_LEVEL", "error"),
+        ("PATRONI_RESTAPI_ALLOWLIST", "10.0.0.1,10.0.0.2"),
+        ("PATRONI_POSTGRESQL_BIN_POSTGRES", "pg15"),
+        ("PATRONI_RESTAPI_LISTN", "x"),
+        ("PATRONI_KUBERNETES_BYPASS_API_SERVICE", "maybe"),
         ("PATRONI_RESTAPI_HTTP_EXTRA_HEADERS", "X-A: b"),
     ]);
     let result = load(&source(SMALL), &env).unwrap();
@@ -177,7 +201,8 @@ fn defaults_of_the_kubernetes_section() {
 
 #[test]
 fn old_layouts_are_rewritten() {
-    let text = "postgresql:\n  name: old\n  replication: {username: r, junk: 1}\n  pg_rewind: {username: w}\nkubernetes: {}\n";
+    let text =
+        "postgresql:\n  name: old\n  replication: {username: r, junk: 1}\n  pg_rewind: {username: w}\nkubernetes: {}\n";
     let config = loaded(text).config;
     assert_eq!(config.name, "old");
     assert_eq!(config.postgresql.authentication.superuser.username.as_deref(), Some("w"));
@@ -216,7 +241,8 @@ fn dynamic_values_follow_their_rules() {
     assert_eq!((d.primary_start_timeout, d.member_slots_ttl, d.synchronous_node_count), (5, 1800, 1));
     assert_eq!(d.synchronous_mode, SynchronousMode::Quorum);
     assert!(d.slots.contains_key("p") && !d.check_timeline);
-    let (d, _) = Dynamic::parse(&json!({"synchronous_mode": true, "standby_cluster": {"host": "h", "primary_slot_name": null}}));
+    let (d, _) =
+        Dynamic::parse(&json!({"synchronous_mode": true, "standby_cluster": {"host": "h", "primary_slot_name": null}}));
     assert_eq!(d.synchronous_mode, SynchronousMode::Off);
     assert_eq!(d.standby_cluster.unwrap().primary_slot_name, Some(None));
     let (d, _) = Dynamic::parse(&json!({"standby_cluster": {"create_replica_methods": ["x"]}}));

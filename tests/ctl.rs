@@ -40,7 +40,13 @@ struct Fake {
     calls: Calls,
 }
 
-async fn answer(State(fake): State<Fake>, method: Method, uri: Uri, headers: HeaderMap, body: Bytes) -> (StatusCode, String) {
+async fn answer(
+    State(fake): State<Fake>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> (StatusCode, String) {
     let key = format!("{method} {}", uri.path());
     let auth = headers.get("authorization").and_then(|v| v.to_str().ok()).unwrap_or("-");
     if method != Method::GET {
@@ -87,14 +93,23 @@ impl World {
         let calls = Calls::default();
         let dir = tempfile::tempdir().unwrap();
         let mut status = vec![
-            ("pg-0", json!({"conn_url": "postgres://10.0.0.4:5432/postgres", "state": "running", "role": "primary",
-                "version": "4.1.5", "xlog_location": 0x7000000, "timeline": 7})),
-            ("pg-1", json!({"conn_url": "postgres://10.0.0.5:5432/postgres", "state": "running", "role": "replica",
+            (
+                "pg-0",
+                json!({"conn_url": "postgres://10.0.0.4:5432/postgres", "state": "running", "role": "primary",
+                "version": "4.1.5", "xlog_location": 0x7000000, "timeline": 7}),
+            ),
+            (
+                "pg-1",
+                json!({"conn_url": "postgres://10.0.0.5:5432/postgres", "state": "running", "role": "replica",
                 "version": "4.1.5", "receive_lsn": 0x7000000, "replay_lsn": 0x6FFFFF4, "replication_state": "streaming",
-                "timeline": 7, "tags": {"clonefrom": true}})),
-            ("pg-2", json!({"conn_url": "postgres://10.0.0.6:5432/postgres", "state": "running", "role": "replica",
+                "timeline": 7, "tags": {"clonefrom": true}}),
+            ),
+            (
+                "pg-2",
+                json!({"conn_url": "postgres://10.0.0.6:5432/postgres", "state": "running", "role": "replica",
                 "version": "4.1.5", "receive_lsn": 0x6400000, "replay_lsn": 0x6000000,
-                "replication_state": "in archive recovery", "timeline": 7})),
+                "replication_state": "in archive recovery", "timeline": 7}),
+            ),
         ];
         for (name, value) in &mut status {
             if let Some(answers) = &answers {
@@ -105,11 +120,17 @@ impl World {
             server.store().create("pods", "default", pod).unwrap();
         }
         let world = World { server, dir, calls };
-        world.annotate("demo-leader", json!({"leader": "pg-0", "ttl": "30", "optime": "117440512", "transitions": "1",
-            "renewTime": "2026-11-22T20:00:00+00:00", "acquireTime": "2026-11-22T19:00:00+00:00"}));
+        world.annotate(
+            "demo-leader",
+            json!({"leader": "pg-0", "ttl": "30", "optime": "117440512", "transitions": "1",
+            "renewTime": "2026-11-22T20:00:00+00:00", "acquireTime": "2026-11-22T19:00:00+00:00"}),
+        );
         let config = json!({"ttl": 30, "loop_wait": 10, "postgresql": {"use_pg_rewind": true, "parameters": {"max_connections": 100}}});
         let history = "[[1,67197376,\"no recovery target specified\",\"2026-11-01T00:00:00.123456+00:00\",\"pg-1\"]]";
-        world.annotate("demo-config", json!({"config": config.to_string(), "initialize": "7439021837465564321", "history": history}));
+        world.annotate(
+            "demo-config",
+            json!({"config": config.to_string(), "initialize": "7439021837465564321", "history": history}),
+        );
         std::fs::write(world.dir.path().join("kubeconfig"), world.server.kubeconfig()).unwrap();
         let file = "scope: demo\nkubernetes:\n  labels: {application: patroni}\n  context: patroni-demo\nrestapi:\n  authentication: {username: u, password: p}\n";
         std::fs::write(world.dir.path().join("ctl.yaml"), file).unwrap();
@@ -192,15 +213,28 @@ async fn looking_commands_print_the_reference_texts() {
     check(&w.run("list", "").await, TABLE, "", 0);
     check(&w.run("list demo", "").await, TABLE, "", 0);
     let topology = w.run("topology", "").await;
-    assert!(topology.out.contains("| + pg-1 | 10.0.0.5 | Replica |") && topology.out.contains("{clonefrom: true}"), "{}", topology.out);
+    assert!(
+        topology.out.contains("| + pg-1 | 10.0.0.5 | Replica |") && topology.out.contains("{clonefrom: true}"),
+        "{}",
+        topology.out
+    );
     let json = w.run("list -f json", "").await;
-    assert!(json.out.starts_with("[{\"Cluster\": \"demo\", \"Member\": \"pg-0\", \"Host\": \"10.0.0.4\""), "{}", json.out);
+    assert!(
+        json.out.starts_with("[{\"Cluster\": \"demo\", \"Member\": \"pg-0\", \"Host\": \"10.0.0.4\""),
+        "{}",
+        json.out
+    );
     let yaml = w.run("list -f yml", "").await;
-    assert!(yaml.out.starts_with("- Cluster: demo\n  Host: 10.0.0.4\n  Member: pg-0\n") && yaml.out.ends_with("TL: 7\n\n"), "{}", yaml.out);
+    assert!(
+        yaml.out.starts_with("- Cluster: demo\n  Host: 10.0.0.4\n  Member: pg-0\n") && yaml.out.ends_with("TL: 7\n\n"),
+        "{}",
+        yaml.out
+    );
     let history = w.run("history -f tsv", "").await;
     let want = "TL\tLSN\tReason\tTimestamp\tNew Leader\n1\t67197376\tno recovery target specified\t2026-11-01T00:00:00.123456+00:00\tpg-1\n";
     check(&history, want, "", 0);
-    let config = "loop_wait: 10\npostgresql:\n  parameters:\n    max_connections: 100\n  use_pg_rewind: true\nttl: 30\n\n";
+    let config =
+        "loop_wait: 10\npostgresql:\n  parameters:\n    max_connections: 100\n  use_pg_rewind: true\nttl: 30\n\n";
     check(&w.run("show-config", "").await, config, "", 0);
     check(&w.run("dsn", "").await, "host=10.0.0.4 port=5432\n", "", 0);
     check(&w.run("dsn -r replica", "").await, "host=10.0.0.5 port=5432\n", "", 0);
@@ -213,7 +247,10 @@ async fn looking_commands_print_the_reference_texts() {
 
 #[tokio::test]
 async fn list_takes_positions_from_the_members_and_falls_back_to_the_store() {
-    let answers = Answers::from([("GET /patroni", (200, r#"{"xlog": {"location": 119537664, "received_location": 119537664, "replayed_location": 118489088}}"#))]);
+    let answers = Answers::from([(
+        "GET /patroni",
+        (200, r#"{"xlog": {"location": 119537664, "received_location": 119537664, "replayed_location": 118489088}}"#),
+    )]);
     let w = World::new(Some(answers)).await;
     let run = w.run("list -f tsv", "").await;
     assert!(run.out.contains("pg-1\t10.0.0.5\tReplica\tstreaming\t7\t0/7200000\t0\t0/7100000\t1\t"), "{}", run.out);
@@ -222,19 +259,33 @@ async fn list_takes_positions_from_the_members_and_falls_back_to_the_store() {
 #[tokio::test]
 async fn environment_alone_is_enough() {
     let w = World::new(None).await;
-    let env = [("PATRONI_SCOPE", "demo"), ("PATRONI_KUBERNETES_LABELS", "{application: patroni}"), ("PATRONI_KUBERNETES_CONTEXT", "patroni-demo")];
+    let env = [
+        ("PATRONI_SCOPE", "demo"),
+        ("PATRONI_KUBERNETES_LABELS", "{application: patroni}"),
+        ("PATRONI_KUBERNETES_CONTEXT", "patroni-demo"),
+    ];
     check(&w.run_with(&["list".into()], "", &env).await, TABLE, "", 0);
     let file = w.dir.path().join("current.yml");
     std::fs::write(&file, "scope: demo\nkubernetes: {labels: {application: patroni}, context: ''}\n").unwrap();
     let args = ["-c", file.to_str().unwrap(), "list"].map(String::from);
     check(&w.run_with(&args, "", &[]).await, TABLE, "", 0);
     let none = w.run_with(&["list".into()], "", &[]).await;
-    check_error(&none, "Can not find suitable configuration of distributed configuration store\nAvailable implementations: kubernetes");
+    check_error(
+        &none,
+        "Can not find suitable configuration of distributed configuration store\nAvailable implementations: kubernetes",
+    );
     let args = ["-c", "/nonexistent/x.yaml", "list"].map(String::from);
-    check_error(&w.run_with(&args, "", &[]).await, "Provided config file /nonexistent/x.yaml not existing or no read rights. Check the -c/--config-file parameter");
+    check_error(
+        &w.run_with(&args, "", &[]).await,
+        "Provided config file /nonexistent/x.yaml not existing or no read rights. Check the -c/--config-file parameter",
+    );
     check_error(&w.run("-d foo://x list", "").await, "Unknown dcs scheme: foo");
     let no_scope = w.run_with(&["list".into()], "", &env[1..]).await;
-    assert!(no_scope.code == 0 && no_scope.err.ends_with(" - WARNING - Listing members: No cluster names were provided\n"), "{}", no_scope.err);
+    assert!(
+        no_scope.code == 0 && no_scope.err.ends_with(" - WARNING - Listing members: No cluster names were provided\n"),
+        "{}",
+        no_scope.err
+    );
 }
 
 #[tokio::test]
@@ -245,16 +296,24 @@ async fn usage_errors_and_refusals() {
     let usage = "Usage: patronictl [OPTIONS] COMMAND [ARGS]...\nTry 'patronictl --help' for help.\n\nError: No such command 'scaffold'.\n";
     check(&w.run("scaffold", "").await, "", usage, 2);
     let none = w.run("", "").await;
-    assert!(none.code == 2 && none.err.contains("Command-line interface for interacting with Patroni."), "{}", none.err);
+    assert!(
+        none.code == 2 && none.err.contains("Command-line interface for interacting with Patroni."),
+        "{}",
+        none.err
+    );
     check_error(&w.run("pause --wait", "").await, "pause is not available in this version");
     check_error(&w.run("promote-cluster demo --force", "").await, "promote-cluster is not available in this version");
-    check_error(&w.run("list --group 0", "").await, "--group is not available in this version: it is for Citus clusters");
+    check_error(
+        &w.run("list --group 0", "").await,
+        "--group is not available in this version: it is for Citus clusters",
+    );
     check(&w.run("version", "").await, "patronictl version 4.1.5\n", "", 0);
 }
 
 #[tokio::test]
 async fn version_asks_the_members() {
-    let answers = Answers::from([("GET /patroni", (200, r#"{"server_version": 170002, "patroni": {"version": "4.1.5"}}"#))]);
+    let answers =
+        Answers::from([("GET /patroni", (200, r#"{"server_version": 170002, "patroni": {"version": "4.1.5"}}"#))]);
     let w = World::new(Some(answers)).await;
     let want = "patronictl version 4.1.5\n\npg-1: Patroni 4.1.5 PostgreSQL 17.2\n";
     check(&w.run("version demo pg-1", "").await, want, "", 0);
@@ -262,7 +321,8 @@ async fn version_asks_the_members() {
 
 #[tokio::test]
 async fn switchover_goes_through_the_whole_dialogue() {
-    let w = World::new(Some(Answers::from([("POST /switchover", (200, "Successfully switched over to \"pg-1\""))]))).await;
+    let w =
+        World::new(Some(Answers::from([("POST /switchover", (200, "Successfully switched over to \"pg-1\""))]))).await;
     let run = w.run("switchover", "\npg-1\n\ny\n").await;
     let want = format!(
         "Current cluster topology\n{TABLE}Primary [pg-0]: Candidate ['pg-1', 'pg-2'] []: When should the switchover take place (e.g.  )  [now]: \
@@ -316,10 +376,21 @@ async fn errors_of_switchover_and_failover() {
         check_error(&w.run(args, "").await, want);
     }
     check_error(&w.run("failover --candidate pg-1", "n\n").await, "Aborting failover");
-    w.server.store().merge("configmaps", "default", "demo-config", &json!({"metadata": {"annotations": {"config": "{\"pause\":true}"}}})).unwrap();
+    w.server
+        .store()
+        .merge(
+            "configmaps",
+            "default",
+            "demo-config",
+            &json!({"metadata": {"annotations": {"config": "{\"pause\":true}"}}}),
+        )
+        .unwrap();
     let paused = w.run("switchover --force --scheduled 2030-01-01T00:00Z", "").await;
     check_error(&paused, "Can't schedule switchover in the paused state");
-    w.server.store().merge("configmaps", "default", "demo-leader", &json!({"metadata": {"annotations": {"leader": null}}})).unwrap();
+    w.server
+        .store()
+        .merge("configmaps", "default", "demo-leader", &json!({"metadata": {"annotations": {"leader": null}}}))
+        .unwrap();
     check_error(&w.run("switchover --force", "").await, "This cluster has no leader");
     check_error(&w.run("switchover nosuch --force", "").await, "This cluster has no leader");
     check_error(&w.run("failover nosuch --force", "").await, "No candidates found to failover to");
@@ -332,13 +403,19 @@ async fn an_unreachable_leader_leaves_the_request_in_the_store() {
     let run = w.run("switchover --force --candidate pg-1", "").await;
     assert!(run.out.contains(" Could not switchover using Patroni api, falling back to DCS\n"), "{}", run.out);
     assert!(run.err.contains(" - WARNING - Failing over to DCS\n") && run.code == 0, "{}", run.err);
-    assert_eq!((w.annotation("demo-failover", "leader"), w.annotation("demo-failover", "member")), (json!("pg-0"), json!("pg-1")));
+    assert_eq!(
+        (w.annotation("demo-failover", "leader"), w.annotation("demo-failover", "member")),
+        (json!("pg-0"), json!("pg-1"))
+    );
 }
 
 #[tokio::test]
 async fn failover_without_a_leader_goes_to_the_candidate() {
     let w = World::new(Some(Answers::from([("POST /failover", (200, "Successfully failed over to \"pg-1\""))]))).await;
-    w.server.store().merge("configmaps", "default", "demo-leader", &json!({"metadata": {"annotations": {"leader": ""}}})).unwrap();
+    w.server
+        .store()
+        .merge("configmaps", "default", "demo-leader", &json!({"metadata": {"annotations": {"leader": ""}}}))
+        .unwrap();
     let run = w.run("failover --candidate pg-1", "y\n").await;
     assert!(run.out.contains("Are you sure you want to failover cluster demo? [y/N]: "), "{}", run.out);
     assert_eq!(w.calls(), [format!("pg-1 POST /failover {{\"candidate\":\"pg-1\"}} {BASIC}")]);
@@ -355,11 +432,17 @@ async fn restart_asks_in_order_and_reports_every_answer() {
     );
     assert_eq!((steady_prompts(&run.out), run.err.as_str(), run.code), (want, "", 0));
     assert_eq!(w.calls().len(), 3);
-    let run = w.run("restart demo pg-1 --force --pg-version 17.4 --timeout 2min --scheduled 2030-01-01T00:00Z --pending", "").await;
+    let run = w
+        .run("restart demo pg-1 --force --pg-version 17.4 --timeout 2min --scheduled 2030-01-01T00:00Z --pending", "")
+        .await;
     check(&run, &format!("{TABLE}Success: restart on member pg-1\n"), "", 0);
-    let body = r#"{"restart_pending":true,"postgres_version":"17.4","schedule":"2030-01-01T00:00:00+00:00","timeout":"2min"}"#;
+    let body =
+        r#"{"restart_pending":true,"postgres_version":"17.4","schedule":"2030-01-01T00:00:00+00:00","timeout":"2min"}"#;
     assert_eq!(w.calls(), [format!("pg-1 POST /restart {body} {BASIC}")]);
-    check_error(&w.run("restart demo --force --pg-version 17", "").await, "Invalid PostgreSQL version format: X.Y or X.Y.Z is accepted: 17");
+    check_error(
+        &w.run("restart demo --force --pg-version 17", "").await,
+        "Invalid PostgreSQL version format: X.Y or X.Y.Z is accepted: 17",
+    );
     check_error(&w.run("restart demo nobody --force", "").await, "No 'any' among provided members");
     check_error(&w.run("restart empty --force", "").await, "empty cluster doesn't have any members");
     check_error(&w.run("restart demo --scheduled 2030-01-01", "n\n").await, "Aborted scheduled restart");
@@ -510,7 +593,10 @@ async fn a_query_prints_rows_of_a_real_server() {
     let w = World::new(None).await;
     let pg = Postgres::start();
     let url = json!({"conn_url": format!("postgres://127.0.0.1:{}/postgres", pg.port), "state": "running", "role": "primary"});
-    w.server.store().merge("pods", "default", "pg-0", &json!({"metadata": {"annotations": {"status": url.to_string()}}})).unwrap();
+    w.server
+        .store()
+        .merge("pods", "default", "pg-0", &json!({"metadata": {"annotations": {"status": url.to_string()}}}))
+        .unwrap();
     let sql = "-U postgres -d postgres -c \"SELECT 1 AS one, 'x'::text AS two, NULL AS three, true AS four\"";
     check(&w.run(&format!("query {sql}"), "").await, "one\ttwo\tthree\tfour\n1\tx\tNone\tTrue\n", "", 0);
     check(&w.run(&format!("query {sql} --delimiter ,"), "").await, "one,two,three,four\n1,x,None,True\n", "", 0);

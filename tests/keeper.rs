@@ -88,7 +88,8 @@ impl World {
     }
 
     fn spawn(socket: &Path, log: &Path) -> Child {
-        let exe = std::env::var_os("KEEPER").map_or_else(|| env!("CARGO_BIN_EXE_postgres-keeper").into(), PathBuf::from);
+        let exe =
+            std::env::var_os("KEEPER").map_or_else(|| env!("CARGO_BIN_EXE_postgres-keeper").into(), PathBuf::from);
         let keeper = Command::new(exe)
             .args(["--socket", socket.to_str().unwrap(), "--grace", "30"])
             .stdin(Stdio::null())
@@ -136,10 +137,19 @@ impl World {
 
     fn psql(&self, sql: &str) -> Command {
         let mut psql = Command::new("psql");
-        psql.args(["-h", self.dir.path().to_str().unwrap(), "-p", &self.port.to_string(), "-U", "postgres", "-d", "postgres"])
-            .args(["-v", "ON_ERROR_STOP=1", "-qAtc", sql])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        psql.args([
+            "-h",
+            self.dir.path().to_str().unwrap(),
+            "-p",
+            &self.port.to_string(),
+            "-U",
+            "postgres",
+            "-d",
+            "postgres",
+        ])
+        .args(["-v", "ON_ERROR_STOP=1", "-qAtc", sql])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
         psql
     }
 
@@ -240,7 +250,13 @@ fn after_kill_9_of_the_postmaster_no_backend_acknowledges_anything() {
         w.primary(&client).await;
         assert!(w.psql("create table t(x int)").status().unwrap().success());
         let in_flight = w.psql("insert into t select 1 from pg_sleep(3)").spawn().unwrap();
-        while w.psql("select 1 from pg_stat_activity where query like 'insert%' and state='active'").output().unwrap().stdout.is_empty() {
+        while w
+            .psql("select 1 from pg_stat_activity where query like 'insert%' and state='active'")
+            .output()
+            .unwrap()
+            .stdout
+            .is_empty()
+        {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let Answer::State(state) = client.ask(Ask::Status).await.unwrap() else { panic!() };
@@ -265,7 +281,8 @@ fn standbys_are_not_fenced_but_a_promotion_by_hand_is_stopped_at_once() {
         let early = timeout(Duration::from_millis(2_500), events.recv()).await;
         assert!(early.is_err(), "a standby without permission was touched: {early:?}");
         assert!(refusal(client.command(Ask::Promote { renewal: now() }).await).contains("no permission"));
-        let promoted = Command::new(bin_dir().unwrap().join("pg_ctl")).args(["promote", "-D", &w.data()]).output().unwrap();
+        let promoted =
+            Command::new(bin_dir().unwrap().join("pg_ctl")).args(["promote", "-D", &w.data()]).output().unwrap();
         assert!(promoted.status.success());
         exited(&mut events).await;
         assert_eq!(w.left(), Vec::<String>::new());
@@ -287,7 +304,11 @@ fn a_newer_session_supersedes_the_older_and_finds_everything_as_it_was() {
         assert!(matches!(old.command(Ask::Reload).await, Err(KeeperError::Unreachable(_))));
         drop(new);
         tokio::time::sleep(Duration::from_millis(100)).await;
-        assert_eq!(w.psql("select pg_postmaster_start_time()").output().unwrap().stdout, started, "Postgres was touched");
+        assert_eq!(
+            w.psql("select pg_postmaster_start_time()").output().unwrap().stdout,
+            started,
+            "Postgres was touched"
+        );
     });
 }
 
@@ -341,7 +362,8 @@ fn programs_stream_their_output_and_are_cancelled_with_all_their_children() {
             ..Program::default()
         };
         let mut lines = Vec::new();
-        let end = client.run(shell("cat; echo two >&2; exit 3", None), PATIENCE, |l| lines.push(l.to_owned())).await.unwrap();
+        let end =
+            client.run(shell("cat; echo two >&2; exit 3", None), PATIENCE, |l| lines.push(l.to_owned())).await.unwrap();
         lines.sort();
         assert_eq!((end.code, lines), (Some(3), vec!["hello".to_owned(), "two".to_owned()]));
         let mark = w.dir.path().join("alive");

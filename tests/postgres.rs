@@ -14,8 +14,8 @@ use patroni::postgres::datadir::Work;
 use patroni::postgres::rewind::Divergence;
 use patroni::postgres::sql::{Readiness, Sql};
 use patroni::postgres::{
-    Command, Credentials, CustomMethod, ReplicaMethod, Setup, bootstrap, control, datadir, history, remote, replica, rewind, slots,
-    start,
+    Command, Credentials, CustomMethod, ReplicaMethod, Setup, bootstrap, control, datadir, history, remote, replica,
+    rewind, slots, start,
 };
 
 const BIN: &str = "/usr/lib/postgresql/15/bin";
@@ -52,7 +52,8 @@ fn account(user: &str, password: &str) -> Credentials {
 
 /// A program as user postgres, with the environment of the command only.
 fn process(command: &Command) -> Process {
-    let mut argv = vec!["setpriv".to_owned(), "--reuid=postgres".into(), "--regid=postgres".into(), "--clear-groups".into()];
+    let mut argv =
+        vec!["setpriv".to_owned(), "--reuid=postgres".into(), "--regid=postgres".into(), "--clear-groups".into()];
     if !rustix::process::geteuid().is_root() {
         argv.clear();
     }
@@ -94,10 +95,8 @@ async fn node(base: &Path, name: &str) -> Node {
         ("locale".into(), Some("C".into())),
         ("no-sync".into(), None),
     ];
-    setup.bootstrap_pg_hba = vec![
-        "host replication replicator all scram-sha-256".into(),
-        "host all all all scram-sha-256".into(),
-    ];
+    setup.bootstrap_pg_hba =
+        vec!["host replication replicator all scram-sha-256".into(), "host all all all scram-sha-256".into()];
     setup.parameters.insert("unix_socket_directories".into(), base.join(name).display().to_string());
     setup.parameters.insert("fsync".into(), "off".into());
     let binaries = binaries::find(&setup).await.unwrap();
@@ -153,7 +152,8 @@ impl Node {
         server.wait().unwrap();
     }
     fn promote(&self) {
-        let argv = [self.binaries.path("pg_ctl"), "promote".into(), "-D".into(), self.setup.data_dir.display().to_string()];
+        let argv =
+            [self.binaries.path("pg_ctl"), "promote".into(), "-D".into(), self.setup.data_dir.display().to_string()];
         run(&Command::new(argv.to_vec()));
     }
     async fn exec(&self, statement: &str) {
@@ -253,15 +253,30 @@ async fn a_new_cluster_starts_answers_and_leaves_a_control_file_that_reads_as_pg
     assert_eq!(control.shutdown_position, Some(control.checkpoint));
     assert!(control.rewindable);
     let file = control::read_file(&a.setup.data_dir).unwrap();
-    for (label, name) in [("max_connections", 0), ("max_worker_processes", 1), ("max_wal_senders", 2), ("max_prepared_xacts", 3), ("max_locks_per_xact", 4)] {
+    for (label, name) in [
+        ("max_connections", 0),
+        ("max_worker_processes", 1),
+        ("max_wal_senders", 2),
+        ("max_prepared_xacts", 3),
+        ("max_locks_per_xact", 4),
+    ] {
         assert_eq!(file.limits[name].1.to_string(), controldata(&a, &format!("{label} setting")), "{label}");
     }
     let end = control::end_of_checkpoint_record(&a.setup.data_dir).unwrap();
-    let waldump = [a.binaries.path("pg_waldump"), "-s".into(), control.checkpoint.to_string(), "-p".into(), a.setup.data_dir.join("pg_wal").display().to_string()];
+    let waldump = [
+        a.binaries.path("pg_waldump"),
+        "-s".into(),
+        control.checkpoint.to_string(),
+        "-p".into(),
+        a.setup.data_dir.join("pg_wal").display().to_string(),
+    ];
     let output = process(&Command::new(waldump.to_vec())).output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     let padded = format!("{:X}/{:08X}", end.0 >> 32, end.0 & 0xFFFF_FFFF);
-    assert!(text.contains(&end.to_string()) || text.contains(&padded), "pg_waldump finds no record after {end}: {text}");
+    assert!(
+        text.contains(&end.to_string()) || text.contains(&padded),
+        "pg_waldump finds no record after {end}: {text}"
+    );
 }
 
 #[tokio::test]
@@ -297,16 +312,25 @@ async fn a_copy_streams_gets_its_slot_and_sees_the_shutdown_of_its_leader() {
     let leader = remote::timeline_of(&b.setup, &b.url()).await.unwrap();
     assert_eq!((leader.timeline, leader.history.len(), leader.in_recovery), (Timeline(2), 1, false));
     let rows = history::local_rows(&b.setup.data_dir, Timeline(2), &[], "pg-1", 0, |_| "then".into()).unwrap();
-    assert_eq!((rows.len(), rows[0].lsn, rows[0].new_leader.as_deref()), (1, leader.history[0].switchpoint, Some("pg-1")));
+    assert_eq!(
+        (rows.len(), rows[0].lsn, rows[0].new_leader.as_deref()),
+        (1, leader.history[0].switchpoint, Some("pg-1"))
+    );
     let local = rewind::local_end(&a.setup.data_dir, None);
-    assert_eq!(rewind::check(local.as_ref(), &leader), Divergence::Same, "a clean hand-over needs no rewind: {local:?}");
+    assert_eq!(
+        rewind::check(local.as_ref(), &leader),
+        Divergence::Same,
+        "a clean hand-over needs no rewind: {local:?}"
+    );
 
     a.start(StartRole::Standby, &b.upstream()).await;
     let old = a.sql();
     let slot = [slots::Wanted { name: "pg_0".into(), expected_active: true, advance_to: None }];
     b.sql().sync_slots(&slot).await.unwrap();
-    until("the old leader follows", async || old.probe(at()).await.is_ok_and(|p| p.streaming && p.timeline == Timeline(2)))
-        .await;
+    until("the old leader follows", async || {
+        old.probe(at()).await.is_ok_and(|p| p.streaming && p.timeline == Timeline(2))
+    })
+    .await;
     b.stop(rustix::process::Signal::INT);
 }
 
@@ -340,7 +364,10 @@ async fn a_crashed_leader_with_writes_of_its_own_is_recovered_rewound_and_follow
     assert!(command.argv.iter().all(|w| !w.contains("password")));
     hand_over(a.home());
     run(&command);
-    b.sql().sync_slots(&[slots::Wanted { name: "pg_0".into(), expected_active: true, advance_to: None }]).await.unwrap();
+    b.sql()
+        .sync_slots(&[slots::Wanted { name: "pg_0".into(), expected_active: true, advance_to: None }])
+        .await
+        .unwrap();
     a.start(StartRole::Standby, &b.upstream()).await;
     let old = a.sql();
     until("it follows", async || old.probe(at()).await.is_ok_and(|p| p.streaming && p.timeline == Timeline(2))).await;
@@ -420,7 +447,14 @@ async fn with_archiving_the_shutdown_position_is_the_wal_switch_before_the_check
     let control = control::read(&a.setup.data_dir).unwrap();
     let position = control.shutdown_position.unwrap();
     assert!(position < control.checkpoint, "{position} {}", control.checkpoint);
-    let dump = [a.binaries.path("pg_waldump"), "-n1".into(), "-s".into(), position.to_string(), "-p".into(), a.setup.data_dir.join("pg_wal").display().to_string()];
+    let dump = [
+        a.binaries.path("pg_waldump"),
+        "-n1".into(),
+        "-s".into(),
+        position.to_string(),
+        "-p".into(),
+        a.setup.data_dir.join("pg_wal").display().to_string(),
+    ];
     let output = run(&Command::new(dump.to_vec()));
     assert!(String::from_utf8_lossy(&output.stdout).contains("SWITCH"));
 }
@@ -438,7 +472,11 @@ async fn tls_follows_sslmode_and_a_self_signed_certificate_is_its_own_root() {
         .unwrap();
     assert!(made.status.success(), "{made:?}");
     hand_over(base.path());
-    for (name, value) in [("ssl", "on".to_owned()), ("ssl_cert_file", cert.display().to_string()), ("ssl_key_file", key.display().to_string())] {
+    for (name, value) in [
+        ("ssl", "on".to_owned()),
+        ("ssl_cert_file", cert.display().to_string()),
+        ("ssl_key_file", key.display().to_string()),
+    ] {
         a.setup.parameters.insert(name.into(), value);
     }
     a.setup.pg_hba = Some(vec!["hostssl all all all scram-sha-256".into(), "local all all trust".into()]);

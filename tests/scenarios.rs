@@ -109,7 +109,13 @@ impl World {
                 self.cluster.config = Some(ConfigRecord { version: Version("c1".into()), document });
             }
             "history" => {
-                let row = |tl| HistoryRow { timeline: Timeline(tl), lsn: Lsn(1), reason: "r".into(), at: None, new_leader: None };
+                let row = |tl| HistoryRow {
+                    timeline: Timeline(tl),
+                    lsn: Lsn(1),
+                    reason: "r".into(),
+                    at: None,
+                    new_leader: None,
+                };
                 self.cluster.history = Some((1..args[0].parse::<u32>().unwrap()).map(row).collect());
             }
             "request" => {
@@ -284,10 +290,8 @@ impl World {
         if let Some(death) = opt("death") {
             pg.last_death = Some(boot(death.parse().unwrap()));
         }
-        pg.following = opt("following").map(|name| Upstream::Member {
-            name: name.into(),
-            conn_url: format!("postgres://{name}:5432/postgres"),
-        });
+        pg.following = opt("following")
+            .map(|name| Upstream::Member { name: name.into(), conn_url: format!("postgres://{name}:5432/postgres") });
         pg.probe = (pg.alive && args[0] != "starting").then(|| Probe {
             at: boot(self.now),
             in_recovery,
@@ -404,7 +408,8 @@ impl World {
                 "exiting" => l.handover.as_mut().unwrap().then_exit = true,
                 "terminate" => l.request = Some(Request::Terminate { leave_postgres: value == "leave" }),
                 "restart" => {
-                    let filter = RestartFilter { role: (!value.is_empty()).then(|| value.into()), ..Default::default() };
+                    let filter =
+                        RestartFilter { role: (!value.is_empty()).then(|| value.into()), ..Default::default() };
                     l.request = Some(Request::Restart { filter, timeout: None })
                 }
                 "planned" => {
@@ -456,7 +461,9 @@ fn brief(action: &Action) -> String {
         Action::Permit(Permission::Unfenced) => "Permit unfenced".into(),
         Action::AcquireLease { stood, proven_dead } => format!(
             "AcquireLease over {}{}",
-            stood.as_ref().map_or("no object".into(), |r| r.leader.as_ref().map_or("released".into(), |l| l.to_string())),
+            stood
+                .as_ref()
+                .map_or("no object".into(), |r| r.leader.as_ref().map_or("released".into(), |l| l.to_string())),
             if *proven_dead { " (proven dead)" } else { "" }
         ),
         Action::StartPostgres { role, upstream } => format!("Start {role:?} from {}", source(upstream)),
@@ -484,7 +491,9 @@ fn brief(action: &Action) -> String {
             format!("Exit {code}{}", if *leave_postgres { " leaving Postgres" } else { "" })
         }
         Action::WriteSystemId { system_id, .. } => format!("WriteSystemId {system_id}"),
-        Action::ClaimInitialize { expect } => format!("ClaimInitialize on {}", expect.as_ref().map_or("-", |v| v.0.as_str())),
+        Action::ClaimInitialize { expect } => {
+            format!("ClaimInitialize on {}", expect.as_ref().map_or("-", |v| v.0.as_str()))
+        }
         Action::WriteConfig { .. } => "WriteConfig".into(),
         other => format!("{other:?}"),
     }

@@ -28,7 +28,8 @@ pub(super) fn config(document: Value, problems: &mut Vec<String>, warnings: &mut
     if let Some(namespace) = &namespace {
         if *namespace != kubernetes.namespace && top.section("kubernetes").filled("namespace").is_some() {
             warnings.push(format!(
-                "namespace: {namespace:?} at the top level replaces kubernetes.namespace {:?}", kubernetes.namespace
+                "namespace: {namespace:?} at the top level replaces kubernetes.namespace {:?}",
+                kubernetes.namespace
             ));
         }
         kubernetes.namespace.clone_from(namespace);
@@ -62,7 +63,8 @@ fn log(section: Section<'_>, warnings: &mut Vec<String>) -> Log {
         if matches!(level.as_str(), "DEBUG" | "INFO" | "WARN" | "WARNING" | "ERROR" | "FATAL" | "CRITICAL") {
             return level;
         }
-        warnings.push(format!("log.{key}: {level} is no level (DEBUG, INFO, WARNING, ERROR, CRITICAL); using {default}"));
+        warnings
+            .push(format!("log.{key}: {level} is no level (DEBUG, INFO, WARNING, ERROR, CRITICAL); using {default}"));
         default.to_owned()
     };
     Log {
@@ -176,7 +178,8 @@ fn ports(section: Section<'_>, problems: &mut Vec<String>) -> Vec<Port> {
 
 fn bootstrap(section: Section<'_>, warnings: &mut Vec<String>) -> Bootstrap {
     if section.get("users").is_some() {
-        warnings.push("bootstrap.users is ignored since Patroni 4.0; create users in bootstrap.post_bootstrap".to_owned());
+        warnings
+            .push("bootstrap.users is ignored since Patroni 4.0; create users in bootstrap.post_bootstrap".to_owned());
     }
     let known: Vec<&str> = keys::children("bootstrap").map(|(key, _)| key).collect();
     let methods: BTreeMap<String, Map<String, Value>> = section
@@ -188,7 +191,8 @@ fn bootstrap(section: Section<'_>, warnings: &mut Vec<String>) -> Bootstrap {
         .collect();
     let mut method = section.text_or("method", "initdb");
     if method != "initdb" && !methods.get(&method).is_some_and(|m| m.contains_key("command")) {
-        warnings.push(format!("bootstrap.method: {method} has no section bootstrap.{method} with `command`; using initdb"));
+        warnings
+            .push(format!("bootstrap.method: {method} has no section bootstrap.{method} with `command`; using initdb"));
         method = "initdb".to_owned();
     }
     Bootstrap {

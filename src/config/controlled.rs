@@ -84,7 +84,8 @@ pub(super) fn resolve(
             Some(given) => {
                 let given = merge::text(&given);
                 warnings.push(format!(
-                    "postgresql parameter {}={given} failed validation, defaulting to {}", guc.name, guc.default
+                    "postgresql parameter {}={given} failed validation, defaulting to {}",
+                    guc.name, guc.default
                 ));
                 guc.default.to_owned()
             }

@@ -312,11 +312,15 @@ fn ignore_slots(top: Section<'_>) -> Vec<Map<String, Value>> {
 
 fn standby_cluster(top: Section<'_>) -> Option<StandbyCluster> {
     let section = top.section("standby_cluster");
-    let active = ["host", "port", "restore_command"].iter().any(|key| section.get(key).is_some_and(super::tags::truthy));
+    let active =
+        ["host", "port", "restore_command"].iter().any(|key| section.get(key).is_some_and(super::tags::truthy));
     active.then(|| StandbyCluster {
         host: section.filled("host"),
         port: section.filled("port"),
-        primary_slot_name: section.0.and_then(|map| map.get("primary_slot_name")).map(|_| section.filled("primary_slot_name")),
+        primary_slot_name: section
+            .0
+            .and_then(|map| map.get("primary_slot_name"))
+            .map(|_| section.filled("primary_slot_name")),
         create_replica_methods: section.lines("create_replica_methods"),
         restore_command: section.filled("restore_command"),
         archive_cleanup_command: section.filled("archive_cleanup_command"),

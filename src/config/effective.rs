@@ -10,10 +10,23 @@ use super::merge;
 
 /// Recovery settings: in `parameters` they act as `recovery_conf` (configuration §6.3).
 const RECOVERY: [&str; 17] = [
-    "restore_command", "archive_cleanup_command", "recovery_end_command", "recovery_target", "recovery_target_name",
-    "recovery_target_time", "recovery_target_xid", "recovery_target_lsn", "recovery_target_inclusive",
-    "recovery_target_timeline", "recovery_target_action", "recovery_min_apply_delay", "primary_conninfo",
-    "primary_slot_name", "trigger_file", "promote_trigger_file", "standby_mode",
+    "restore_command",
+    "archive_cleanup_command",
+    "recovery_end_command",
+    "recovery_target",
+    "recovery_target_name",
+    "recovery_target_time",
+    "recovery_target_xid",
+    "recovery_target_lsn",
+    "recovery_target_inclusive",
+    "recovery_target_timeline",
+    "recovery_target_action",
+    "recovery_min_apply_delay",
+    "primary_conninfo",
+    "primary_slot_name",
+    "trigger_file",
+    "promote_trigger_file",
+    "standby_mode",
 ];
 
 /// Callback scripts, `postgresql.callbacks`.
@@ -232,7 +245,9 @@ pub fn options(given: Option<&Value>) -> Vec<(String, Option<String>)> {
             .flat_map(|item| match item {
                 Value::Object(map) => map.iter().map(pair).collect(),
                 Value::Null => Vec::new(),
-                Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => vec![(merge::text(item), None)],
+                Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
+                    vec![(merge::text(item), None)]
+                }
             })
             .collect(),
         Some(Value::Object(map)) => map.iter().map(pair).collect(),

@@ -10,8 +10,12 @@ use super::keys::{Kind, nearest};
 use super::{merge, numbers, yaml};
 
 const TOP: &[(&str, Kind)] = &[
-    ("NAME", Kind::Text), ("SCOPE", Kind::Text), ("NAMESPACE", Kind::Text), ("PRIMARY_ROLE_NAME", Kind::Text),
-    ("THREAD_POOL_SIZE", Kind::Whole), ("THREAD_STACK_SIZE", Kind::Size),
+    ("NAME", Kind::Text),
+    ("SCOPE", Kind::Text),
+    ("NAMESPACE", Kind::Text),
+    ("PRIMARY_ROLE_NAME", Kind::Text),
+    ("THREAD_POOL_SIZE", Kind::Whole),
+    ("THREAD_STACK_SIZE", Kind::Size),
 ];
 
 /// Variables whose name is not simply `PATRONI_<SECTION>_<KEY>`; the newer of two names stands later and wins.
@@ -27,14 +31,25 @@ const SPECIAL: &[(&str, &str, Kind)] = &[
     ("CITUS_DATABASE", "citus.database", Kind::Text),
 ];
 
-const POSTGRESQL: &[&str] = &["listen", "connect_address", "proxy_address", "data_dir", "config_dir", "bin_dir", "pgpass"];
+const POSTGRESQL: &[&str] =
+    &["listen", "connect_address", "proxy_address", "data_dir", "config_dir", "bin_dir", "pgpass"];
 /// Tools whose names `postgresql.bin_name` and `PATRONI_POSTGRESQL_BIN_<TOOL>` may change.
 pub(super) const TOOLS: &[&str] =
     &["pg_ctl", "initdb", "pg_controldata", "pg_basebackup", "postgres", "pg_isready", "pg_rewind"];
 /// Keys that survive in `postgresql.authentication.*` (configuration §2.2).
 pub(super) const AUTH_KEYS: &[&str] = &[
-    "username", "password", "sslmode", "sslcert", "sslkey", "sslpassword", "sslrootcert", "sslcrl", "sslcrldir",
-    "gssencmode", "channel_binding", "sslnegotiation",
+    "username",
+    "password",
+    "sslmode",
+    "sslcert",
+    "sslkey",
+    "sslpassword",
+    "sslrootcert",
+    "sslcrl",
+    "sslcrldir",
+    "gssencmode",
+    "channel_binding",
+    "sslnegotiation",
 ];
 /// Stores this implementation does not speak, in the order Patroni would pick them.
 pub(super) const OTHER_STORES: &[&str] = &["consul", "etcd", "etcd3", "exhibitor", "raft", "zookeeper"];
@@ -57,7 +72,11 @@ fn table() -> Vec<(String, String, Kind)> {
         rows.push((format!("POSTGRESQL_{}", key.to_uppercase()), format!("postgresql.{key}"), Kind::Text));
     }
     for tool in TOOLS {
-        rows.push((format!("POSTGRESQL_BIN_{}", tool.to_uppercase()), format!("postgresql.bin_name.{tool}"), Kind::Text));
+        rows.push((
+            format!("POSTGRESQL_BIN_{}", tool.to_uppercase()),
+            format!("postgresql.bin_name.{tool}"),
+            Kind::Text,
+        ));
     }
     for user in ["superuser", "replication", "rewind"] {
         for key in AUTH_KEYS {
@@ -88,9 +107,9 @@ pub(super) fn document(env: &BTreeMap<String, String>) -> (Value, Vec<String>) {
             continue;
         };
         let known = suffix == "CONFIGURATION" || table.iter().any(|(known, _, _)| known == suffix);
-        let store = OTHER_STORES.iter().find(|store| {
-            suffix.to_lowercase().strip_prefix(**store).is_some_and(|rest| rest.starts_with('_'))
-        });
+        let store = OTHER_STORES
+            .iter()
+            .find(|store| suffix.to_lowercase().strip_prefix(**store).is_some_and(|rest| rest.starts_with('_')));
         if let Some(store) = store {
             let key = suffix[store.len() + 1..].to_lowercase();
             set(&mut document, &format!("{store}.{key}"), Value::from(env[name].as_str()));
@@ -114,8 +133,7 @@ fn read(kind: Kind, path: &str, text: &str) -> Option<Value> {
         }
         Kind::List | Kind::ListOrFree | Kind::ListOrText => {
             let trimmed = text.trim();
-            let bracketed =
-                if trimmed.starts_with(['[', '-']) { trimmed.to_owned() } else { format!("[{trimmed}]") };
+            let bracketed = if trimmed.starts_with(['[', '-']) { trimmed.to_owned() } else { format!("[{trimmed}]") };
             yaml::parse(path, &bracketed).ok().filter(Value::is_array)
         }
         // `log.format` is text or a list of fields, `log.mode` an octal number.

@@ -47,13 +47,17 @@ impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ConfigError::Yaml(error) => error.fmt(f),
-            ConfigError::NotAMapping(name) => write!(f, "invalid config file {name}: it must be a mapping (key: value)"),
+            ConfigError::NotAMapping(name) => {
+                write!(f, "invalid config file {name}: it must be a mapping (key: value)")
+            }
             ConfigError::Empty => f.write_str("Config is empty. Name a file, or set PATRONI_* variables"),
             ConfigError::NoStore(Some(store)) => write!(
                 f,
                 "{store}: this Patroni stores its state in Kubernetes only; replace the section by `kubernetes: {{labels: …}}`"
             ),
-            ConfigError::NoStore(None) => f.write_str("kubernetes: the section is missing; add `kubernetes: {labels: …}`"),
+            ConfigError::NoStore(None) => {
+                f.write_str("kubernetes: the section is missing; add `kubernetes: {labels: …}`")
+            }
             ConfigError::Invalid(problems) => f.write_str(&problems.join("\n")),
         }
     }
@@ -104,7 +108,10 @@ impl Config {
             ("restapi.listen", self.restapi.listen.is_empty()),
             ("postgresql.listen", self.postgresql.listen.is_empty()),
             ("postgresql.data_dir", self.postgresql.data_dir.is_empty()),
-            ("postgresql.authentication.replication.username", self.postgresql.authentication.replication.username.is_none()),
+            (
+                "postgresql.authentication.replication.username",
+                self.postgresql.authentication.replication.username.is_none(),
+            ),
             ("kubernetes.labels", self.kubernetes.labels.is_empty()),
         ];
         let mut problems: Vec<String> = needed
@@ -251,7 +258,12 @@ fn check_parameters(value: &Value, origins: &BTreeMap<String, String>, warnings:
     }
 }
 
-fn check_citus(value: &Value, origins: &BTreeMap<String, String>, problems: &mut Vec<String>, warnings: &mut Vec<String>) {
+fn check_citus(
+    value: &Value,
+    origins: &BTreeMap<String, String>,
+    problems: &mut Vec<String>,
+    warnings: &mut Vec<String>,
+) {
     let Some(citus) = value.get("citus").filter(|citus| !citus.is_null()) else {
         return;
     };
@@ -259,6 +271,8 @@ fn check_citus(value: &Value, origins: &BTreeMap<String, String>, problems: &mut
     if citus["group"].is_i64() && citus["database"].is_string() {
         problems.push(format!("{at}: Citus is not supported; remove the section"));
     } else {
-        warnings.push(format!("{at}: is ignored, it needs `group` (a number) and `database` (text); Citus is not supported"));
+        warnings.push(format!(
+            "{at}: is ignored, it needs `group` (a number) and `database` (text); Citus is not supported"
+        ));
     }
 }

@@ -35,7 +35,8 @@ fn repr(value: &Value) -> String {
 pub fn equal_by_text(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Object(a), Value::Object(b)) => {
-            a.len() == b.len() && a.iter().all(|(key, value)| b.get(key).is_some_and(|other| equal_by_text(value, other)))
+            a.len() == b.len()
+                && a.iter().all(|(key, value)| b.get(key).is_some_and(|other| equal_by_text(value, other)))
         }
         _ => text(a) == text(b),
     }

@@ -9,20 +9,20 @@
 //! key; an unknown key is a warning that names the nearest known one. Dynamic documents are never refused by the store
 //! (rest-api §5.1), so `Dynamic` adjusts and warns. Nothing here knows Kubernetes, sockets or time; `files` is the only
 //! file access. The contract is `docs/configuration.md`.
-mod local;
-mod load;
-mod keys;
-mod environment;
 mod build;
-pub mod tags;
 mod controlled;
 mod dynamic;
 mod effective;
-mod sample;
-mod validate;
+mod environment;
 pub mod files;
+mod keys;
+mod load;
+mod local;
 pub mod merge;
 pub mod numbers;
+mod sample;
+pub mod tags;
+mod validate;
 pub mod yaml;
 
 pub use controlled::is_controlled;
@@ -31,7 +31,8 @@ pub use effective::{Callbacks, EffectivePostgres, effective_postgresql, options,
 pub use keys::schema;
 pub use load::{ConfigError, Loaded, SourceText, load};
 pub use local::{
-    Authentication, BasicAuth, Bootstrap, Config, Ctl, Kubernetes, Log, PgAuth, Port, Postgresql, RestApi, Secret, Watchdog,
+    Authentication, BasicAuth, Bootstrap, Config, Ctl, Kubernetes, Log, PgAuth, Port, Postgresql, RestApi, Secret,
+    Watchdog,
 };
 pub use sample::{SampleFacts, sample};
 pub use validate::validate;

@@ -28,8 +28,12 @@ pub fn sample(facts: &SampleFacts, env: &BTreeMap<String, String>) -> String {
     let mut parts = Vec::new();
     for key in ORDER.iter().copied().chain(["tags"]) {
         if key == "bootstrap" {
-            parts.push("\n# The bootstrap configuration. Works only when the cluster is not yet initialized.\n".to_owned());
-            parts.push("# `dcs` becomes the dynamic configuration; change it later with patronictl edit-config.\n".to_owned());
+            parts.push(
+                "\n# The bootstrap configuration. Works only when the cluster is not yet initialized.\n".to_owned(),
+            );
+            parts.push(
+                "# `dcs` becomes the dynamic configuration; change it later with patronictl edit-config.\n".to_owned(),
+            );
         }
         if let Some(value) = document.get(key) {
             let mut one = Map::new();

@@ -11,14 +11,28 @@ use super::local::Section;
 use super::{merge, numbers};
 
 const REQUIRED: [&str; 9] = [
-    "name", "scope", "restapi.listen", "restapi.connect_address", "postgresql.listen", "postgresql.connect_address",
-    "postgresql.data_dir", "postgresql.authentication.replication.username", "postgresql.authentication.superuser.username",
+    "name",
+    "scope",
+    "restapi.listen",
+    "restapi.connect_address",
+    "postgresql.listen",
+    "postgresql.connect_address",
+    "postgresql.data_dir",
+    "postgresql.authentication.replication.username",
+    "postgresql.authentication.superuser.username",
 ];
 const LEVELS: [&str; 7] = ["DEBUG", "INFO", "WARN", "WARNING", "ERROR", "FATAL", "CRITICAL"];
 /// Key of `bootstrap.dcs` and its smallest value.
 const DCS_LEAST: [(&str, i64); 9] = [
-    ("ttl", 20), ("loop_wait", 1), ("retry_timeout", 3), ("maximum_lag_on_failover", 0), ("maximum_lag_on_syncnode", -1),
-    ("member_slots_ttl", 0), ("primary_start_timeout", 0), ("primary_stop_timeout", 0), ("synchronous_node_count", 1),
+    ("ttl", 20),
+    ("loop_wait", 1),
+    ("retry_timeout", 3),
+    ("maximum_lag_on_failover", 0),
+    ("maximum_lag_on_syncnode", -1),
+    ("member_slots_ttl", 0),
+    ("primary_start_timeout", 0),
+    ("primary_stop_timeout", 0),
+    ("synchronous_node_count", 1),
 ];
 
 /// All problems of a configuration; an empty list means it is valid.
@@ -72,13 +86,19 @@ fn addresses(document: &Value, problems: &mut Vec<String>) {
             continue;
         }
         let text = merge::text(value);
-        let Some((host, port)) = text.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok_and(|p| p > 0)) else {
+        let Some((host, port)) = text.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok_and(|p| p > 0))
+        else {
             complain(problems, path, value, "contains a wrong value");
             continue;
         };
         let host = host.trim_start_matches('[').trim_end_matches(']');
         if path.ends_with("connect_address") && ["127.0.0.1", "0.0.0.0", "*", "::1", "localhost"].contains(&host) {
-            complain(problems, path, value, "must not contain \"127.0.0.1\", \"0.0.0.0\", \"*\", \"::1\", \"localhost\"");
+            complain(
+                problems,
+                path,
+                value,
+                "must not contain \"127.0.0.1\", \"0.0.0.0\", \"*\", \"::1\", \"localhost\"",
+            );
         }
         if port.starts_with('+') {
             complain(problems, path, value, "contains a wrong value");
@@ -102,11 +122,15 @@ fn words(document: &Value, problems: &mut Vec<String>) {
         complain(problems, "log.type", kind, "Wrong value");
     }
     let mode = at(document, "log.mode");
-    if !mode.is_null() && !numbers::parse_int(&merge::text(mode), None).is_some_and(|mode| (0..=0o777).contains(&mode)) {
+    if !mode.is_null() && !numbers::parse_int(&merge::text(mode), None).is_some_and(|mode| (0..=0o777).contains(&mode))
+    {
         complain(problems, "log.mode", mode, "Wrong value");
     }
     let mode = at(document, "watchdog.mode");
-    if !mode.is_null() && *mode != Value::Bool(false) && !matches!(mode.as_str(), Some("off" | "automatic" | "required")) {
+    if !mode.is_null()
+        && *mode != Value::Bool(false)
+        && !matches!(mode.as_str(), Some("off" | "automatic" | "required"))
+    {
         complain(problems, "watchdog.mode", mode, "Wrong value");
     }
     let ip = at(document, "kubernetes.pod_ip");

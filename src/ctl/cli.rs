@@ -70,8 +70,11 @@ fn commands() -> Vec<Command> {
             .args(watch()),
         sub("topology", "Prints ASCII topology for given cluster").arg(names("CLUSTER_NAMES")).args(watch()),
         sub("history", "Show the history of failovers/switchovers").args([cluster(), format()]),
-        sub("dsn", "Generate a dsn for the provided member, defaults to a dsn of the leader")
-            .args([cluster(), role(), value("member").short('m')]),
+        sub("dsn", "Generate a dsn for the provided member, defaults to a dsn of the leader").args([
+            cluster(),
+            role(),
+            value("member").short('m'),
+        ]),
         query(),
         sub("version", "Output version of patronictl command or a running Patroni instance")
             .args([cluster(), names("MEMBER_NAMES")]),
@@ -80,16 +83,30 @@ fn commands() -> Vec<Command> {
             .args([cluster(), flag("quiet").short('q'), force(), value("apply"), value("replace")])
             .arg(value("set").short('s').action(ArgAction::Append))
             .arg(value("pg").short('p').action(ArgAction::Append)),
-        sub("switchover", "Switchover to a replica")
-            .args([cluster(), value("leader").alias("primary"), value("candidate"), value("scheduled"), force()]),
+        sub("switchover", "Switchover to a replica").args([
+            cluster(),
+            value("leader").alias("primary"),
+            value("candidate"),
+            value("scheduled"),
+            force(),
+        ]),
         sub("failover", "Failover to a replica").args([cluster(), value("candidate"), force()]),
-        sub("reload", "Reload cluster member configuration")
-            .args([required_cluster(), names("MEMBER_NAMES"), role(), force()]),
+        sub("reload", "Reload cluster member configuration").args([
+            required_cluster(),
+            names("MEMBER_NAMES"),
+            role(),
+            force(),
+        ]),
         sub("restart", "Restart cluster member")
             .args([required_cluster(), names("MEMBER_NAMES"), role(), flag("any"), value("scheduled")])
             .args([value("pg-version"), flag("pending"), value("timeout"), force()]),
-        sub("reinit", "Reinitialize cluster member")
-            .args([required_cluster(), names("MEMBER_NAMES"), flag("from-leader"), flag("wait"), force()]),
+        sub("reinit", "Reinitialize cluster member").args([
+            required_cluster(),
+            names("MEMBER_NAMES"),
+            flag("from-leader"),
+            flag("wait"),
+            force(),
+        ]),
     ];
     all = all.into_iter().map(|c| c.arg(value("group").value_parser(clap::value_parser!(i64)))).collect();
     let swallow = || Arg::new("ARGS").num_args(0..).allow_hyphen_values(true).trailing_var_arg(true).hide(true);
@@ -185,10 +202,14 @@ fn complaint(command: &Command, args: &[String], error: &clap::Error) -> String 
         ErrorKind::UnknownArgument | ErrorKind::TooManyValues => {
             format!("Got unexpected extra argument ({})", if given.is_empty() { shown } else { given })
         }
-        ErrorKind::InvalidValue if given.is_empty() => format!("Option '{}' requires an argument.", typed(args, &option)),
+        ErrorKind::InvalidValue if given.is_empty() => {
+            format!("Option '{}' requires an argument.", typed(args, &option))
+        }
         ErrorKind::InvalidValue => {
             let allowed = match error.get(ContextKind::ValidValue) {
-                Some(ContextValue::Strings(list)) => list.iter().map(|v| format!("'{v}'")).collect::<Vec<_>>().join(", "),
+                Some(ContextValue::Strings(list)) => {
+                    list.iter().map(|v| format!("'{v}'")).collect::<Vec<_>>().join(", ")
+                }
                 Some(_) | None => String::new(),
             };
             format!("Invalid value for {}: '{given}' is not one of {allowed}.", both(command, &option))
@@ -228,7 +249,8 @@ mod tests {
 
     #[test]
     fn usage_errors_have_clicks_form() {
-        let head = |path: &str, pieces: &str| format!("Usage: {path} {pieces}\nTry '{path} --help' for help.\n\nError: ");
+        let head =
+            |path: &str, pieces: &str| format!("Usage: {path} {pieces}\nTry '{path} --help' for help.\n\nError: ");
         let list = head("patronictl list", "[OPTIONS] [CLUSTER_NAMES]...");
         let restart = head("patronictl restart", "[OPTIONS] CLUSTER_NAME [MEMBER_NAMES]...");
         let history = head("patronictl history", "[OPTIONS] [CLUSTER_NAME]");
@@ -240,7 +262,8 @@ mod tests {
             ("restart demo --timeout", restart + "Option '--timeout' requires an argument."),
             (
                 "list -f x",
-                list.clone() + "Invalid value for '--format' / '-f': 'x' is not one of 'pretty', 'tsv', 'json', 'yaml', 'yml'.",
+                list.clone()
+                    + "Invalid value for '--format' / '-f': 'x' is not one of 'pretty', 'tsv', 'json', 'yaml', 'yml'.",
             ),
             ("list --watch x", list + "Invalid value for '--watch' / '-w': 'x' is not a valid float."),
             ("history a b", history.clone() + "Got unexpected extra argument (b)"),

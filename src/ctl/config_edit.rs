@@ -86,7 +86,9 @@ fn changed(terminal: &mut dyn Terminal, args: &ArgMatches, before: &Value) -> Re
     }
     let sets = args.get_many::<String>("set").into_iter().flatten().cloned();
     let pgs = args.get_many::<String>("pg").into_iter().flatten().map(|p| format!("postgresql.parameters.{p}"));
-    for (setting, shown) in sets.map(|s| (s.clone(), s)).chain(pgs.map(|p| (p.clone(), p["postgresql.parameters.".len()..].to_owned()))) {
+    for (setting, shown) in
+        sets.map(|s| (s.clone(), s)).chain(pgs.map(|p| (p.clone(), p["postgresql.parameters.".len()..].to_owned())))
+    {
         let bad = || CtlError::plain(format!("Invalid parameter setting {shown}"));
         let (path, text) = setting.split_once('=').ok_or_else(bad)?;
         let value = yaml::parse(&shown, text).map_err(|e| CtlError::plain(e.to_string()))?;
@@ -113,7 +115,11 @@ fn read_document(terminal: &mut dyn Terminal, file: &str) -> Result<Value> {
 
 fn parse(name: &str, text: &str) -> Result<Value> {
     let value = yaml::parse(name, text).map_err(|e| CtlError::plain(e.to_string()))?;
-    if value.is_object() { Ok(value) } else { Err(CtlError::plain(format!("{name}: the configuration must be a mapping"))) }
+    if value.is_object() {
+        Ok(value)
+    } else {
+        Err(CtlError::plain(format!("{name}: the configuration must be a mapping")))
+    }
 }
 
 /// Sets one value; `null` deletes, and a parent emptied by that goes too. Parameters of Postgres are one key however
@@ -257,7 +263,10 @@ mod tests {
     #[test]
     fn null_deletes_and_takes_emptied_parents_along() {
         assert_eq!(set("postgresql.parameters.a", Value::Null), json!({"ttl": 30}));
-        assert_eq!(set("standby_cluster.host", Value::Null), json!({"ttl": 30, "postgresql": {"parameters": {"a": 1}}}));
+        assert_eq!(
+            set("standby_cluster.host", Value::Null),
+            json!({"ttl": 30, "postgresql": {"parameters": {"a": 1}}})
+        );
     }
 
     #[test]

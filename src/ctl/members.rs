@@ -193,9 +193,12 @@ impl<'a> Context<'a> {
         if owner {
             return if member.role == Some(Role::StandbyLeader) { "Standby Leader" } else { "Leader" };
         }
-        let in_sync = self.cluster.sync.as_ref().filter(|s| s.leader.is_some()).is_some_and(|s| {
-            s.standbys.iter().any(|n| n.0.eq_ignore_ascii_case(&name.0))
-        });
+        let in_sync = self
+            .cluster
+            .sync
+            .as_ref()
+            .filter(|s| s.leader.is_some())
+            .is_some_and(|s| s.standbys.iter().any(|n| n.0.eq_ignore_ascii_case(&name.0)));
         self.sync_role.filter(|_| in_sync).unwrap_or("Replica")
     }
 

@@ -1,7 +1,9 @@
 //! The tables of patronictl §2, byte for byte.
 use super::*;
 use crate::ctl::output::render;
-use crate::model::{ConfigRecord, FailoverRequest, LeaderRecord, LeaseRecord, PostgresState, Timeline, Version, WallTime};
+use crate::model::{
+    ConfigRecord, FailoverRequest, LeaderRecord, LeaseRecord, PostgresState, Timeline, Version, WallTime,
+};
 use serde_json::json;
 
 pub fn member(host: &str, extra: Value) -> Member {
@@ -37,10 +39,22 @@ pub fn demo() -> Cluster {
     };
     let members = [
         ("pg-0", member("10.0.0.4:5432", json!({"role": "primary", "xlog_location": 0x7000000}))),
-        ("pg-1", member("10.0.0.5:5432", json!({"receive_lsn": 0x7000000, "replay_lsn": 0x6FFFFF4,
-            "replication_state": "streaming", "tags": {"clonefrom": true}}))),
-        ("pg-2", member("10.0.0.6:5432", json!({"receive_lsn": 0x6400000, "replay_lsn": 0x6000000,
-            "replication_state": "in archive recovery"}))),
+        (
+            "pg-1",
+            member(
+                "10.0.0.5:5432",
+                json!({"receive_lsn": 0x7000000, "replay_lsn": 0x6FFFFF4,
+            "replication_state": "streaming", "tags": {"clonefrom": true}}),
+            ),
+        ),
+        (
+            "pg-2",
+            member(
+                "10.0.0.6:5432",
+                json!({"receive_lsn": 0x6400000, "replay_lsn": 0x6000000,
+            "replication_state": "in archive recovery"}),
+            ),
+        ),
     ];
     Cluster {
         config: Some(ConfigRecord { version: Version("2".into()), document: Some("{}".into()) }),
@@ -82,7 +96,10 @@ fn json_and_tsv_are_those_of_the_reference() {
     assert_eq!(print(&two, Format::Json, false), want);
     let tsv = print(&two, Format::Tsv, false);
     let lines: Vec<&str> = tsv.lines().collect();
-    assert_eq!(lines[0], "Cluster\tMember\tHost\tRole\tState\tTL\tReceive LSN\tReceive Lag\tReplay LSN\tReplay Lag\tTags");
+    assert_eq!(
+        lines[0],
+        "Cluster\tMember\tHost\tRole\tState\tTL\tReceive LSN\tReceive Lag\tReplay LSN\tReplay Lag\tTags"
+    );
     assert_eq!(lines[2], "demo\tpg-1\t10.0.0.5\tReplica\tstreaming\t7\t0/7000000\t0\t0/6FFFFF4\t0\t{clonefrom: true}");
 }
 
@@ -104,9 +121,15 @@ fn service_lines_follow_a_table() {
 #[test]
 fn extended_wraps_cells_and_hides_long_reasons() {
     let mut c = demo();
-    c.members.insert("pg-0".into(), member("10.0.0.4:5432", json!({"role": "primary", "pending_restart": true,
+    c.members.insert(
+        "pg-0".into(),
+        member(
+            "10.0.0.4:5432",
+            json!({"role": "primary", "pending_restart": true,
         "pending_restart_reason": {"max_connections": {"old_value": "100", "new_value": "200"},
-            "shared_preload_libraries": {"old_value": "", "new_value": "pg_stat_statements,auto_explain"}}})));
+            "shared_preload_libraries": {"old_value": "", "new_value": "pg_stat_statements,auto_explain"}}}),
+        ),
+    );
     let raw = json!({"replication_state": "streaming",
         "scheduled_restart": {"schedule": "2026-11-23T02:00:00+00:00", "postgres_version": "17.4"}});
     c.members.insert("pg-1".into(), member("10.0.0.5:5433", raw));
@@ -135,7 +158,10 @@ fn topology_is_a_tree_and_members_in_a_loop_are_not_printed() {
     c.members.insert("pg-4".into(), from("10.0.0.8", "pg-3"));
     let text = print(&c, Format::Topology, false);
     let starts: Vec<String> = text.lines().skip(3).take(3).map(|l| l[..30].to_owned()).collect();
-    assert_eq!(starts, ["| pg-0     | 10.0.0.4 | Leader", "| + pg-2   | 10.0.0.6 | Replic", "|   + pg-1 | 10.0.0.5 | Replic"]);
+    assert_eq!(
+        starts,
+        ["| pg-0     | 10.0.0.4 | Leader", "| + pg-2   | 10.0.0.6 | Replic", "|   + pg-1 | 10.0.0.5 | Replic"]
+    );
     assert!(text.contains("{replicatefrom: pg-2}") && !text.contains("pg-3 "), "{text}");
     c.leader = None;
     assert!(print(&c, Format::Topology, false).contains("| + pg-0   | 10.0.0.4 | Replica |"));
@@ -144,7 +170,10 @@ fn topology_is_a_tree_and_members_in_a_loop_are_not_printed() {
 #[test]
 fn fresh_positions_win_and_an_old_member_fills_one_lsn_only() {
     let mut c = demo();
-    c.members.insert("pg-2".into(), member("10.0.0.6", json!({"xlog_location": 0x6000000, "replication_state": "streaming"})));
+    c.members.insert(
+        "pg-2".into(),
+        member("10.0.0.6", json!({"xlog_location": 0x6000000, "replication_state": "streaming"})),
+    );
     let at = |l, r, p| Positions { location: l, received: r, replayed: p };
     let fresh = BTreeMap::from([
         ("pg-0".into(), at(Some(Lsn(0x7200000)), None, None)),

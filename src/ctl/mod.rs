@@ -13,21 +13,21 @@
 //! write into the store what a member's REST API could be asked for (except where Patroni does so too).
 
 pub mod cli;
-pub mod error;
-pub mod prompts;
-pub mod output;
-pub mod dates;
-pub mod members;
-pub mod rest;
-pub mod tls;
-pub mod session;
-pub mod view;
-pub mod query;
-pub mod select;
-pub mod restart;
-pub mod reinit;
-pub mod switchover;
 pub mod config_edit;
+pub mod dates;
+pub mod error;
+pub mod members;
+pub mod output;
+pub mod prompts;
+pub mod query;
+pub mod reinit;
+pub mod rest;
+pub mod restart;
+pub mod select;
+pub mod session;
+pub mod switchover;
+pub mod tls;
+pub mod view;
 
 use std::process::ExitCode;
 

@@ -176,9 +176,12 @@ fn load_config(named: Option<&String>) -> Result<Config> {
         Err(ConfigError::Empty | ConfigError::NoStore(None)) => Err(CtlError::plain(
             "Can not find suitable configuration of distributed configuration store\nAvailable implementations: kubernetes",
         )),
-        Err(e @ (ConfigError::Yaml(_) | ConfigError::NotAMapping(_) | ConfigError::NoStore(Some(_)) | ConfigError::Invalid(_))) => {
-            Err(CtlError::plain(e.to_string()))
-        }
+        Err(
+            e @ (ConfigError::Yaml(_)
+            | ConfigError::NotAMapping(_)
+            | ConfigError::NoStore(Some(_))
+            | ConfigError::Invalid(_)),
+        ) => Err(CtlError::plain(e.to_string())),
     }
 }
 
@@ -209,11 +212,8 @@ fn store_options(config: &Config, scope: &str) -> StoreOptions {
     o.labels = k.labels.clone();
     o.scope_label = k.scope_label.clone();
     o.role_label = k.role_label.clone();
-    o.ports = k
-        .ports
-        .iter()
-        .map(|p| Port { port: p.port, name: p.name.clone(), protocol: p.protocol.clone() })
-        .collect();
+    o.ports =
+        k.ports.iter().map(|p| Port { port: p.port, name: p.name.clone(), protocol: p.protocol.clone() }).collect();
     o.cacert = k.cacert.as_ref().map(PathBuf::from);
     o.retriable_codes = k.retriable_http_codes.iter().copied().collect::<BTreeSet<u16>>();
     o

@@ -86,7 +86,9 @@ pub async fn run(session: &mut Session<'_>, args: &ArgMatches, action: Manual) -
 fn written(result: WriteResult) -> Result<()> {
     match result {
         WriteResult::Written(_) => Ok(()),
-        WriteResult::Conflict => Err(CtlError::plain("Another request was written at the same time: look at it and try again")),
+        WriteResult::Conflict => {
+            Err(CtlError::plain("Another request was written at the same time: look at it and try again"))
+        }
         WriteResult::Refused(why) | WriteResult::Unknown(why) => {
             Err(CtlError::plain(format!("Can not write the request into the store: {why}")))
         }
@@ -180,7 +182,11 @@ fn agree_on_leader(
             prompts::ask(session.terminal, if standby { "Standby Leader" } else { "Primary" }, owner)?
         }
     };
-    if leader == owner { Ok(leader) } else { Err(CtlError::plain(format!("Member {leader} is not the leader of cluster {scope}"))) }
+    if leader == owner {
+        Ok(leader)
+    } else {
+        Err(CtlError::plain(format!("Member {leader} is not the leader of cluster {scope}")))
+    }
 }
 
 fn agree_on_candidate(
@@ -215,7 +221,9 @@ fn agree_on_candidate(
         return Err(CtlError::plain(format!("Member {name} is already the leader of cluster {scope}")));
     }
     if !names.contains(&name) {
-        return Err(CtlError::plain(format!("Member {name} does not exist in cluster {scope} or is tagged as nofailover")));
+        return Err(CtlError::plain(format!(
+            "Member {name} does not exist in cluster {scope} or is tagged as nofailover"
+        )));
     }
     Ok(candidate)
 }
@@ -230,7 +238,12 @@ fn is_in_sync(cluster: &Cluster, candidate: &str) -> bool {
     }
 }
 
-fn agree_on_time(session: &mut Session<'_>, args: &ArgMatches, cluster: &Cluster, force: bool) -> Result<Option<Moment>> {
+fn agree_on_time(
+    session: &mut Session<'_>,
+    args: &ArgMatches,
+    cluster: &Cluster,
+    force: bool,
+) -> Result<Option<Moment>> {
     let now = dates::now();
     let text = match args.get_one::<String>("scheduled") {
         Some(text) => text.clone(),

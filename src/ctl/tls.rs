@@ -197,9 +197,8 @@ mod tests {
     async fn verifies_unless_told_not_to_and_takes_a_self_signed_certificate_as_its_own_ca() {
         let dir = tempfile::tempdir().unwrap();
         let (url, cert) = server(dir.path());
-        let call = async |options: RestOptions| {
-            Rest::new(&options).unwrap().call(Method::GET, &url, "patroni", None).await
-        };
+        let call =
+            async |options: RestOptions| Rest::new(&options).unwrap().call(Method::GET, &url, "patroni", None).await;
         let hi = Ok(Answer { status: 200, text: "hi".into() });
         assert_eq!(call(RestOptions { cacert: Some(cert), ..RestOptions::default() }).await, hi);
         assert_eq!(call(RestOptions { insecure: true, ..RestOptions::default() }).await, hi);

@@ -176,8 +176,11 @@ mod tests {
     #[test]
     fn history_is_the_table_of_the_reference() {
         let rows = [vec![
-            json!(1), json!(67197376), json!("no recovery target specified"),
-            json!("2026-11-01T00:00:00.123456+00:00"), json!("pg-1"),
+            json!(1),
+            json!(67197376),
+            json!("no recovery target specified"),
+            json!("2026-11-01T00:00:00.123456+00:00"),
+            json!("pg-1"),
         ]];
         let want = "\
 +----+----------+------------------------------+----------------------------------+------------+

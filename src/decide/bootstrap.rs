@@ -134,7 +134,9 @@ fn empty(ctx: &Ctx<'_>, half_made: bool) -> Decision {
         return clone(ctx, leader);
     }
     if matches!(&ctx.verdict, LeaseVerdict::Held(_)) {
-        return ctx.wait("waiting for leader to bootstrap (the last holder of the lock is dead or was an earlier life of this pod)");
+        return ctx.wait(
+            "waiting for leader to bootstrap (the last holder of the lock is dead or was an earlier life of this pod)",
+        );
     }
     match &ctx.cluster.initialize {
         Initialize::Value(_) => ctx.wait(format!("waiting for leader to bootstrap{}", who_has_data(ctx))),
@@ -196,7 +198,9 @@ fn clone(ctx: &Ctx<'_>, leader: &MemberName) -> Decision {
     {
         let again = end.at + ctx.settings.loop_wait.min(CLONE_PAUSE);
         if ctx.now.boot < again {
-            return ctx.wait(format!("failed to bootstrap from a replica or leader: {why}; trying again soon")).wake_by(again);
+            return ctx
+                .wait(format!("failed to bootstrap from a replica or leader: {why}; trying again soon"))
+                .wake_by(again);
         }
     }
     let source = ctx

@@ -11,7 +11,13 @@ use crate::model::{
 ///
 /// # Errors
 /// One line per broken invariant: the index of the action and the rule.
-pub fn check(d: &Decision, cluster: &Cluster, local: &Local, settings: &Settings, now: Now) -> Result<(), Vec<(usize, String)>> {
+pub fn check(
+    d: &Decision,
+    cluster: &Cluster,
+    local: &Local,
+    settings: &Settings,
+    now: Now,
+) -> Result<(), Vec<(usize, String)>> {
     let ctx = Ctx::new(cluster, local, settings, now);
     let broken: Vec<_> = d
         .actions
@@ -75,7 +81,11 @@ fn permit(ctx: &Ctx<'_>, permission: &Permission) -> Option<&'static str> {
         Permission::None => None,
         Permission::Unfenced => (!ctx.local.bootstrapping).then_some("unfenced permission outside a bootstrap"),
         Permission::Writer { stop_at, kill_at } => match &ctx.hold {
-            Hold::Leader(own) if *stop_at <= own.evidence + ctx.timings.stop && *kill_at <= own.evidence + ctx.timings.kill => None,
+            Hold::Leader(own)
+                if *stop_at <= own.evidence + ctx.timings.stop && *kill_at <= own.evidence + ctx.timings.kill =>
+            {
+                None
+            }
             Hold::Leader(_) => Some("a permission that outlives the lease"),
             Hold::Lapsed(_) | Hold::No => Some("a writer's permission without an unexpired lease"),
         },
@@ -106,7 +116,9 @@ fn acquire(ctx: &Ctx<'_>, proven_dead: bool) -> Option<&'static str> {
     match &ctx.verdict {
         LeaseVerdict::Held(_) if proven_dead && ctx.death_proof().is_some() => None,
         LeaseVerdict::Held(_) => Some("taking a lease that somebody holds"),
-        LeaseVerdict::Silence { .. } if !ctx.local.bootstrapping => Some("taking a lease in silence, before a full ttl"),
+        LeaseVerdict::Silence { .. } if !ctx.local.bootstrapping => {
+            Some("taking a lease in silence, before a full ttl")
+        }
         LeaseVerdict::Silence { .. } | LeaseVerdict::Released | LeaseVerdict::Expired(_) | LeaseVerdict::Vacant => None,
     }
 }

@@ -24,9 +24,10 @@ pub(super) fn fence(ctx: &Ctx<'_>) -> Option<Decision> {
             format!("demoting self because I do not have the lock and I was a leader ({other} has it)")
         }
         (_, LeaseVerdict::Held(_)) => "demoting self because the lock names me but is not mine".to_owned(),
-        (_, LeaseVerdict::Released | LeaseVerdict::Expired(_) | LeaseVerdict::Silence { .. } | LeaseVerdict::Vacant) => {
-            "demoting self because I do not have the lock and I was a leader".to_owned()
-        }
+        (
+            _,
+            LeaseVerdict::Released | LeaseVerdict::Expired(_) | LeaseVerdict::Silence { .. } | LeaseVerdict::Vacant,
+        ) => "demoting self because I do not have the lock and I was a leader".to_owned(),
     };
     if ctx.keeper_lost() {
         return Some(ctx.wait(format!("{reason}; the keeper does not answer, its deadline stops Postgres")));
@@ -67,13 +68,13 @@ fn starting(ctx: &Ctx<'_>) -> Decision {
         return match requests::fit_candidates(ctx, None) {
             requests::Fitness::Ask(ask) => ctx.wait("startup timeout: looking for a member to take over").then(ask),
             requests::Fitness::Waiting => ctx.wait("startup timeout: waiting for the answers of the other members"),
-            requests::Fitness::Fit(_) => ctx
+            requests::Fitness::Fit => ctx
                 .wait("stopped PostgreSQL because of startup timeout")
                 .then(Action::StopPostgres { mode: StopMode::Immediate, why: "startup timeout" })
                 .then(Action::Permit(Permission::None)),
-            requests::Fitness::Nobody(why) => {
-                ctx.wait(format!("primary start has timed out, but continuing to wait because failover is not possible: {why}"))
-            }
+            requests::Fitness::Nobody(why) => ctx.wait(format!(
+                "primary start has timed out, but continuing to wait because failover is not possible: {why}"
+            )),
         };
     }
     ctx.wait(format!("PostgreSQL is still starting up, {} seconds until timeout", left.as_secs()))

@@ -175,7 +175,9 @@ impl<'a> Ctx<'a> {
 
     /// The next moment at which the lease asks for something: renewal, demotion, end.
     fn next_lease_moment(&self) -> BootInstant {
-        let (Hold::Leader(own) | Hold::Lapsed(own)) = &self.hold else { return self.now.boot + self.settings.loop_wait };
+        let (Hold::Leader(own) | Hold::Lapsed(own)) = &self.hold else {
+            return self.now.boot + self.settings.loop_wait;
+        };
         let retry = self.local.last_attempt.filter(|at| *at > own.evidence).map(|at| at + RETRY_PAUSE);
         let renew = (own.evidence + self.timings.renew).max(retry.unwrap_or(own.evidence));
         let tick = Duration::from_millis(1);
@@ -199,8 +201,7 @@ impl<'a> Ctx<'a> {
         let pod = self.cluster.members.get(holder);
         let terminated = self.settings.proofs.contains(&ProofOfDeath::Terminated)
             && pod.is_some_and(|m| m.looks_terminated(&mark.uid, &mark.containers));
-        let deleted =
-            self.settings.proofs.contains(&ProofOfDeath::Deleted) && pod.is_none_or(|m| m.uid != mark.uid);
+        let deleted = self.settings.proofs.contains(&ProofOfDeath::Deleted) && pod.is_none_or(|m| m.uid != mark.uid);
         (terminated || deleted).then(|| Action::ProveDeath {
             record: leader.lease.clone(),
             uid: mark.uid.clone(),
@@ -231,8 +232,12 @@ impl<'a> Ctx<'a> {
             }
             LeaseVerdict::Released => {
                 let free = since + self.settings.ttl;
-                (self.now.boot > free)
-                    .then(|| Unlocked { stood, proven_dead: false, positions_final: since, gone: None })
+                (self.now.boot > free).then(|| Unlocked {
+                    stood,
+                    proven_dead: false,
+                    positions_final: since,
+                    gone: None,
+                })
             }
             LeaseVerdict::Expired(holder) => Some(Unlocked {
                 stood,
@@ -313,13 +318,17 @@ impl<'a> Ctx<'a> {
             return Some(if *force && !self.local.bootstrapping {
                 self.wait("cancelling the running action for a forced reinitialize").then(Action::CancelTask)
             } else {
-                self.wait(format!("{}{progress} in progress", task.kind.word()))
-                    .then(Action::AnswerRequest { status: 503, text: format!("{} already in progress", task.kind.word()) })
+                self.wait(format!("{}{progress} in progress", task.kind.word())).then(Action::AnswerRequest {
+                    status: 503,
+                    text: format!("{} already in progress", task.kind.word()),
+                })
             });
         }
         let lost_initialize = self.local.bootstrapping && !bootstrap::still_mine(self);
         if lost_initialize {
-            return Some(self.wait("somebody else took over the initialization; giving up mine").then(Action::CancelTask));
+            return Some(
+                self.wait("somebody else took over the initialization; giving up mine").then(Action::CancelTask),
+            );
         }
         Some(self.wait(format!("{}{progress} in progress", task.kind.word())))
     }

@@ -2,7 +2,9 @@
 //! write decides.
 
 use super::{ASK_BEFORE_EXPIRY, Ctx, ROUND_MAX_AGE, Unlocked, replica};
-use crate::model::{Action, BootInstant, Decision, FailoverRequest, MemberName, PeerAnswer, PeerRole, PeerRound, Probe};
+use crate::model::{
+    Action, BootInstant, Decision, FailoverRequest, MemberName, PeerAnswer, PeerRole, PeerRound, Probe,
+};
 
 /// What the race came to.
 enum Outcome {
@@ -21,13 +23,12 @@ pub(super) fn race(ctx: &Ctx<'_>, unlocked: &Unlocked) -> Decision {
     let grounds = grounds(ctx, unlocked);
     match outcome(ctx, unlocked) {
         Outcome::Win if ctx.local.lease_write.is_some() => ctx.wait(format!("taking the lock ({grounds})")),
-        Outcome::Win => ctx.wait(format!("taking the lock ({grounds})")).then(Action::AcquireLease {
-            stood: unlocked.stood.clone(),
-            proven_dead: unlocked.proven_dead,
-        }),
-        Outcome::Ask(members) => {
-            ctx.wait(format!("the lock is free ({grounds}): asking the other members")).then(Action::AskPeers { members })
-        }
+        Outcome::Win => ctx
+            .wait(format!("taking the lock ({grounds})"))
+            .then(Action::AcquireLease { stood: unlocked.stood.clone(), proven_dead: unlocked.proven_dead }),
+        Outcome::Ask(members) => ctx
+            .wait(format!("the lock is free ({grounds}): asking the other members"))
+            .then(Action::AskPeers { members }),
         Outcome::Waiting => ctx.wait(format!("the lock is free ({grounds}): waiting for the other members' answers")),
         Outcome::Yield(why) => replica::idle(ctx, format!("following a different leader because {why}"))
             .wake_by(ctx.now.boot + ctx.settings.loop_wait.min(std::time::Duration::from_secs(2))),
@@ -105,8 +106,7 @@ fn with_request(ctx: &Ctx<'_>, unlocked: &Unlocked, request: &FailoverRequest, p
     if stepped_down && ctx.local.stepped_down.is_some_and(|at| ctx.now.boot < at + ctx.settings.ttl) {
         return Outcome::Yield("I have just given the lock away".to_owned());
     }
-    let others: Vec<_> =
-        contenders(ctx, unlocked).into_iter().filter(|m| Some(m) != request.leader.as_ref()).collect();
+    let others: Vec<_> = contenders(ctx, unlocked).into_iter().filter(|m| Some(m) != request.leader.as_ref()).collect();
     contest(ctx, unlocked, others, probe, &Rules { check_lag: false })
 }
 

@@ -67,7 +67,8 @@ fn other_cluster(ctx: &Ctx<'_>, control: &ControlData) -> Option<Decision> {
 /// There is data, and no postmaster.
 pub(super) fn not_running(ctx: &Ctx<'_>) -> Decision {
     if ctx.keeper_lost() {
-        return ctx.wait("Postgres is not running and the keeper does not answer (fence: lost): waiting for the keeper");
+        return ctx
+            .wait("Postgres is not running and the keeper does not answer (fence: lost): waiting for the keeper");
     }
     if ctx.local.lease_write == Some(InFlight::Release) {
         return ctx.wait("releasing the lock");
@@ -77,7 +78,9 @@ pub(super) fn not_running(ctx: &Ctx<'_>) -> Decision {
     };
     match &ctx.hold {
         Hold::Leader(own) => with_lock(ctx, own, control, *standby_signal),
-        Hold::Lapsed(_) => ctx.wait("Postgres is stopped; the lease could not be confirmed in time, trying to renew it"),
+        Hold::Lapsed(_) => {
+            ctx.wait("Postgres is stopped; the lease could not be confirmed in time, trying to renew it")
+        }
         Hold::No => without_lock(ctx, control, *standby_signal),
     }
 }
@@ -100,7 +103,7 @@ fn with_lock(ctx: &Ctx<'_>, own: &OwnLease, control: &ControlData, standby_signa
         match requests::fit_candidates(ctx, None) {
             requests::Fitness::Ask(ask) => return ctx.wait("crashed: looking for a member to take over").then(ask),
             requests::Fitness::Waiting => return ctx.wait("crashed: waiting for the answers of the other members"),
-            requests::Fitness::Fit(_) => return release("stopped PostgreSQL to fail over after a crash".to_owned()),
+            requests::Fitness::Fit => return release("stopped PostgreSQL to fail over after a crash".to_owned()),
             requests::Fitness::Nobody(_) => {}
         }
     }
@@ -135,7 +138,8 @@ fn with_lock(ctx: &Ctx<'_>, own: &OwnLease, control: &ControlData, standby_signa
 /// S7). It stays stopped until then, because a running replica may not.
 fn restore_initialize(ctx: &Ctx<'_>, control: &ControlData) -> Decision {
     if ctx.unlocked().is_none() {
-        return ctx.wait("the initialize key is missing: restoring it from my stopped data directory after a ttl of silence");
+        return ctx
+            .wait("the initialize key is missing: restoring it from my stopped data directory after a ttl of silence");
     }
     ctx.wait("restoring the lost initialize key from my stopped data directory").then_if(!ctx.local.store_write, || {
         Action::WriteSystemId {

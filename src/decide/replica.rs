@@ -45,7 +45,9 @@ fn nobody(ctx: &Ctx<'_>) -> String {
         LeaseVerdict::Held(who) if *who == ctx.local.me => {
             "the lock names me but is not mine (an earlier life of this pod): waiting for it to expire".to_owned()
         }
-        LeaseVerdict::Silence { .. } => "no leader known: waiting a full ttl before taking that for an empty throne".to_owned(),
+        LeaseVerdict::Silence { .. } => {
+            "no leader known: waiting a full ttl before taking that for an empty throne".to_owned()
+        }
         LeaseVerdict::Held(_) | LeaseVerdict::Released | LeaseVerdict::Expired(_) | LeaseVerdict::Vacant => {
             format!("no action. I am ({})", ctx.local.me)
         }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::{Ctx, Hold, RETRY_PAUSE, ROUND_MAX_AGE};
 use crate::model::{
-    Action, BootInstant, DataDir, Decision, FailoverRequest, Handover, InFlight, Lsn, MemberName, PeerAnswer, Permission,
-    Request, RestartFilter, Role, StopMode,
+    Action, BootInstant, DataDir, Decision, FailoverRequest, Handover, InFlight, Lsn, MemberName, PeerAnswer,
+    Permission, Request, RestartFilter, Role, StopMode,
 };
 
 /// Between two looks at whether a standby has everything (design §2).
@@ -62,12 +62,15 @@ pub(super) fn shutdown(ctx: &Ctx<'_>) -> Option<Decision> {
         return Some(ctx.wait("shutting down: the lock could not be released yet").wake_by(ctx.now.boot + RETRY_PAUSE));
     }
     let message = "shut down".to_owned();
-    Some(ctx.wait(message.clone()).then(Action::PublishStatus).then(Action::Exit { code: 0, message, leave_postgres: false }))
+    Some(ctx.wait(message.clone()).then(Action::PublishStatus).then(Action::Exit {
+        code: 0,
+        message,
+        leave_postgres: false,
+    }))
 }
 
 fn begin_handover(ctx: &Ctx<'_>, candidate: Option<MemberName>, why: &'static str, then_exit: bool) -> Decision {
-    let handover =
-        Handover { candidate, why, began: ctx.now.boot, checkpoint_done: false, then_exit, stopped: None };
+    let handover = Handover { candidate, why, began: ctx.now.boot, checkpoint_done: false, then_exit, stopped: None };
     ctx.wait(format!("{why}: demoting myself")).then(Action::BeginHandover(handover)).then(Action::Checkpoint)
 }
 
@@ -82,7 +85,9 @@ fn shutdown_position(ctx: &Ctx<'_>) -> Option<Lsn> {
 pub(super) fn handover(ctx: &Ctx<'_>) -> Option<Decision> {
     let h = ctx.local.handover.as_ref()?;
     if !matches!(ctx.hold, Hold::Leader(_)) {
-        return Some(ctx.wait(format!("{}: the lock is no longer mine", h.why)).then(Action::EndHandover).wake_by(ctx.now.boot));
+        return Some(
+            ctx.wait(format!("{}: the lock is no longer mine", h.why)).then(Action::EndHandover).wake_by(ctx.now.boot),
+        );
     }
     if ctx.local.lease_write == Some(InFlight::Release) {
         return Some(ctx.wait(format!("{}: releasing the lock", h.why)));
@@ -120,11 +125,17 @@ fn stopped(ctx: &Ctx<'_>, h: &Handover) -> Decision {
     if let Some(name) = members.iter().find(|m| {
         round.and_then(|r| r.answers.get(*m)).is_some_and(|a| fit(a).is_some_and(|theirs| theirs >= position))
     }) {
-        return release(Some(position), format!("{}: {name} has everything up to {position}, releasing the lock", h.why));
+        return release(
+            Some(position),
+            format!("{}: {name} has everything up to {position}, releasing the lock", h.why),
+        );
     }
     if ctx.now.boot >= at + SHIPPED_WAIT || members.is_empty() {
         return if h.then_exit {
-            release(Some(position), format!("{}: no standby has everything up to {position}; releasing the lock all the same", h.why))
+            release(
+                Some(position),
+                format!("{}: no standby has everything up to {position}; releasing the lock all the same", h.why),
+            )
         } else {
             give_up(ctx, h, "no standby received everything in time")
         };
@@ -137,10 +148,11 @@ fn stopped(ctx: &Ctx<'_>, h: &Handover) -> Decision {
 
 /// The hand-over is off: the request goes, and the former primary starts again on its own timeline.
 fn give_up(ctx: &Ctx<'_>, h: &Handover, why: &str) -> Decision {
-    let clear = ctx.cluster.request().filter(|_| !ctx.local.store_write).map(|r| Action::ClearRequest {
-        expect: r.version.clone(),
-        why: why.to_owned(),
-    });
+    let clear = ctx
+        .cluster
+        .request()
+        .filter(|_| !ctx.local.store_write)
+        .map(|r| Action::ClearRequest { expect: r.version.clone(), why: why.to_owned() });
     ctx.wait(format!("{} given up: {why}; starting the primary again", h.why)).then(Action::EndHandover).then_all(clear)
 }
 
@@ -149,10 +161,10 @@ pub(super) fn failover_request(ctx: &Ctx<'_>) -> Option<Decision> {
     let request = ctx.cluster.request()?;
     let word = if request.leader.is_some() { "switchover" } else { "manual failover" };
     let clear = |why: String| {
-        Some(ctx.wait(format!("{word}: {why}")).then_if(!ctx.local.store_write, || Action::ClearRequest {
-            expect: request.version.clone(),
-            why,
-        }))
+        Some(
+            ctx.wait(format!("{word}: {why}"))
+                .then_if(!ctx.local.store_write, || Action::ClearRequest { expect: request.version.clone(), why }),
+        )
     };
     if let Some(d) = scheduled(ctx, request) {
         return d;
@@ -166,7 +178,7 @@ pub(super) fn failover_request(ctx: &Ctx<'_>) -> Option<Decision> {
     match fit_candidates(ctx, request.candidate.as_ref()) {
         Fitness::Ask(ask) => Some(ctx.wait(format!("{word}: asking the candidates")).then(ask)),
         Fitness::Waiting => Some(ctx.wait(format!("{word}: waiting for the candidates' answers"))),
-        Fitness::Fit(_) => Some(begin_handover(ctx, request.candidate.clone(), word, false)),
+        Fitness::Fit => Some(begin_handover(ctx, request.candidate.clone(), word, false)),
         Fitness::Nobody(why) => clear(format!("no healthy members found: {why}")),
     }
 }
@@ -178,15 +190,19 @@ fn scheduled(ctx: &Ctx<'_>, request: &FailoverRequest) -> Option<Option<Decision
     let late = Duration::from_micros(u64::try_from(-left).unwrap_or(0));
     if left > 0 {
         let wait = Duration::from_micros(u64::try_from(left).unwrap_or(0));
-        let text = format!("no action. I am ({}), the leader with the lock; awaiting switchover in {} s", ctx.local.me, wait.as_secs());
+        let text = format!(
+            "no action. I am ({}), the leader with the lock; awaiting switchover in {} s",
+            ctx.local.me,
+            wait.as_secs()
+        );
         return Some(Some(ctx.wait(text).wake_by(ctx.now.boot + wait)));
     }
     if late > ctx.settings.loop_wait * 3 / 2 {
         let why = format!("found a stale scheduled_at value, {} s late", late.as_secs());
-        return Some(Some(ctx.wait(why.clone()).then_if(!ctx.local.store_write, || Action::ClearRequest {
-            expect: request.version.clone(),
-            why,
-        })));
+        return Some(Some(
+            ctx.wait(why.clone())
+                .then_if(!ctx.local.store_write, || Action::ClearRequest { expect: request.version.clone(), why }),
+        ));
     }
     None
 }
@@ -197,8 +213,8 @@ pub(super) enum Fitness {
     Ask(Action),
     /// Asked, not answered yet.
     Waiting,
-    /// These.
-    Fit(Vec<MemberName>),
+    /// Somebody.
+    Fit,
     /// Nobody; why.
     Nobody(String),
 }
@@ -209,10 +225,7 @@ fn eligible(ctx: &Ctx<'_>, candidate: Option<&MemberName>) -> Vec<MemberName> {
         .members
         .iter()
         .filter(|(name, m)| {
-            **name != ctx.local.me
-                && candidate.is_none_or(|c| c == *name)
-                && m.api_url.is_some()
-                && !m.tags.nofailover
+            **name != ctx.local.me && candidate.is_none_or(|c| c == *name) && m.api_url.is_some() && !m.tags.nofailover
         })
         .map(|(name, _)| name.clone())
         .collect()
@@ -221,7 +234,9 @@ fn eligible(ctx: &Ctx<'_>, candidate: Option<&MemberName>) -> Vec<MemberName> {
 /// The position of a fit standby.
 fn fit(answer: &PeerAnswer) -> Option<Lsn> {
     match answer {
-        PeerAnswer::Fit { position, tags, watchdog_failed, .. } if !tags.nofailover && !watchdog_failed => Some(*position),
+        PeerAnswer::Fit { position, tags, watchdog_failed, .. } if !tags.nofailover && !watchdog_failed => {
+            Some(*position)
+        }
         PeerAnswer::Fit { .. } | PeerAnswer::Unreachable(_) => None,
     }
 }
@@ -257,7 +272,7 @@ pub(super) fn fit_candidates(ctx: &Ctx<'_>, candidate: Option<&MemberName>) -> F
             None => why.push(format!("{name} did not answer")),
         }
     }
-    if good.is_empty() { Fitness::Nobody(why.join(", ")) } else { Fitness::Fit(good) }
+    if good.is_empty() { Fitness::Nobody(why.join(", ")) } else { Fitness::Fit }
 }
 
 fn covers<'n>(mut answered: impl Iterator<Item = &'n MemberName> + Clone, members: &[MemberName]) -> bool {
@@ -281,7 +296,11 @@ fn restart(ctx: &Ctx<'_>, filter: &RestartFilter, timeout: Option<Duration>) -> 
     let pg = &ctx.local.postgres;
     let limit = timeout.unwrap_or(ctx.settings.primary_start_timeout);
     if let Some(plan) = &ctx.local.restart {
-        if pg.alive && pg.stopping.is_none() && pg.probe.as_ref().is_some_and(|p| p.at > plan.began) && restarted(ctx, plan.began) {
+        if pg.alive
+            && pg.stopping.is_none()
+            && pg.probe.as_ref().is_some_and(|p| p.at > plan.began)
+            && restarted(ctx, plan.began)
+        {
             return Some(
                 ctx.wait("restarted successfully")
                     .then(Action::RestartDone)

@@ -5,7 +5,7 @@
 
 use super::Ctx;
 use crate::model::{
-    Action, ClusterState, ControlData, DataDir, Decision, Member, MemberName, Role, RewindState, StopMode, TaskKind,
+    Action, ClusterState, ControlData, DataDir, Decision, Member, MemberName, RewindState, Role, StopMode, TaskKind,
 };
 
 /// A leader that may be compared with: primary, with an address.
@@ -16,8 +16,7 @@ fn verified(member: Option<&Member>) -> Option<(&Member, &str)> {
 }
 
 fn usable(ctx: &Ctx<'_>) -> bool {
-    ctx.settings.use_pg_rewind
-        && matches!(&ctx.local.data, DataDir::Present { control: Some(c), .. } if c.rewindable)
+    ctx.settings.use_pg_rewind && matches!(&ctx.local.data, DataDir::Present { control: Some(c), .. } if c.rewindable)
 }
 
 fn may_remove(ctx: &Ctx<'_>) -> bool {
@@ -79,7 +78,9 @@ pub(super) fn of_stopped(
                 return Some(d);
             }
             if verified(member).is_none() {
-                return Some(ctx.wait(format!("waiting for {leader} to become primary before checking for divergence")));
+                return Some(
+                    ctx.wait(format!("waiting for {leader} to become primary before checking for divergence")),
+                );
             }
             check(ctx, leader, member)
         }
@@ -120,10 +121,10 @@ fn need(ctx: &Ctx<'_>, leader: &MemberName, member: Option<&Member>, control: &C
         if member.checkpoint_pending {
             return Some(ctx.wait(format!("waiting for checkpoint on {leader} before rewind")));
         }
-        return Some(ctx.wait(format!("running pg_rewind from {leader}")).then(Action::Begin(TaskKind::Rewind {
-            from: leader.clone(),
-            conn_url: conn_url.to_owned(),
-        })));
+        return Some(
+            ctx.wait(format!("running pg_rewind from {leader}"))
+                .then(Action::Begin(TaskKind::Rewind { from: leader.clone(), conn_url: conn_url.to_owned() })),
+        );
     }
     if may_remove(ctx) {
         return Some(remove(ctx, format!("reinitializing due to diverged timelines (leader {leader})")));
@@ -133,8 +134,9 @@ fn need(ctx: &Ctx<'_>, leader: &MemberName, member: Option<&Member>, control: &C
 
 fn failed(ctx: &Ctx<'_>, leader: &MemberName, member: Option<&Member>, why: &str) -> Option<Decision> {
     let allowed = ctx.settings.remove_on_rewind_failure || may_remove(ctx);
-    (allowed && verified(member).is_some())
-        .then(|| remove(ctx, format!("pg_rewind from {leader} failed ({why}); removing the data directory to clone anew")))
+    (allowed && verified(member).is_some()).then(|| {
+        remove(ctx, format!("pg_rewind from {leader} failed ({why}); removing the data directory to clone anew"))
+    })
 }
 
 fn remove(ctx: &Ctx<'_>, why: String) -> Decision {

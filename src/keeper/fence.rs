@@ -154,7 +154,11 @@ mod tests {
     fn a_writer_without_permission_is_stopped_at_once_and_killed_if_it_stays() {
         let mut f = facts(5, Permission::None, true);
         assert_eq!(mode(&f), Some(StopMode::Immediate));
-        f.postgres = f.postgres.map(|p| Postgres { stopped: Some(StopMode::Immediate), unpermitted_since: Some(5 * SECOND), ..p });
+        f.postgres = f.postgres.map(|p| Postgres {
+            stopped: Some(StopMode::Immediate),
+            unpermitted_since: Some(5 * SECOND),
+            ..p
+        });
         assert_eq!(mode(&f), None);
         f.now = 5 * SECOND + KILL_AFTER;
         assert_eq!(mode(&f), Some(StopMode::Kill));

@@ -116,7 +116,9 @@ fn install(dir: &Path) -> Result<(), String> {
 
 fn keep(options: Options) -> Result<(), String> {
     if rustix::process::geteuid().is_root() {
-        return Err("Postgres will not run as root: start postgres-keeper as the user that owns the data directory".into());
+        return Err(
+            "Postgres will not run as root: start postgres-keeper as the user that owns the data directory".into()
+        );
     }
     let listener = listen(&options.socket)?;
     let socket = options.socket.clone();

@@ -46,9 +46,8 @@ impl Postmaster {
             return Err(format!("{data_dir} holds standby.signal or recovery.signal: it would not start as a primary"));
         }
         clear_stale_pid(&dir)?;
-        let child = process::spawn(program, Kind::Postmaster).map_err(|e| {
-            format!("start {}: {e}", program.argv.first().map_or("postgres", String::as_str))
-        })?;
+        let child = process::spawn(program, Kind::Postmaster)
+            .map_err(|e| format!("start {}: {e}", program.argv.first().map_or("postgres", String::as_str)))?;
         let pid = i32::try_from(child.id()).unwrap_or(0);
         Ok(Postmaster {
             pid,

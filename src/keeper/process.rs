@@ -173,7 +173,11 @@ pub(super) fn reap() -> Option<(i32, End)> {
     if pid <= 0 {
         return None;
     }
-    let end = if libc::WIFSIGNALED(status) { End::Signal(libc::WTERMSIG(status)) } else { End::Code(libc::WEXITSTATUS(status)) };
+    let end = if libc::WIFSIGNALED(status) {
+        End::Signal(libc::WTERMSIG(status))
+    } else {
+        End::Code(libc::WEXITSTATUS(status))
+    };
     Some((pid, end))
 }
 

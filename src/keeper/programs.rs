@@ -47,7 +47,8 @@ impl Programs {
         let lock = match &program.data_dir {
             Some(dir) => {
                 let dir = Path::new(dir);
-                let lock = DirLock::take(dir).map_err(|e| format!("{} is in use by another keeper: {e}", dir.display()))?;
+                let lock =
+                    DirLock::take(dir).map_err(|e| format!("{} is in use by another keeper: {e}", dir.display()))?;
                 super::postmaster::clear_stale_pid(dir)?;
                 lock
             }
@@ -67,7 +68,8 @@ impl Programs {
         }
         let pid = i32::try_from(child.id()).unwrap_or(0);
         let partial = [Vec::new(), Vec::new()];
-        self.running.insert(run, Running { pid, slot: program.slot.clone(), out, err, partial, ended: None, _lock: lock });
+        self.running
+            .insert(run, Running { pid, slot: program.slot.clone(), out, err, partial, ended: None, _lock: lock });
         Ok(())
     }
 

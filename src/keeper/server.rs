@@ -9,16 +9,18 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
 use tracing::{error, info, warn};
 
+use super::Options;
 use super::fence::{self, Facts, Order, Terminating};
 use super::postmaster::Postmaster;
 use super::process::{self, boot_now};
 use super::programs::Programs;
 use super::protocol::{Answer, Ask, Event, Permission, Role, State, StopMode};
 use super::session::Connection;
-use super::Options;
 
 const SECOND: u64 = 1_000_000_000;
 /// While something dies, it is looked at this often; reaping itself is an event.
@@ -274,7 +276,13 @@ impl Keeper {
         }
     }
 
-    fn start(&mut self, role: Role, program: &super::protocol::Program, data_dir: &str, renewal: u64) -> Result<(), String> {
+    fn start(
+        &mut self,
+        role: Role,
+        program: &super::protocol::Program,
+        data_dir: &str,
+        renewal: u64,
+    ) -> Result<(), String> {
         if let Some(p) = &self.postmaster {
             return Err(format!("a postmaster (pid {}) is running already, or is not dead yet", p.pid));
         }

@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::{BootInstant, Cluster, DataDir, HistoryRow, LeaseRecord, Lsn, MemberName, Version};
 use super::local::Handover;
+use super::{BootInstant, Cluster, DataDir, HistoryRow, LeaseRecord, Lsn, MemberName, Version};
 
 /// What the keeper may let run (design §7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

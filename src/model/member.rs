@@ -244,18 +244,16 @@ impl Member {
     pub fn shows_data(&self) -> bool {
         match self.role {
             None | Some(Role::Uninitialized) => false,
-            Some(Role::Primary | Role::Promoted | Role::Replica | Role::StandbyLeader | Role::Demoted) => {
-                !matches!(
-                    self.state,
-                    Some(
-                        PostgresState::Initdb
-                            | PostgresState::InitdbFailed
-                            | PostgresState::CreatingReplica
-                            | PostgresState::CustomBootstrap
-                            | PostgresState::CustomBootstrapFailed
-                    )
+            Some(Role::Primary | Role::Promoted | Role::Replica | Role::StandbyLeader | Role::Demoted) => !matches!(
+                self.state,
+                Some(
+                    PostgresState::Initdb
+                        | PostgresState::InitdbFailed
+                        | PostgresState::CreatingReplica
+                        | PostgresState::CustomBootstrap
+                        | PostgresState::CustomBootstrapFailed
                 )
-            }
+            ),
         }
     }
     /// Does the view suggest that this very set of containers is dead (design §5)? Never a proof by itself.

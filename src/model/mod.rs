@@ -24,9 +24,8 @@ pub use cluster::{
 pub use decision::{Action, Decision, Permission, Reason, Rewrite, StartRole, StopMode, TaskKind, Upstream, Warning};
 pub use lease::{LeaseRecord, LeaseTracker, LeaseVerdict, OwnLease};
 pub use local::{
-    ClusterState, ControlData, DataDir, DeathProof, Handover, InFlight, KeeperLink, Local, PeerAnswer, PeerRole, PeerRound,
-    PlannedRestart, StartRoleSeen,
-    PostgresView, Probe, Request, RewindState, StoreLink, Task, TaskEnd,
+    ClusterState, ControlData, DataDir, DeathProof, Handover, InFlight, KeeperLink, Local, PeerAnswer, PeerRole,
+    PeerRound, PlannedRestart, PostgresView, Probe, Request, RewindState, StartRoleSeen, StoreLink, Task, TaskEnd,
 };
 pub use member::{Member, MemberName, PostgresState, Role, Tags};
 pub use settings::{ProofOfDeath, RestartFilter, Settings, WatchdogMode};

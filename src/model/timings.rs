@@ -149,7 +149,10 @@ mod tests {
                         continue;
                     }
                     let [n, f, d, s, k, _] = row(t, l, r, None);
-                    assert!(n > 0.0 && n < f && f < d && d < s && s < k && k < t as f64, "{t}/{l}/{r}: {n} {f} {d} {s} {k}");
+                    assert!(
+                        n > 0.0 && n < f && f < d && d < s && s < k && k < t as f64,
+                        "{t}/{l}/{r}: {n} {f} {d} {s} {k}"
+                    );
                 }
             }
         }

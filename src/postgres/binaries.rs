@@ -26,12 +26,7 @@ impl Binaries {
     }
     /// From parts; for callers that know the version already (another container holds the programs).
     pub fn known(setup: &Setup, version: u32) -> Binaries {
-        Binaries {
-            major: version / 10_000,
-            version,
-            bin_dir: setup.bin_dir.clone(),
-            names: setup.bin_names.clone(),
-        }
+        Binaries { major: version / 10_000, version, bin_dir: setup.bin_dir.clone(), names: setup.bin_names.clone() }
     }
 }
 

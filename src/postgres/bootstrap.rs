@@ -269,7 +269,8 @@ mod tests {
 
     #[test]
     fn quotes_in_names_and_passwords_stay_quotes() {
-        let who = Credentials { username: Some("o'x".into()), password: Some("p'\\$patroni$".into()), ..Default::default() };
+        let who =
+            Credentials { username: Some("o'x".into()), password: Some("p'\\$patroni$".into()), ..Default::default() };
         let text = role_statement("o'x", &who, "LOGIN");
         assert!(text.starts_with("DO $patronix$BEGIN") && text.ends_with("END$patronix$"), "{text}");
         assert_eq!(literal("a'b"), "'a''b'");

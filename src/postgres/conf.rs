@@ -101,7 +101,11 @@ pub fn recovery_settings(setup: &Setup, major: u32, recovery: &Recovery) -> BTre
     let upstream = match recovery {
         Recovery::Primary => return BTreeMap::new(),
         Recovery::Custom(settings) => {
-            return settings.iter().filter(|(n, _)| *n != "standby_mode").map(|(n, v)| (n.clone(), v.clone())).collect();
+            return settings
+                .iter()
+                .filter(|(n, _)| *n != "standby_mode")
+                .map(|(n, v)| (n.clone(), v.clone()))
+                .collect();
         }
         Recovery::Standby { upstream } => upstream,
     };

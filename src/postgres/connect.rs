@@ -135,7 +135,9 @@ fn tcp_host(setup: &Setup) -> String {
 /// The first absolute socket directory; when none is configured, the one of the usual builds that exists.
 fn socket_dir(setup: &Setup) -> Option<String> {
     match setup.parameters.get("unix_socket_directories") {
-        Some(dirs) => dirs.split(',').map(|d| d.trim().trim_matches('"')).find(|d| d.starts_with('/')).map(str::to_owned),
+        Some(dirs) => {
+            dirs.split(',').map(|d| d.trim().trim_matches('"')).find(|d| d.starts_with('/')).map(str::to_owned)
+        }
         None => ["/var/run/postgresql", "/tmp"].iter().find(|d| Path::new(d).is_dir()).map(|d| (*d).to_owned()),
     }
 }
@@ -208,14 +210,16 @@ fn os_user() -> String {
 }
 
 fn tls_config(who: &Credentials) -> Result<rustls::ClientConfig, SqlError> {
-    let bad = |what: &str, file: &str, e: String| SqlError::Config(format!("postgresql.authentication {what} {file}: {e}"));
+    let bad =
+        |what: &str, file: &str, e: String| SqlError::Config(format!("postgresql.authentication {what} {file}: {e}"));
     let provider = Arc::new(ring::default_provider());
     let mut roots = Vec::new();
     let mode = who.sslmode().unwrap_or("prefer");
     if matches!(mode, "verify-ca" | "verify-full") {
-        let file = who.options.get("sslrootcert").ok_or_else(|| {
-            SqlError::Config(format!("postgresql.authentication: sslmode {mode} needs sslrootcert"))
-        })?;
+        let file = who
+            .options
+            .get("sslrootcert")
+            .ok_or_else(|| SqlError::Config(format!("postgresql.authentication: sslmode {mode} needs sslrootcert")))?;
         roots = certificates(file).map_err(|e| bad("sslrootcert", file, e))?;
     }
     let verifier = Verifier::new(roots, mode == "verify-full", &provider).map_err(SqlError::Config)?;

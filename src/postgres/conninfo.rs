@@ -44,8 +44,16 @@ impl Address {
 
 /// Keywords of `authentication` that libpq of a major version knows (configuration §5.1), in order.
 const OPTIONS: [(&str, u32); 10] = [
-    ("sslmode", 0), ("sslcert", 0), ("sslkey", 0), ("sslpassword", 13), ("sslrootcert", 0), ("sslcrl", 0),
-    ("sslcrldir", 14), ("gssencmode", 12), ("channel_binding", 13), ("sslnegotiation", 17),
+    ("sslmode", 0),
+    ("sslcert", 0),
+    ("sslkey", 0),
+    ("sslpassword", 13),
+    ("sslrootcert", 0),
+    ("sslcrl", 0),
+    ("sslcrldir", 14),
+    ("gssencmode", 12),
+    ("channel_binding", 13),
+    ("sslnegotiation", 17),
 ];
 
 /// One `key=value` string: keys in the order given, values escaped, empty ones left out.
@@ -193,7 +201,8 @@ mod tests {
     #[test]
     fn the_password_file_serves_every_account_and_escapes() {
         let mut s = Setup::new("pg-0", "demo", "/d", 5432);
-        s.replication = Credentials { username: Some("rep".into()), password: Some("a:b\\c".into()), ..Default::default() };
+        s.replication =
+            Credentials { username: Some("rep".into()), password: Some("a:b\\c".into()), ..Default::default() };
         s.superuser = Credentials { username: Some("su".into()), password: None, ..Default::default() };
         assert_eq!(pgpass_lines(&s, &[("h".into(), 1)]), ["h:1:*:rep:a\\:b\\\\c"]);
         assert_eq!(pgpass_lines(&s, &[("/run".into(), 1)]).len(), 2);

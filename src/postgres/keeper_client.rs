@@ -107,8 +107,7 @@ impl KeeperClient {
             next: Arc::new(AtomicU64::new(1)),
         };
         tokio::spawn(read(reader, client.downgrade(), events));
-        let hello =
-            Ask::Hello { protocol: PROTOCOL, boot_id: crate::keeper::boot_id(), client: name.to_owned() };
+        let hello = Ask::Hello { protocol: PROTOCOL, boot_id: crate::keeper::boot_id(), client: name.to_owned() };
         match client.ask(hello).await? {
             Answer::State(state) => Ok((client, *state, receiver)),
             Answer::Refused { why } => Err(KeeperError::Refused(why)),
@@ -197,7 +196,6 @@ impl KeeperClient {
     fn with<T>(&self, act: impl FnOnce(&mut Waiting) -> T) -> T {
         act(&mut self.waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
-
 }
 
 /// The reading task's hold on a client.
@@ -266,11 +264,7 @@ async fn read(mut reader: OwnedReadHalf, client: Ends, events: mpsc::Sender<Keep
     let _nobody_listens_any_more = events.send(KeeperEvent::Lost(why)).await;
 }
 
-async fn take_frames(
-    buffer: &mut Vec<u8>,
-    client: &Ends,
-    events: &mpsc::Sender<KeeperEvent>,
-) -> Result<(), String> {
+async fn take_frames(buffer: &mut Vec<u8>, client: &Ends, events: &mpsc::Sender<KeeperEvent>) -> Result<(), String> {
     while let Some(frame) = decode::<Frame>(buffer)? {
         let event = match frame {
             Frame::Reply { id, answer } => {

@@ -8,24 +8,24 @@
 //!
 //! What it deliberately does not do: start processes (the keeper does), decide, read clocks, know of Kubernetes.
 
-pub mod setup;
 pub mod binaries;
-pub mod control;
-pub mod wal;
-pub mod history;
-pub mod datadir;
-pub mod params;
-pub mod conninfo;
-pub mod conf;
-pub mod start;
 pub mod bootstrap;
-pub mod replica;
+pub mod conf;
 pub mod connect;
-pub mod sql;
-pub mod status;
-pub mod slots;
-pub mod remote;
-pub mod rewind;
+pub mod conninfo;
+pub mod control;
+pub mod datadir;
+pub mod history;
 pub mod keeper_client;
+pub mod params;
+pub mod remote;
+pub mod replica;
+pub mod rewind;
+pub mod setup;
+pub mod slots;
+pub mod sql;
+pub mod start;
+pub mod status;
+pub mod wal;
 
 pub use setup::{Command, Credentials, CustomMethod, ReplicaMethod, Setup};

@@ -44,10 +44,24 @@ const CONTROLLED: [(&str, &str, Rule, bool); 11] = [
 
 /// Settings that belong to recovery, not to `parameters`; found there they act as `recovery_conf` (configuration §6.3).
 const RECOVERY: [&str; 18] = [
-    "restore_command", "archive_cleanup_command", "recovery_end_command", "recovery_target", "recovery_target_name",
-    "recovery_target_time", "recovery_target_xid", "recovery_target_lsn", "recovery_target_inclusive",
-    "recovery_target_timeline", "recovery_target_action", "primary_conninfo", "primary_slot_name",
-    "promote_trigger_file", "trigger_file", "standby_mode", "recovery_min_apply_delay", "wal_receiver_create_temp_slot",
+    "restore_command",
+    "archive_cleanup_command",
+    "recovery_end_command",
+    "recovery_target",
+    "recovery_target_name",
+    "recovery_target_time",
+    "recovery_target_xid",
+    "recovery_target_lsn",
+    "recovery_target_inclusive",
+    "recovery_target_timeline",
+    "recovery_target_action",
+    "primary_conninfo",
+    "primary_slot_name",
+    "promote_trigger_file",
+    "trigger_file",
+    "standby_mode",
+    "recovery_min_apply_delay",
+    "wal_receiver_create_temp_slot",
 ];
 
 /// Is it a setting of recovery?
@@ -90,7 +104,8 @@ pub fn effective(setup: &Setup, control: Option<&ControlFile>) -> Effective {
         let mut value = match configured.get(*name) {
             None => (*default).to_owned(),
             Some(wanted) => accept(rule, wanted).unwrap_or_else(|| {
-                out.warnings.push(format!("postgresql parameter {name}={wanted} failed validation, defaulting to {default}"));
+                out.warnings
+                    .push(format!("postgresql parameter {name}={wanted} failed validation, defaulting to {default}"));
                 (*default).to_owned()
             }),
         };
@@ -245,7 +260,13 @@ mod tests {
     fn controlled_parameters_have_defaults_rules_and_no_local_override() {
         let s = setup(
             &[("max_connections", "7"), ("wal_level", "hot_standby"), ("max_wal_senders", "20")],
-            &[("max_connections", "500"), ("shared_buffers", "16MB"), ("port", "1"), ("bad name", "1"), ("pg_x.y", "z")],
+            &[
+                ("max_connections", "500"),
+                ("shared_buffers", "16MB"),
+                ("port", "1"),
+                ("bad name", "1"),
+                ("pg_x.y", "z"),
+            ],
         );
         let e = effective(&s, None);
         assert_eq!(e.file["max_connections"], "100");

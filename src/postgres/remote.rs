@@ -9,7 +9,7 @@ use super::connect::{self, Connection, SqlError, Target};
 use super::conninfo::Address;
 use super::history::{self, Ended};
 use super::setup::{Credentials, Setup};
-use crate::model::{Timeline, TaskKind};
+use crate::model::{TaskKind, Timeline};
 
 /// What a leader says of its timeline.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,7 +70,9 @@ pub async fn checkpoint(setup: &Setup, conn_url: &str, deadline: Duration) -> Re
     let connection = connect::open(&target, Duration::from_secs(3)).await?;
     match tokio::time::timeout(deadline, connection.client.batch_execute("CHECKPOINT")).await {
         Ok(result) => result.map_err(|e| SqlError::of(&e)),
-        Err(_) => Err(SqlError::NoAnswer(format!("CHECKPOINT on {conn_url} took longer than {} s", deadline.as_secs()))),
+        Err(_) => {
+            Err(SqlError::NoAnswer(format!("CHECKPOINT on {conn_url} took longer than {} s", deadline.as_secs())))
+        }
     }
 }
 
@@ -78,9 +80,8 @@ pub async fn checkpoint(setup: &Setup, conn_url: &str, deadline: Duration) -> Re
 async fn reach(setup: &Setup, conn_url: &str) -> Result<Connection, SqlError> {
     let address = address(conn_url)?;
     let first = setup.rewind_credentials();
-    let attempt = async |who: &Credentials| {
-        connect::open(&Target::remote(setup, &address, who), Duration::from_secs(3)).await
-    };
+    let attempt =
+        async |who: &Credentials| connect::open(&Target::remote(setup, &address, who), Duration::from_secs(3)).await;
     match attempt(first).await {
         Err(SqlError::Failed { .. }) if first != &setup.superuser => attempt(&setup.superuser).await,
         other => other,

@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::binaries::Binaries;
 use super::bootstrap::{option_word, split};
 use super::conf;
-use super::conninfo::{self, Address};
 use super::connect;
+use super::conninfo::{self, Address};
 use super::datadir::{self, Work};
 use super::setup::{Command, ReplicaMethod, Setup};
 
@@ -17,7 +17,17 @@ pub const BASEBACKUP_ATTEMPTS: u32 = 2;
 pub const BASEBACKUP_PAUSE: Duration = Duration::from_secs(5);
 
 const REFUSED: [&str; 11] = [
-    "pgdata", "format", "wal-method", "xlog-method", "gzip", "version", "dbname", "host", "port", "username", "password",
+    "pgdata",
+    "format",
+    "wal-method",
+    "xlog-method",
+    "gzip",
+    "version",
+    "dbname",
+    "host",
+    "port",
+    "username",
+    "password",
 ];
 
 /// The methods to try in order. `from_leader`: pg_basebackup only. Without a source only `no_leader` methods remain.
@@ -164,7 +174,8 @@ mod tests {
         s.basebackup = vec![("max-rate".into(), Some("100M".into())), ("verbose".into(), None)];
         let from = Address::parse("postgres://h:5433/postgres").unwrap();
         let argv = basebackup_command(&s, &Binaries::known(&s, 150_000), &from).unwrap().argv;
-        let expected = ["pg_basebackup", "--pgdata=/data/x", "-X", "stream", "--dbname=dbname=postgres user=rep host=h port=5433"];
+        let expected =
+            ["pg_basebackup", "--pgdata=/data/x", "-X", "stream", "--dbname=dbname=postgres user=rep host=h port=5433"];
         assert_eq!(argv[..5], expected);
         assert_eq!(argv[5..], ["--max-rate=100M", "--verbose", "--progress"]);
         for (key, value) in [("host", "x"), ("compress", "gzip")] {

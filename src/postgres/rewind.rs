@@ -52,7 +52,8 @@ pub fn local_end(data_dir: &Path, probe: Option<&Probe>) -> Option<LocalEnd> {
 }
 
 fn end_of_control(c: &ControlData, checkpoint_end: impl FnOnce() -> Option<Lsn>) -> Option<LocalEnd> {
-    let was_primary = |checkpoint_end| LocalEnd { timeline: c.timeline, lsn: c.checkpoint, in_recovery: false, checkpoint_end };
+    let was_primary =
+        |checkpoint_end| LocalEnd { timeline: c.timeline, lsn: c.checkpoint, in_recovery: false, checkpoint_end };
     match c.state {
         ClusterState::ShutDown => Some(was_primary(checkpoint_end())),
         ClusterState::ShutDownInRecovery | ClusterState::InArchiveRecovery => {
@@ -252,7 +253,10 @@ mod tests {
         }
         assert_eq!(check(Some(&end(1, 1, true, None)), &leader(3, &[(2, 200)])), Divergence::Diverged);
         assert_eq!(check(None, &l), Divergence::Undecided);
-        assert_eq!(check(Some(&end(1, 1, true, None)), &LeaderTimeline { in_recovery: true, ..l }), Divergence::Undecided);
+        assert_eq!(
+            check(Some(&end(1, 1, true, None)), &LeaderTimeline { in_recovery: true, ..l }),
+            Divergence::Undecided
+        );
     }
 
     #[test]
@@ -275,7 +279,8 @@ mod tests {
 
     #[test]
     fn the_missing_segment_is_found_in_the_output_and_fetched() {
-        let out = "pg_rewind: error: could not open file \"/d/pg_wal/000000010000000000000003\": No such file or directory\n";
+        let out =
+            "pg_rewind: error: could not open file \"/d/pg_wal/000000010000000000000003\": No such file or directory\n";
         assert_eq!(missing_wal(out).as_deref(), Some("000000010000000000000003"));
         assert_eq!(missing_wal("pg_rewind: fatal: x"), None);
         let mut s = Setup::new("a", "s", "/d", 1);
@@ -287,7 +292,8 @@ mod tests {
     #[test]
     fn single_user_recovery_starts_with_the_options_of_the_last_start() {
         let dir = tempfile::tempdir().unwrap();
-        let opts = "/usr/bin/postgres \"-D\" \"/d\" \"--config-file=/x\" \"--max_connections=200\" \"--cluster_name=a b\"\n";
+        let opts =
+            "/usr/bin/postgres \"-D\" \"/d\" \"--config-file=/x\" \"--max_connections=200\" \"--cluster_name=a b\"\n";
         fs::write(dir.path().join("postmaster.opts"), opts).unwrap();
         let s = Setup::new("a", "s", dir.path(), 1);
         let argv = crash_recovery_command(&s, &Binaries::known(&s, 150_000)).unwrap().argv;

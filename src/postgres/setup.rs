@@ -189,8 +189,11 @@ impl Setup {
     }
     /// The `conn_url` this member publishes: without credentials (kubernetes-objects §2.1).
     pub fn conn_url(&self) -> String {
-        let host =
-            if self.connect_host.contains(':') { format!("[{}]", self.connect_host) } else { self.connect_host.clone() };
+        let host = if self.connect_host.contains(':') {
+            format!("[{}]", self.connect_host)
+        } else {
+            self.connect_host.clone()
+        };
         format!("postgres://{host}:{}/{}", self.connect_port, self.database)
     }
     /// The credentials pg_rewind and checks of another member use: `rewind`, else the superuser (ha-decisions §22.3).

@@ -151,7 +151,11 @@ pub fn wanted(
     }
     if settings.use_slots && !settings.member_slots_ttl.is_zero() && !settings.tags.nofailover {
         for slot in retained.iter().filter(|s| **s != own) {
-            out.entry(slot.clone()).or_insert(Wanted { name: slot.clone(), expected_active: leading, advance_to: None });
+            out.entry(slot.clone()).or_insert(Wanted {
+                name: slot.clone(),
+                expected_active: leading,
+                advance_to: None,
+            });
         }
     }
     if !settings.tags.nofailover {
@@ -246,8 +250,11 @@ impl Sql {
                     format!("dropped replication slot {name}: {why}"),
                 ),
                 SlotAction::Advance { name, to } => (
-                    self.all("SELECT pg_replication_slot_advance($1::text::name, $2::text::pg_lsn)", &[name, &to.to_string()])
-                        .await,
+                    self.all(
+                        "SELECT pg_replication_slot_advance($1::text::name, $2::text::pg_lsn)",
+                        &[name, &to.to_string()],
+                    )
+                    .await,
                     String::new(),
                 ),
             };

@@ -215,9 +215,11 @@ pub fn bad_parameters(stderr: &str) -> BTreeMap<String, String> {
 fn make_directories(setup: &Setup, effective: &Effective) -> Result<(), String> {
     for key in ["unix_socket_directories", "stats_temp_directory"] {
         let Some(value) = effective.file.get(key) else { continue };
-        for dir in value.split(',').map(|d| d.trim().trim_matches('"')).filter(|d| !d.is_empty() && !d.starts_with('@')) {
+        for dir in value.split(',').map(|d| d.trim().trim_matches('"')).filter(|d| !d.is_empty() && !d.starts_with('@'))
+        {
             let path = setup.data_dir.join(Path::new(dir));
-            fs::create_dir_all(&path).map_err(|e| format!("postgresql.parameters.{key}: create {}: {e}", path.display()))?;
+            fs::create_dir_all(&path)
+                .map_err(|e| format!("postgresql.parameters.{key}: create {}: {e}", path.display()))?;
         }
     }
     Ok(())

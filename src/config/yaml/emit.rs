@@ -403,9 +403,8 @@ impl Look {
             return Look { block_plain: true, flow_plain: false, single: true, multiline: false };
         }
         let chars: Vec<char> = text.chars().collect();
-        let blank = |index: usize| {
-            chars.get(index).is_none_or(|c| matches!(c, '\0' | ' ' | '\t' | '\r') || BREAKS.contains(c))
-        };
+        let blank =
+            |index: usize| chars.get(index).is_none_or(|c| matches!(c, '\0' | ' ' | '\t' | '\r') || BREAKS.contains(c));
         let marker = text.starts_with("---") || text.starts_with("...");
         let (mut block_bad, mut flow_bad) = (marker, marker);
         for (index, c) in chars.iter().enumerate() {
@@ -431,7 +430,12 @@ impl Look {
         let special = chars.iter().any(|c| !printable(*c));
         let multiline = chars.iter().any(|c| BREAKS.contains(c));
         let plain = !(edges || around_break || special || multiline);
-        Look { block_plain: plain && !block_bad, flow_plain: plain && !flow_bad, single: !(around_break || special), multiline }
+        Look {
+            block_plain: plain && !block_bad,
+            flow_plain: plain && !flow_bad,
+            single: !(around_break || special),
+            multiline,
+        }
     }
 }
 

@@ -243,7 +243,13 @@ impl Builder<'_> {
         }
     }
 
-    fn scalar(&self, text: &str, style: ScalarStyle, tag: Option<&Tag>, at: (usize, usize)) -> Result<Value, YamlError> {
+    fn scalar(
+        &self,
+        text: &str,
+        style: ScalarStyle,
+        tag: Option<&Tag>,
+        at: (usize, usize),
+    ) -> Result<Value, YamlError> {
         let Some(tag) = tag else {
             return Ok(if style == ScalarStyle::Plain { resolve_plain(text) } else { Value::from(text) });
         };
