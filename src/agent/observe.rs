@@ -197,7 +197,7 @@ pub(super) enum Looked {
     /// Connections are refused: starting up, or shutting down.
     NotReady,
     /// No answer in time, or an error that says nothing of the server's life: the last answer stays.
-    Silent(String),
+    Silent,
 }
 
 /// Takes in the outcome of the monitoring query.
@@ -229,7 +229,7 @@ pub(super) fn probed(local: &mut Local, looked: Looked, now: BootInstant) {
                 enter(pg, if restarting { PostgresState::Restarting } else { PostgresState::Starting }, now);
             }
         }
-        Looked::Silent(_) => {}
+        Looked::Silent => {}
     }
 }
 
@@ -343,7 +343,7 @@ mod tests {
         let mut l = local();
         started(&mut l, StartRole::Primary, Upstream::Nobody, false, at(1));
         probed(&mut l, probe(false), at(2));
-        probed(&mut l, Looked::Silent("statement timeout".into()), at(9));
+        probed(&mut l, Looked::Silent, at(9));
         assert!(l.postgres.probe.is_some() && l.postgres.since == at(2));
         probed(&mut l, Looked::NotReady, at(10));
         assert!(l.postgres.probe.is_none() && l.postgres.state == PostgresState::Starting && l.postgres.since == at(10));

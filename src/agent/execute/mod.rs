@@ -16,7 +16,7 @@ use tracing::{debug, error, info, warn};
 use super::{Agent, Ended, Outcome, clock};
 use crate::dcs::{DcsError, WriteResult};
 use crate::model::{
-    Action, BootInstant, Decision, DeathProof, HistoryRow, MemberName, Now, PeerRound, Permission, PlannedRestart, Request,
+    Action, BootInstant, Decision, DeathProof, HistoryRow, MemberName, Now, PeerRound, Permission, PlannedRestart,
     Task, TaskEnd, TaskKind,
 };
 use crate::postgres::history;
@@ -50,6 +50,12 @@ enum Step {
     Settled,
     /// Did not succeed; one line.
     Failed(String),
+}
+
+/// A step that only changes what this member remembers.
+fn settled(change: impl FnOnce()) -> Step {
+    change();
+    Step::Settled
 }
 
 /// Actions that only take away: never dropped.
@@ -93,25 +99,22 @@ impl Agent {
             Action::RenewLease => self.begin_renew(),
             Action::ReleaseLease { optime } => self.begin_release(optime),
             Action::ProveDeath { record, uid, pod, containers } => self.begin_prove_death(record, uid, pod, containers),
+            // A write that has to wait is wished again by a later decision.
             Action::ClaimInitialize { .. }
             | Action::WriteSystemId { .. }
             | Action::CancelInitialize { .. }
             | Action::WriteHistory { .. }
-            | Action::ClearRequest { .. } => {
-                if self.may_write_store() {
-                    self.begin_store_write(action);
-                }
-            }
-            Action::WriteConfig { expect } => {
-                if self.may_write_store() {
-                    self.begin_write_config(expect);
-                }
-            }
-            Action::UpdateHistory => {
-                if self.may_write_store() {
-                    self.begin_history_update();
-                }
-            }
+            | Action::ClearRequest { .. }
+            | Action::WriteConfig { .. }
+            | Action::UpdateHistory
+                if !self.may_write_store() => {}
+            Action::ClaimInitialize { expect } => self.begin_claim(expect),
+            Action::WriteSystemId { expect, system_id } => self.begin_system_id(expect, system_id),
+            Action::CancelInitialize { expect } => self.begin_cancel_initialize(expect),
+            Action::WriteHistory { rows } => self.begin_history(rows),
+            Action::ClearRequest { expect, why } => self.begin_clear(expect, &why),
+            Action::WriteConfig { expect } => self.begin_write_config(expect),
+            Action::UpdateHistory => self.begin_history_update(),
             Action::Permit(permission) => return self.permit_action(permission).await,
             Action::StartPostgres { role, upstream } => return self.start_postgres(role, upstream).await,
             Action::StopPostgres { mode, why } => return self.stop_postgres(mode, why).await,
@@ -126,38 +129,21 @@ impl Agent {
             Action::SyncSlots => self.begin_sync_slots(),
             Action::PublishStatus => self.publish(),
             Action::FeedWatchdog | Action::DisarmWatchdog => {}
-            settled => return self.settle(settled),
+            Action::SetBootstrapping(false) => self.begin_bootstrap_end(),
+            Action::SetBootstrapping(true) => return settled(|| self.local.bootstrapping = true),
+            Action::BeginHandover(handover) => return settled(|| self.local.handover = Some(handover)),
+            Action::EndHandover => return settled(|| self.local.handover = None),
+            Action::AnswerRequest { status, text } => return settled(|| self.answer_request(status, &text)),
+            Action::PlanRestart { timeout } => return settled(|| self.plan_restart(timeout)),
+            Action::RestartDone => return settled(|| self.local.restart = None),
+            Action::SetRewind(state) => return settled(|| self.local.rewind = state),
+            Action::Exit { .. } => {}
         }
         Step::Begun
     }
 
-    /// Actions that only change what this member remembers.
-    fn settle(&mut self, action: Action) -> Step {
-        match action {
-            Action::BeginHandover(handover) => {
-                info!("{}: handing over to {}", handover.why, handover.candidate.as_ref().map_or("whoever is fit", MemberName::as_str));
-                self.local.handover = Some(handover);
-            }
-            Action::EndHandover => self.local.handover = None,
-            Action::AnswerRequest { status, text } => {
-                if let Some(Request::Reinitialize { from_leader, .. }) = &self.local.request {
-                    self.flags.reinit_from_leader = *from_leader && status == 200;
-                }
-                self.answer_request(status, &text);
-            }
-            Action::PlanRestart { timeout } => {
-                self.local.restart = Some(PlannedRestart { began: clock::boot(), timeout });
-            }
-            Action::RestartDone => self.local.restart = None,
-            Action::SetRewind(state) => self.local.rewind = state,
-            Action::SetBootstrapping(true) => self.local.bootstrapping = true,
-            Action::SetBootstrapping(false) => {
-                self.begin_bootstrap_end();
-                return Step::Begun;
-            }
-            other => return Step::Failed(format!("no way to carry out {other:?}")),
-        }
-        Step::Settled
+    fn plan_restart(&mut self, timeout: Duration) {
+        self.local.restart = Some(PlannedRestart { began: clock::boot(), timeout });
     }
 
     fn may_write_store(&self) -> bool {

@@ -14,7 +14,7 @@ use super::super::observe::{self, Looked};
 use super::super::{Agent, Outcome, clock, tick};
 use super::Step;
 use crate::model::{
-    BootInstant, DataDir, KeeperLink, MemberName, Permission, PostgresState, Request, RewindState, StartRole, StopMode,
+    BootInstant, DataDir, KeeperLink, MemberName, Permission, PostgresState, Request, RewindState, Role, StartRole, StopMode,
     Timeline, Upstream,
 };
 use crate::postgres::binaries::Binaries;
@@ -331,12 +331,12 @@ impl Agent {
     /// One try of the monitoring query, within its short wait.
     pub(in crate::agent) async fn probe(&self) -> Looked {
         match tokio::time::timeout(tick::PROBE_WAIT, self.postgres.sql.probe(clock::boot())).await {
-            Err(_) => Looked::Silent("no answer to the monitoring query".to_owned()),
+            Err(_) => Looked::Silent,
             Ok(Ok(probe)) => Looked::Answer(probe),
             Ok(Err(SqlError::Refused(_) | SqlError::StartingUp(_))) => Looked::NotReady,
             Ok(Err(e)) => {
                 debug!("monitoring query: {e}");
-                Looked::Silent(e.to_string())
+                Looked::Silent
             }
         }
     }
@@ -417,8 +417,8 @@ impl Agent {
 
     pub(in crate::agent) fn run_callback(&self, callback: Callback) {
         let role = match self.local.postgres.role {
-            crate::model::Role::Primary | crate::model::Role::Promoted => self.wishes.primary_word,
-            other => other.word(),
+            Role::Primary | Role::Promoted => self.wishes.primary_word,
+            role @ (Role::Replica | Role::StandbyLeader | Role::Demoted | Role::Uninitialized) => role.word(),
         };
         match callbacks::command_line(&self.wishes.callbacks, callback, role, &self.setup.scope) {
             Ok(None) => {}

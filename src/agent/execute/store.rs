@@ -9,36 +9,37 @@ use super::super::handle::{Answer, Command};
 use super::super::{Agent, Outcome};
 use crate::config::merge;
 use crate::dcs::{RequestText, WriteResult};
-use crate::model::{Action, HistoryRow, Request, Version};
+use crate::model::{HistoryRow, Request, Version};
 
 /// A write for the log: what, and the rest of the sentence.
 pub(in crate::agent) type WriteName = &'static str;
 
 impl Agent {
-    /// Begins the write of `action`; false if it is no store write.
-    pub(super) fn begin_store_write(&mut self, action: Action) {
+    pub(super) fn begin_claim(&mut self, expect: Option<Version>) {
         self.local.store_write = true;
         let store = self.store.clone();
-        match action {
-            Action::ClaimInitialize { expect } => self.begin(async move {
-                Outcome::Claimed(store.claim_initialize(expect).await)
-            }),
-            Action::WriteSystemId { expect, system_id } => self.begin(async move {
-                Outcome::Stored("the system identifier", store.write_system_id(expect, system_id).await)
-            }),
-            Action::CancelInitialize { expect } => self.begin(async move {
-                Outcome::Stored("removing the initialize key", store.cancel_initialize(expect).await)
-            }),
-            Action::WriteHistory { rows } => self.begin_history(rows),
-            Action::ClearRequest { expect, why } => {
-                info!("clearing the failover request: {why}");
-                self.begin(async move { Outcome::Stored("clearing the failover request", store.clear_request(expect).await) });
-            }
-            other => {
-                self.local.store_write = false;
-                warn!("not a write into the store: {other:?}");
-            }
-        }
+        self.begin(async move { Outcome::Claimed(store.claim_initialize(expect).await) });
+    }
+
+    pub(super) fn begin_system_id(&mut self, expect: Option<Version>, system_id: String) {
+        self.local.store_write = true;
+        let store = self.store.clone();
+        self.begin(async move {
+            Outcome::Stored("the system identifier", store.write_system_id(expect, system_id).await)
+        });
+    }
+
+    pub(super) fn begin_cancel_initialize(&mut self, expect: Version) {
+        self.local.store_write = true;
+        let store = self.store.clone();
+        self.begin(async move { Outcome::Stored("removing the initialize key", store.cancel_initialize(expect).await) });
+    }
+
+    pub(super) fn begin_clear(&mut self, expect: Version, why: &str) {
+        info!("clearing the failover request: {why}");
+        self.local.store_write = true;
+        let store = self.store.clone();
+        self.begin(async move { Outcome::Stored("clearing the failover request", store.clear_request(expect).await) });
     }
 
     pub(super) fn begin_write_config(&mut self, expect: Option<Version>) {
@@ -124,6 +125,9 @@ impl Agent {
             return;
         }
         if let Some((request, reply)) = self.requests.pop_front() {
+            if let Request::Reinitialize { from_leader, .. } = request {
+                self.flags.reinit_from_leader = from_leader && status == 200;
+            }
             info!("{request:?}: {status} {text}");
             if let Some(reply) = reply {
                 give(reply, Answer::new(status, text));
