@@ -47,7 +47,7 @@ const IMPORTS: &[Layer] = &[
     },
     Layer {
         module: "postgres",
-        ours: &["model", "keeper::protocol"],
+        ours: &["model", "keeper::protocol", "keeper::boot_id"],
         never: &["kube::", "k8s_openapi::", "axum::"],
         why: "Postgres is driven through the keeper and SQL; it knows no store and no decision",
     },
@@ -125,7 +125,7 @@ const ANNOTATION_KEYS: &[&str] = &[
     "\"patroni.impl\"",
 ];
 
-/// Words that put work off. Split so that this file passes its own rule.
+/// Words in comments that put work off. Split so that this file passes its own rule.
 const PROMISES: &[&str] = &[concat!("TO", "DO"), concat!("FIX", "ME"), concat!("X", "XX"), concat!("for", " now")];
 
 fn root() -> PathBuf {
@@ -316,7 +316,8 @@ fn nothing_is_put_off_in_words() {
     let mut broken = Vec::new();
     for (name, text) in files(&["src", "tests", "benches"]).into_iter().filter(|(name, _)| name != SAMPLE) {
         for (i, line) in text.lines().enumerate() {
-            if let Some(word) = PROMISES.iter().find(|w| line.contains(**w)) {
+            let said = line.find("//").map_or("", |at| &line[at..]);
+            if let Some(word) = PROMISES.iter().find(|w| said.contains(**w)) {
                 broken.push(format!("{name}:{}: {word:?}: do it, or say in an error message what is not there", i + 1));
             }
         }
