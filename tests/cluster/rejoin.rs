@@ -1,7 +1,6 @@
 //! How a member comes back whose data no longer fits.
 
-use std::os::unix::fs::MetadataExt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use patroni::demo::cluster::Options;
 use patroni::demo::{Doing, Res};
@@ -9,10 +8,11 @@ use tokio::time::Instant;
 
 use super::{Allowed, Trial, must};
 
-/// pg_rewind writes files in place, a new clone makes new ones: the inode tells which it was.
-fn inode(trial: &Trial, i: usize) -> Res<u64> {
+/// pg_rewind writes files in place, a new clone makes new ones: the time of birth tells which it was (inodes are used
+/// again).
+fn born(trial: &Trial, i: usize) -> Res<SystemTime> {
     let file = trial.cluster.members[i].data_dir().join("PG_VERSION");
-    Ok(std::fs::metadata(&file).doing(format!("look at {}", file.display()))?.ino())
+    std::fs::metadata(&file).and_then(|m| m.created()).doing(format!("look at {}", file.display()))
 }
 
 /// Makes the leader write rows that no standby gets, kills it whole and lets another take over.
@@ -50,12 +50,12 @@ pub async fn a_diverged_leader_is_cloned_anew_where_rewind_is_off(mut options: O
 }
 
 async fn diverge_and_return(trial: &mut Trial, leader: usize, same_files: bool) -> Res<()> {
-    let before = inode(trial, leader)?;
+    let before = born(trial, leader)?;
     diverge(trial, leader).await?;
     trial.cluster.start_member(leader).await?;
     let now = trial.whole().await?;
     must(now != leader, "the diverged member leads")?;
-    let after = inode(trial, leader)?;
+    let after = born(trial, leader)?;
     let how = if after == before { "rewound" } else { "cloned" };
     must((after == before) == same_files, format!("the diverged member was {how}"))
 }
