@@ -21,6 +21,9 @@ async fn diverge(trial: &mut Trial, leader: usize) -> Res<()> {
     for i in &standbys {
         trial.cluster.freeze(*i);
     }
+    // What is in a socket's buffer still arrives after the thaw; with the connection ended, nothing more gets there.
+    let ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_replication";
+    trial.cluster.sql(leader, ended).await?;
     let alone = Instant::now();
     let written = trial.client.wait_for_ack(alone + Duration::from_millis(300), Duration::from_secs(5), |_| true).await;
     let killed = trial.cluster.kill_member(leader).await?;
