@@ -64,7 +64,9 @@ pub async fn start(source: Source, api: Arc<ApiSettings>, config: Config) -> Res
     store.set_periods(s.ttl, s.loop_wait, s.retry_timeout);
     let mut local = observe::local_at_start(config.name.as_str().into(), session, clock::boot(), s.ttl);
     local.uid = pod.uid;
-    earlier_life(&mut local, store.as_ref(), &view.borrow(), &standing, s);
+    // Cloned out of the channel: what the store notes in between changes the view, and would wait for this borrow.
+    let seen = view.borrow().clone();
+    earlier_life(&mut local, store.as_ref(), &seen, &standing, s);
     let setup = Arc::new(read.setup);
     let (setups, setups_rx) = watch::channel(setup.clone());
     let (outcome, outcomes) = mpsc::channel(OUTCOMES_MAX);
@@ -178,7 +180,9 @@ async fn connect_store(
         }
         tokio::time::sleep(STORE_RETRY).await;
     };
-    unique_name(config, &view.borrow().clone(), peers).await?;
+    // A borrow held across the question would stop the watches that feed the channel.
+    let seen = view.borrow().clone();
+    unique_name(config, &seen, peers).await?;
     Ok((store, view, pod))
 }
 
