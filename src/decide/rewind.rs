@@ -77,6 +77,11 @@ pub(super) fn of_stopped(
             if let Some(d) = crash_recovery(ctx, control) {
                 return Some(d);
             }
+            if unclean(control) {
+                // Single-user recovery failed or is not wanted; where the WAL ends shows only after recovery. As a
+                // running standby it is compared again.
+                return None;
+            }
             if verified(member).is_none() {
                 return Some(
                     ctx.wait(format!("waiting for {leader} to become primary before checking for divergence")),
@@ -91,16 +96,20 @@ pub(super) fn of_stopped(
 
 /// pg_rewind wants a cleanly stopped target, and only then pg_control says where the WAL ends (ha-decisions §8.1 row 5).
 fn crash_recovery(ctx: &Ctx<'_>, control: &ControlData) -> Option<Decision> {
-    let unclean = match control.state {
+    let failed = matches!(&ctx.local.task_end, Some(end) if end.kind == TaskKind::CrashRecovery && end.result.is_err());
+    (unclean(control) && !failed && (usable(ctx) || may_remove(ctx)))
+        .then(|| ctx.wait("doing crash recovery in a single user mode").then(Action::Begin(TaskKind::CrashRecovery)))
+}
+
+/// pg_control does not say where the WAL ends.
+fn unclean(control: &ControlData) -> bool {
+    match control.state {
         ClusterState::InProduction
         | ClusterState::ShuttingDown
         | ClusterState::InCrashRecovery
         | ClusterState::StartingUp => true,
         ClusterState::ShutDown | ClusterState::ShutDownInRecovery | ClusterState::InArchiveRecovery => false,
-    };
-    let failed = matches!(&ctx.local.task_end, Some(end) if end.kind == TaskKind::CrashRecovery && end.result.is_err());
-    (unclean && !failed && (usable(ctx) || may_remove(ctx)))
-        .then(|| ctx.wait("doing crash recovery in a single user mode").then(Action::Begin(TaskKind::CrashRecovery)))
+    }
 }
 
 fn need(ctx: &Ctx<'_>, leader: &MemberName, member: Option<&Member>, control: &ControlData) -> Option<Decision> {
