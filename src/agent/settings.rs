@@ -40,7 +40,12 @@ impl Source {
             Some(path) => config::files::read(path)?,
             None => Vec::new(),
         };
-        let loaded = config::load(&texts, &self.environment).map_err(|e| e.to_string())?;
+        // A file that is not there leaves the environment (configuration §1); where that is not enough, it is the reason.
+        let missing = self.path.as_ref().filter(|_| texts.is_empty());
+        let loaded = config::load(&texts, &self.environment).map_err(|e| match missing {
+            Some(path) => format!("{}: no configuration file there: {e}", path.display()),
+            None => e.to_string(),
+        })?;
         loaded.config.require_daemon().map_err(|e| e.to_string())?;
         Ok(loaded)
     }

@@ -135,16 +135,13 @@ fn options(test: &Test) -> Res<Options> {
         return fail("no Postgres on this machine (make test installs it)");
     };
     let built = PathBuf::from(env!("CARGO_BIN_EXE_patroni"));
-    let unscaled = std::env::var_os("PATRONI_UNSCALED_BIN_DIR").map(PathBuf::from);
-    let given = std::env::var_os("PATRONI_BIN_DIR").map(PathBuf::from);
-    let bin_dir = match (test.scaled, given.or(unscaled)) {
-        (true, Some(dir)) if std::env::var_os("PATRONI_BIN_DIR").is_some() => dir,
-        (true, _) => built.parent().map(PathBuf::from).unwrap_or_default(),
-        (false, Some(dir)) => dir,
-        (false, None) if cfg!(feature = "test-time-scale") => {
+    let given = std::env::var_os(if test.scaled { "PATRONI_BIN_DIR" } else { "PATRONI_UNSCALED_BIN_DIR" });
+    let bin_dir = match given {
+        Some(dir) => PathBuf::from(dir),
+        None if !test.scaled && cfg!(feature = "test-time-scale") => {
             return fail("no binaries without the time scale: set PATRONI_UNSCALED_BIN_DIR (make test does)");
         }
-        (false, None) => built.parent().map(PathBuf::from).unwrap_or_default(),
+        None => built.parent().map(PathBuf::from).unwrap_or_default(),
     };
     let mut options = Options::new(bin_dir, postgres);
     (options.ttl, options.loop_wait, options.retry_timeout) = (20, 1, 3);
