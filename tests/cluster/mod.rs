@@ -25,7 +25,7 @@ use tokio::time::Instant;
 
 /// One test.
 pub struct Test {
-    /// MODE::SENTENCE.
+    /// MODE::FILE::SENTENCE, with `unscaled::` before it when it runs at true speed.
     pub name: &'static str,
     mode: StoreMode,
     scaled: bool,
@@ -56,7 +56,7 @@ impl Outcome {
 macro_rules! tests {
     ($($kind:ident $mode:ident $module:ident :: $name:ident),* $(,)?) => {
         &[$(Test {
-            name: concat!(stringify!($mode), "::", stringify!($module), "::", stringify!($name)),
+            name: concat!(tests!(@word $kind), stringify!($mode), "::", stringify!($module), "::", stringify!($name)),
             mode: tests!(@mode $mode),
             scaled: tests!(@kind $kind),
             body: |options| $module::$name(options).boxed_local(),
@@ -64,6 +64,8 @@ macro_rules! tests {
     };
     (@mode endpoints) => { StoreMode::Endpoints };
     (@mode configmaps) => { StoreMode::ConfigMaps };
+    (@word scaled) => { "" };
+    (@word unscaled) => { "unscaled::" };
     (@kind scaled) => { true };
     (@kind unscaled) => { false };
 }
