@@ -279,7 +279,16 @@ impl Agent {
             };
             let mine = rewind::local_end(&setup.data_dir, probe.as_ref());
             let answer = rewind::check(mine.as_ref(), &theirs);
-            info!("divergence from {leader}: {answer:?} (mine {mine:?}, its timeline {})", theirs.timeline);
+            let here = mine.as_ref().map_or_else(
+                || "of this member has no known end".to_owned(),
+                |end| format!("ends here on timeline {} at {}", end.timeline, end.lsn),
+            );
+            let verdict = match answer {
+                rewind::Divergence::Diverged => "diverged from",
+                rewind::Divergence::Same => "is part of the history of",
+                rewind::Divergence::Undecided => "cannot be compared yet with",
+            };
+            info!("the WAL {here}: it {verdict} {leader} on timeline {}", theirs.timeline);
             Outcome::Divergence(Ok(match answer {
                 rewind::Divergence::Diverged => Some(RewindState::Need),
                 rewind::Divergence::Same => Some(RewindState::NotNeeded),

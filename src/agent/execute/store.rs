@@ -128,7 +128,12 @@ impl Agent {
             if let Request::Reinitialize { from_leader, .. } = request {
                 self.flags.reinit_from_leader = from_leader && status == 200;
             }
-            info!("{request:?}: {status} {text}");
+            let word = match request {
+                Request::Restart { .. } => "restart",
+                Request::Reinitialize { .. } => "reinitialize",
+                Request::Terminate { .. } => "shutdown",
+            };
+            info!("request to {word}: {text}");
             if let Some(reply) = reply {
                 give(reply, Answer::new(status, text));
             }
