@@ -3,6 +3,8 @@
 //! `cargo test --test cluster [WORD…]` runs the tests whose name contains a word. A test that cannot run says why and
 //! counts as ignored. What a failed cluster left in its logs is kept in `target/cluster-logs/`, nothing else of it.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
 #[path = "cluster/mod.rs"]
 mod suite;
 

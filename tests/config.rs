@@ -1,5 +1,7 @@
 //! Configuration: YAML against tables made with PyYAML 6.0.3 (`safe_load`, and `safe_dump` with width 200), and the
 //! promises of docs/configuration.md.
+
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 use std::collections::BTreeMap;
 
 use patroni::config::merge::{equal_by_text, patch};

@@ -3,6 +3,8 @@
 //! Every test starts its own API server, seeds the objects of the cluster `demo` (`pg-0` leads), and compares stdout,
 //! stderr and exit code with the texts of patronictl.md.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
 use std::collections::BTreeMap;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};

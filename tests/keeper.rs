@@ -3,6 +3,8 @@
 //! Postgres refuses root and the keeper's socket takes its own user only, so a test started as root runs itself again as
 //! the user `postgres`. Without Postgres or that user: "skipped: why".
 
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};

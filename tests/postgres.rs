@@ -3,6 +3,8 @@
 //! The server refuses root, so everything that touches its files runs as user `postgres`: the test process itself changes
 //! to that user once. Without the programs in `/usr/lib/postgresql/15/bin` the tests fail: they are part of the gate.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, Output, Stdio};
 use std::time::Duration;

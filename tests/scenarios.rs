@@ -4,6 +4,8 @@
 //! lives on from block to block. `REWRITE=1 cargo test --test scenarios` writes the traces anew; review the diff.
 //! Every decision also passes `decide::check`: a broken invariant fails the test whatever the golden trace says.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -187,9 +189,8 @@ impl World {
                 self.cluster.members.remove(&MemberName::from(*name));
                 continue;
             }
-            let mut tags = Tags::default();
-            tags.nofailover = opt("nofailover").is_some();
-            tags.clonefrom = opt("clonefrom").is_some();
+            let (nofailover, clonefrom) = (opt("nofailover").is_some(), opt("clonefrom").is_some());
+            let tags = Tags { nofailover, clonefrom, ..Tags::default() };
             let dead = opt("terminated");
             let member = Member {
                 conn_url: opt("url").is_none().then(|| format!("postgres://{name}:5432/postgres")),
@@ -438,12 +439,12 @@ impl World {
 }
 
 fn task_kind(word: &str) -> Option<TaskKind> {
-    let url = Some("postgres://a:5432/postgres".to_owned());
+    let url = || "postgres://a:5432/postgres".to_owned();
     Some(match word {
         "bootstrap" => TaskKind::Bootstrap,
         "post-bootstrap" => TaskKind::PostBootstrap,
-        "clone" => TaskKind::CreateReplica { from: Some("a".into()), conn_url: url },
-        "rewind" => TaskKind::Rewind { from: "a".into(), conn_url: url.unwrap() },
+        "clone" => TaskKind::CreateReplica { from: Some("a".into()), conn_url: Some(url()) },
+        "rewind" => TaskKind::Rewind { from: "a".into(), conn_url: url() },
         "crash-recovery" => TaskKind::CrashRecovery,
         "none" => return None,
         other => panic!("task {other}"),

@@ -3,6 +3,8 @@
 //!
 //! A broken rule fails with the place and the reason, so that the reader can judge whether the code or the rule is wrong.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

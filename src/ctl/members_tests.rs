@@ -9,8 +9,8 @@ use serde_json::json;
 pub fn member(host: &str, extra: Value) -> Member {
     let role = extra["role"].as_str().unwrap_or("replica").to_owned();
     let number = |key: &str| extra[key].as_u64().map(Lsn);
-    let mut tags = crate::model::Tags::default();
-    tags.replicatefrom = extra["tags"]["replicatefrom"].as_str().map(MemberName::from);
+    let replicatefrom = extra["tags"]["replicatefrom"].as_str().map(MemberName::from);
+    let tags = crate::model::Tags { replicatefrom, ..Default::default() };
     Member {
         conn_url: Some(format!("postgres://{host}/postgres")),
         state: Some(PostgresState::Running),

@@ -232,7 +232,7 @@ impl<'a> Ctx<'a> {
             }
             LeaseVerdict::Released => {
                 let free = since + self.settings.ttl;
-                (self.now.boot > free).then(|| Unlocked {
+                (self.now.boot > free).then_some(Unlocked {
                     stood,
                     proven_dead: false,
                     positions_final: since,

@@ -99,10 +99,10 @@ impl PostgresState {
     ];
     /// The word on the wire.
     pub fn word(&self) -> &str {
-        match self {
-            PostgresState::Other(word) => word,
-            known => Self::WORDS.iter().find(|(_, s)| s == known).map_or("", |(w, _)| w),
+        if let PostgresState::Other(word) = self {
+            return word;
         }
+        Self::WORDS.iter().find(|(_, s)| s == self).map_or("", |(w, _)| w)
     }
     /// The metric index of `patroni_postgres_state` (rest-api §2.1), -1 for unknown words.
     pub fn index(&self) -> i32 {

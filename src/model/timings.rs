@@ -128,7 +128,7 @@ mod tests {
             watchdog_margin: margin.flatten().map(Duration::from_secs),
             ..Settings::default()
         };
-        let x = Timings::new(&settings, settings.ttl, margin.is_some()).unwrap();
+        let x = Timings::new(&settings, settings.ttl, margin.is_some()).expect("the settings of the test are legal");
         [x.renew, x.failsafe, x.demote, x.stop, x.kill, x.device.unwrap_or_default()].map(|d| d.as_secs_f64())
     }
 

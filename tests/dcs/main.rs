@@ -1,5 +1,7 @@
 //! The store against the embedded Kubernetes API: races, lost answers, cut watches, proof of death. Both modes.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
 mod death;
 mod world;
 
