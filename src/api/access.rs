@@ -10,14 +10,22 @@ use ipnet::IpNet;
 use super::Client;
 use super::commands::Route;
 use super::routes::Reply;
-use crate::agent::handle::{ApiSettings, Handle};
+use crate::agent::handle::Handle;
 
 /// The refusal, if there is one.
-pub(super) async fn refuse(handle: &Handle, headers: &HeaderMap, client: Option<Client>, _route: Route) -> Option<Reply> {
+pub(super) async fn refuse(handle: &Handle, headers: &HeaderMap, client: Option<Client>, route: Route) -> Option<Reply> {
     let settings = handle.api_settings().borrow().clone();
-    let listed = !settings.allowlist.is_empty() || settings.allowlist_include_members;
-    if listed && !allowed(handle, &settings, client?.addr.ip()).await {
-        return Some(Reply::text(403, "Access is denied"));
+    // A failsafe ping comes from a primary that may have lost its view of the members, and so may we: the list is not
+    // asked (rest-api §4.2).
+    let members = settings.allowlist_include_members && route != Route::Failsafe;
+    if members || !settings.allowlist.is_empty() {
+        let welcome = match client {
+            Some(client) => allowed(handle, &settings.allowlist, members, client.addr.ip()).await,
+            None => false,
+        };
+        if !welcome {
+            return Some(Reply::text(403, "Access is denied"));
+        }
     }
     let verify = settings.verify_client.as_deref().map(str::to_ascii_lowercase);
     let wants_certificate = settings.certfile.is_some() && matches!(verify.as_deref(), Some("required" | "optional"));
@@ -25,7 +33,7 @@ pub(super) async fn refuse(handle: &Handle, headers: &HeaderMap, client: Option<
         return Some(Reply::text(403, "client certificate required"));
     }
     let (user, password) = settings.authentication.as_ref()?;
-    match headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()) {
+    match headers.get(header::AUTHORIZATION) {
         None => Some(Reply::text(401, "no auth header received")),
         Some(given) => {
             let wanted = format!("Basic {}", STANDARD.encode(format!("{user}:{password}")));
@@ -39,14 +47,14 @@ fn same(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |acc, (x, y)| acc | (x ^ y)) == 0
 }
 
-async fn allowed(handle: &Handle, settings: &ApiSettings, ip: IpAddr) -> bool {
+async fn allowed(handle: &Handle, allowlist: &[String], members: bool, ip: IpAddr) -> bool {
     let ip = ip.to_canonical();
-    for entry in &settings.allowlist {
+    for entry in allowlist {
         if entry.parse::<IpNet>().is_ok_and(|net| net.contains(&ip)) || resolves_to(entry, ip).await {
             return true;
         }
     }
-    if !settings.allowlist_include_members {
+    if !members {
         return false;
     }
     let cluster = handle.snapshot().cluster.clone();
@@ -62,7 +70,7 @@ async fn allowed(handle: &Handle, settings: &ApiSettings, ip: IpAddr) -> bool {
 
 async fn resolves_to(host: &str, ip: IpAddr) -> bool {
     if let Ok(literal) = host.parse::<IpAddr>() {
-        return literal == ip;
+        return literal.to_canonical() == ip;
     }
     if host.contains('/') {
         return false;

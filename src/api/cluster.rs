@@ -1,25 +1,38 @@
 //! `GET /cluster`, `/history`, `/config`, `/failsafe` (rest-api §4).
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use serde_json::{Map, Value, json};
 
 use super::routes::Reply;
-use super::times;
+use super::{status, times};
 use crate::agent::handle::{Handle, LiveMember, PostgresStatus, Snapshot};
 use crate::model::{Lsn, Member, MemberName, Role};
+
+/// One poll of the members takes 2 s when one of them does not answer; whoever has to wait for the poll of another caller
+/// too shows the annotations.
+const LIVE_DEADLINE: Duration = Duration::from_millis(2500);
+/// Patroni closes the connection without a word (rest-api §1.5).
+pub(super) const NO_VIEW: &str = "the cluster cannot be read from Kubernetes, try again later";
 
 /// `GET /cluster`. Positions come from the members themselves (one shared poll, at most a second old), from the
 /// annotation where a member does not answer (design §6).
 pub(super) async fn cluster(handle: &Handle) -> Reply {
-    let live = handle.members_live().await;
-    let own = handle.postgres_status().await;
+    let (live, own) = tokio::join!(tokio::time::timeout(LIVE_DEADLINE, handle.members_live()), status::postgres(handle));
+    let live = live.unwrap_or_default();
     let snapshot = handle.snapshot();
+    if !snapshot.dcs_available {
+        return Reply::page_because(503, NO_VIEW);
+    }
+    let leader = leader_position(&snapshot, own.as_deref(), &live);
     let members: Vec<_> = snapshot
         .cluster
         .members
         .iter()
         .map(|(name, member)| {
             let mine = own.as_deref().filter(|_| name == snapshot.me());
-            one(&snapshot, name, member, live.get(name), mine)
+            one(&snapshot, name, member, Positions { leader, live: live.get(name), own: mine })
         })
         .collect();
     let mut document = Map::new();
@@ -41,13 +54,17 @@ pub(super) async fn cluster(handle: &Handle) -> Reply {
     Reply::json(200, &document)
 }
 
-fn one(
-    snapshot: &Snapshot,
-    name: &MemberName,
-    member: &Member,
-    live: Option<&LiveMember>,
-    own: Option<&PostgresStatus>,
-) -> Value {
+/// What is known of positions besides the annotation of the member.
+struct Positions<'a> {
+    /// The leader's.
+    leader: Lsn,
+    /// What the member says of itself.
+    live: Option<&'a LiveMember>,
+    /// What my Postgres says, if the member is me.
+    own: Option<&'a PostgresStatus>,
+}
+
+fn one(snapshot: &Snapshot, name: &MemberName, member: &Member, known: Positions<'_>) -> Value {
     let owner = snapshot.cluster.leader.as_ref().and_then(|l| l.named()) == Some(name);
     let published: Map<String, Value> = serde_json::from_str(&member.raw).unwrap_or_default();
     let mut m = Map::new();
@@ -67,10 +84,10 @@ fn one(
         }
     }
     if !owner {
-        let leader = leader_position(snapshot, own, live);
+        let Positions { leader, live, own } = known;
         let received = own.and_then(|p| p.received).or(live.and_then(|l| l.received)).or(member.receive_lsn);
         let replayed = own.and_then(|p| p.replayed).or(live.and_then(|l| l.replayed)).or(member.replay_lsn);
-        let best = received.max(replayed).or(member.xlog_location);
+        let best = received.max(replayed).or(live.and_then(|l| l.location)).or(member.xlog_location);
         lsn_and_lag(&mut m, "receive_", received, leader);
         lsn_and_lag(&mut m, "replay_", replayed, leader);
         lsn_and_lag(&mut m, "", best, leader);
@@ -90,10 +107,19 @@ fn role(snapshot: &Snapshot, name: &MemberName, member: &Member, owner: bool) ->
     }
 }
 
-/// The leader's position: what it says itself if it was asked, else the store's.
-fn leader_position(snapshot: &Snapshot, own: Option<&PostgresStatus>, _live: Option<&LiveMember>) -> Lsn {
-    let mine = own.and_then(|p| p.location).filter(|_| snapshot.is_leader(snapshot.now.boot));
-    mine.unwrap_or(Lsn::ZERO).max(snapshot.cluster.optime())
+/// The leader's position: what it says itself if it answers, never less than the store's.
+fn leader_position(
+    snapshot: &Snapshot,
+    own: Option<&PostgresStatus>,
+    live: &BTreeMap<MemberName, LiveMember>,
+) -> Lsn {
+    let owner = snapshot.cluster.leader.as_ref().and_then(|l| l.named());
+    let said = match owner {
+        Some(owner) if owner == snapshot.me() => own.and_then(|p| p.location),
+        Some(owner) => live.get(owner).and_then(|l| l.location),
+        None => None,
+    };
+    said.unwrap_or(Lsn::ZERO).max(snapshot.cluster.optime())
 }
 
 fn lsn_and_lag(m: &mut Map<String, Value>, prefix: &str, position: Option<Lsn>, leader: Lsn) {
@@ -119,6 +145,9 @@ fn host_port(conn_url: &str) -> Option<(String, u16)> {
 
 /// `GET /history`.
 pub(super) fn history(snapshot: &Snapshot) -> Reply {
+    if !snapshot.dcs_available {
+        return Reply::page_because(503, NO_VIEW);
+    }
     let rows: Vec<Value> = snapshot
         .cluster
         .history
@@ -136,6 +165,9 @@ pub(super) fn history(snapshot: &Snapshot) -> Reply {
 
 /// `GET /config`: exactly as stored.
 pub(super) fn config(snapshot: &Snapshot) -> Reply {
+    if !snapshot.dcs_available {
+        return Reply::page_because(503, NO_VIEW);
+    }
     let document = snapshot.cluster.config.as_ref().and_then(|c| c.document.as_deref());
     match document.and_then(|text| serde_json::from_str::<Value>(text).ok()) {
         Some(value) => Reply::json(200, &value),

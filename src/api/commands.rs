@@ -1,16 +1,27 @@
 //! Everything that changes something (rest-api §5). Words are validated here, conditions are the loop's.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::Method;
 use serde_json::{Map, Value};
 
+use super::cluster::NO_VIEW;
 use super::routes::Reply;
 use super::times;
-use crate::agent::handle::{Answer, Command, Handle, NotTaken};
+use crate::agent::handle::{Answer, Command, Handle, NotTaken, Snapshot};
 use crate::config::numbers::{parse_bool, parse_int};
 use crate::model::{MemberName, PeerAnswer, RestartFilter};
+
+/// The loop takes a command at once and a write into the store has a deadline of its own; whoever waits longer than this
+/// waits for nothing.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+/// A restart first stops Postgres, which takes as long as its last checkpoint. patronictl waits no longer either.
+const RESTART_DEADLINE: Duration = Duration::from_secs(3600);
+/// The record of a switchover and the leader are two objects with a watch each: the end of the one may be seen this much
+/// before the change of the other.
+const LEADER_GRACE: Duration = Duration::from_secs(2);
 
 /// A route that changes something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,16 +83,15 @@ pub(super) async fn run(handle: &Handle, route: Route, body: Map<String, Value>)
         Route::PatchConfig => config(handle, Command::PatchConfig(Value::Object(body))).await,
         Route::PutConfig => config(handle, Command::PutConfig(Value::Object(body))).await,
         Route::Reload => {
-            let answer = send(handle, Command::Reload).await;
-            if answer.status == 503 { text(answer) } else { Reply::text(202, "reload scheduled") }
+            send(handle, Command::Reload).await.map_or_else(|refused| refused, |_| Reply::text(202, "reload scheduled"))
         }
         Route::Sigterm => Reply::text(202, "shutdown scheduled"),
         Route::Restart => restart(handle, &body).await,
-        Route::DeleteRestart => text(send(handle, Command::DeleteScheduledRestart).await),
+        Route::DeleteRestart => ask(handle, Command::DeleteScheduledRestart).await,
         Route::Reinitialize => {
             let flag = |key: &str| body.get(key).is_some_and(truthy);
             let command = Command::Reinitialize { force: flag("force"), from_leader: flag("from_leader") };
-            text(send(handle, command).await)
+            ask(handle, command).await
         }
         Route::Switchover => change_leader(handle, &body, Change::Switchover).await,
         Route::Failover => change_leader(handle, &body, Change::Failover).await,
@@ -92,11 +102,19 @@ pub(super) async fn run(handle: &Handle, route: Route, body: Map<String, Value>)
     }
 }
 
-async fn send(handle: &Handle, command: Command) -> Answer {
-    match handle.command(command).await {
-        Ok(answer) => answer,
-        Err(why @ (NotTaken::QueueFull | NotTaken::Stopping)) => Answer::new(503, why.to_string()),
+/// The loop's answer, or the reply that says why there is none.
+async fn send(handle: &Handle, command: Command) -> Result<Answer, Reply> {
+    let deadline = if matches!(command, Command::Restart { .. }) { RESTART_DEADLINE } else { ANSWER_DEADLINE };
+    match tokio::time::timeout(deadline, handle.command(command)).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(why @ (NotTaken::QueueFull | NotTaken::Stopping))) => Err(Reply::text(503, why.to_string())),
+        Err(_) => Err(Reply::text(503, format!("no answer within {} s, it may still happen", deadline.as_secs()))),
     }
+}
+
+/// The same where the answer goes out as it is.
+async fn ask(handle: &Handle, command: Command) -> Reply {
+    send(handle, command).await.map_or_else(|refused| refused, text)
 }
 
 fn text(answer: Answer) -> Reply {
@@ -104,15 +122,16 @@ fn text(answer: Answer) -> Reply {
 }
 
 async fn config(handle: &Handle, command: Command) -> Reply {
-    let answer = send(handle, command).await;
+    let answer = match send(handle, command).await {
+        Ok(answer) => answer,
+        Err(refused) => return refused,
+    };
     match answer.status {
         200 => match serde_json::from_str::<Value>(&answer.text) {
             Ok(document) => Reply::json(200, &document),
             Err(_) => Reply::text(200, answer.text),
         },
-        409 | 502 => Reply::page(answer.status),
-        503 if answer.text.is_empty() => Reply::page(503),
-        _ => text(answer),
+        status => Reply::page_because(status, &answer.text),
     }
 }
 
@@ -165,26 +184,21 @@ async fn restart(handle: &Handle, body: &Map<String, Value>) -> Reply {
         Some((at, iso)) => {
             let mut document = body.clone();
             document.insert("schedule".into(), Value::String(iso));
-            text(send(handle, Command::ScheduleRestart { at, filter, document: Value::Object(document) }).await)
+            ask(handle, Command::ScheduleRestart { at, filter, document: Value::Object(document) }).await
         }
-        None => text(send(handle, Command::Restart { filter, timeout }).await),
+        None => ask(handle, Command::Restart { filter, timeout }).await,
     }
 }
 
 /// `X.Y` or `X.Y.Z` as `server_version_num`.
 fn postgres_version(text: &str) -> Result<u32, String> {
-    let format_error = || format!("Invalid PostgreSQL version format: X.Y or X.Y.Z is accepted: {text}");
-    let parts: Vec<&str> = text.split('.').collect();
-    if !(2..=3).contains(&parts.len()) {
-        return Err(format_error());
-    }
-    let numbers: Result<Vec<u32>, _> = parts.iter().map(|p| p.parse::<u32>()).collect();
-    let numbers = numbers.map_err(|_| format!("Invalid PostgreSQL version: {text}"))?;
+    let number = |part: &str| part.trim().parse::<u32>().ok().filter(|n| *n < 100);
+    let numbers: Option<Vec<u32>> = text.split('.').map(number).collect();
+    let numbers = numbers.ok_or_else(|| format!("Invalid PostgreSQL version: {text}"))?;
     match numbers[..] {
         [major, minor] if major >= 10 => Ok(major * 10_000 + minor),
-        [major, minor, patch] if major < 10 => Ok(major * 10_000 + minor * 100 + patch),
-        [major, minor] => Ok(major * 10_000 + minor * 100),
-        _ => Err(format!("Invalid PostgreSQL version: {text}")),
+        [major, minor, patch] => Ok(major * 10_000 + minor * 100 + patch),
+        _ => Err(format!("Invalid PostgreSQL version format: X.Y or X.Y.Z is accepted: {text}")),
     }
 }
 
@@ -207,16 +221,13 @@ impl Change {
             Change::Failover => "Failover",
         }
     }
-    fn past(self) -> &'static str {
-        match self {
-            Change::Switchover => "witched over",
-            Change::Failover => "ailed over",
-        }
-    }
-    fn initial(self) -> (&'static str, &'static str) {
-        match self {
-            Change::Switchover => ("S", "s"),
-            Change::Failover => ("F", "f"),
+    /// How it ended, with `new` as the leader.
+    fn done(self, new: &MemberName, wanted: Option<&MemberName>) -> String {
+        match (self, wanted.filter(|w| *w != new)) {
+            (Change::Switchover, None) => format!("Successfully switched over to \"{new}\""),
+            (Change::Failover, None) => format!("Successfully failed over to \"{new}\""),
+            (Change::Switchover, Some(wanted)) => format!("Switched over to \"{new}\" instead of \"{wanted}\""),
+            (Change::Failover, Some(wanted)) => format!("Failed over to \"{new}\" instead of \"{wanted}\""),
         }
     }
 }
@@ -254,9 +265,11 @@ async fn change_leader(handle: &Handle, body: &Map<String, Value>, asked: Change
     }
     let before = handle.snapshot().cluster.leader.as_ref().and_then(|l| l.named().cloned());
     let is_scheduled = schedule.is_some();
-    let written = send(handle, Command::SetRequest { leader, candidate: candidate.clone(), scheduled_at: schedule }).await;
-    if written.status != 200 {
-        return Reply::text(503, "failed to write failover key into DCS");
+    let request = Command::SetRequest { leader, candidate: candidate.clone(), scheduled_at: schedule };
+    match send(handle, request).await {
+        Ok(written) if written.status == 200 => {}
+        Ok(_) => return Reply::text(503, "failed to write failover key into DCS"),
+        Err(refused) => return refused,
     }
     if is_scheduled {
         return Reply::text(202, "Switchover scheduled");
@@ -272,6 +285,9 @@ async fn impossible(
     change: Change,
 ) -> Option<Reply> {
     let snapshot = handle.snapshot();
+    if !snapshot.dcs_available {
+        return Some(Reply::text(503, NO_VIEW));
+    }
     let cluster = &snapshot.cluster;
     let owner = cluster.leader.as_ref().and_then(|l| l.named());
     if leader.is_some() && leader != owner {
@@ -297,44 +313,45 @@ async fn impossible(
     (!good).then(|| Reply::text(412, format!("{word} is not possible: no good candidates have been found")))
 }
 
-/// Waits until there is a new leader, or the record is gone.
+/// Waits until there is a new leader, or the record is gone and stays without consequence.
 async fn await_change(handle: &Handle, change: Change, before: Option<MemberName>, candidate: Option<MemberName>) -> Reply {
-    let loop_wait = handle.snapshot().settings.loop_wait;
-    let limit = loop_wait.max(Duration::from_secs(10)) * 2;
+    let limit = handle.snapshot().settings.loop_wait.max(Duration::from_secs(10)) * 2;
     let mut watch = handle.watch();
+    let new_leader = |s: &Snapshot| {
+        let leader = s.cluster.leader.as_ref().and_then(|l| l.named());
+        leader.filter(|l| Some(*l) != before.as_ref()).map(|l| change.done(l, candidate.as_ref()))
+    };
     let mut seen = false;
-    let (upper, lower) = change.initial();
-    let waited = tokio::time::timeout(limit, async {
-        loop {
-            {
-                let snapshot = watch.borrow_and_update().clone();
-                let leader = snapshot.cluster.leader.as_ref().and_then(|l| l.named());
-                if let Some(new) = leader.filter(|l| Some(*l) != before.as_ref()) {
-                    return match &candidate {
-                        Some(c) if c != new => {
-                            Reply::text(200, format!("{upper}{} to \"{new}\" instead of \"{c}\"", change.past()))
-                        }
-                        Some(_) | None => Reply::text(200, format!("Successfully {lower}{} to \"{new}\"", change.past())),
-                    };
-                }
-                let present = snapshot.cluster.request().is_some();
-                if seen && !present {
-                    return Reply::text(503, format!("{} failed", change.title()));
-                }
-                seen |= present;
-            }
-            if watch.changed().await.is_err() {
-                return Reply::text(503, format!("{} status unknown", change.title()));
-            }
-        }
-    });
-    waited.await.unwrap_or_else(|_| Reply::text(503, format!("{} status unknown", change.title())))
+    let settled = |s: &Arc<Snapshot>| {
+        let present = s.cluster.request().is_some();
+        let gone = seen && !present;
+        seen |= present;
+        gone || new_leader(s).is_some()
+    };
+    let unknown = Reply::text(503, format!("{} status unknown", change.title()));
+    let Ok(Ok(snapshot)) = tokio::time::timeout(limit, watch.wait_for(settled)).await.map(|r| r.map(|s| s.clone())) else {
+        return unknown;
+    };
+    if let Some(text) = new_leader(&snapshot) {
+        return Reply::text(200, text);
+    }
+    let late = tokio::time::timeout(LEADER_GRACE, watch.wait_for(|s| new_leader(s).is_some())).await;
+    match late.ok().and_then(Result::ok).and_then(|s| new_leader(&s)) {
+        Some(text) => Reply::text(200, text),
+        None => Reply::text(503, format!("{} failed", change.title())),
+    }
 }
 
 async fn delete_switchover(handle: &Handle) -> Reply {
+    if !handle.snapshot().dcs_available {
+        return Reply::text(503, NO_VIEW);
+    }
     let request = handle.snapshot().cluster.request().filter(|r| r.scheduled_at.is_some()).map(|r| r.version.clone());
     let Some(expect) = request else { return Reply::text(404, "no switchover is scheduled") };
-    let answer = send(handle, Command::ClearRequest { expect }).await;
+    let answer = match send(handle, Command::ClearRequest { expect }).await {
+        Ok(answer) => answer,
+        Err(refused) => return refused,
+    };
     match answer.status {
         200 => Reply::text(200, "scheduled switchover deleted"),
         409 => Reply::page(409),
@@ -351,7 +368,9 @@ mod tests {
         assert_eq!(postgres_version("15.4"), Ok(150_004));
         assert_eq!(postgres_version("9.6.24"), Ok(90_624));
         assert!(postgres_version("17").unwrap_err().starts_with("Invalid PostgreSQL version format"));
+        assert!(postgres_version("9.6").unwrap_err().starts_with("Invalid PostgreSQL version format"));
         assert_eq!(postgres_version("a.b"), Err("Invalid PostgreSQL version: a.b".into()));
+        assert_eq!(postgres_version("x"), Err("Invalid PostgreSQL version: x".into()));
     }
 
     #[test]

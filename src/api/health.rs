@@ -59,17 +59,24 @@ pub(super) fn is_ok(f: &Facts<'_>, path: &str, query: &Query) -> bool {
 }
 
 fn replica_ok(f: &Facts<'_>, query: &Query) -> bool {
-    let hidden = f.snapshot.configured_tags.get("noloadbalance").is_some_and(|v| *v != Value::Bool(false) && !v.is_null());
-    !hidden && f.status.role == Role::Replica && f.status.running && !lagging(f, query)
+    !f.snapshot.settings.tags.noloadbalance && f.status.role == Role::Replica && f.status.running && !lagging(f, query)
+}
+
+/// `?lag=` in bytes.
+fn lag_limit(query: &Query) -> Option<i64> {
+    first(query, "lag").and_then(|text| parse_int(text, Some("B")))
 }
 
 /// `?lag=` (rest-api §3.1): unlimited when missing or unparsable, never lagging without a known leader position.
 fn lagging(f: &Facts<'_>, query: &Query) -> bool {
-    let Some(limit) = first(query, "lag").and_then(|t| parse_int(t, Some("B"))).and_then(|n| u64::try_from(n).ok()) else {
-        return false;
-    };
+    let leader = leader_position(f);
     let replayed = f.postgres.and_then(|p| p.replayed).unwrap_or(Lsn::ZERO);
-    leader_position(f).ahead_of(replayed) > limit
+    leader != Lsn::ZERO && lag_limit(query).is_some_and(|limit| behind(leader, replayed) > i128::from(limit))
+}
+
+/// Bytes from `own` to `leader`, negative when `own` is further.
+fn behind(leader: Lsn, own: Lsn) -> i128 {
+    i128::from(leader.0) - i128::from(own.0)
 }
 
 fn leader_position(f: &Facts<'_>) -> Lsn {
@@ -79,11 +86,14 @@ fn leader_position(f: &Facts<'_>) -> Lsn {
 
 /// `tag_<key>=<value>` (rest-api §3.3).
 fn tags_match(snapshot: &Snapshot, query: &Query) -> bool {
-    query.iter().filter_map(|(k, v)| k.strip_prefix("tag_").map(|k| (k, v))).all(|(key, wanted)| {
-        snapshot.configured_tags.get(key).is_some_and(|tag| match tag {
-            Value::String(text) => text == wanted,
-            other => other.to_string().to_lowercase() == *wanted,
-        })
+    query.iter().all(|(parameter, _)| {
+        let Some(key) = parameter.strip_prefix("tag_") else { return true };
+        let Some(wanted) = first(query, parameter) else { return true };
+        match snapshot.configured_tags.get(key) {
+            None | Some(Value::Null) => false,
+            Some(Value::String(text)) => text == wanted,
+            Some(other) => other.to_string().to_lowercase() == wanted,
+        }
     })
 }
 
@@ -102,10 +112,7 @@ pub(super) fn is_ready(f: &Facts<'_>, query: &Query) -> bool {
     if !f.snapshot.dcs_available && postgres.latest_end_lsn.is_none() {
         return false;
     }
-    let limit = first(query, "lag")
-        .and_then(|t| parse_int(t, Some("B")))
-        .and_then(|n| u64::try_from(n).ok())
-        .unwrap_or(f.snapshot.settings.maximum_lag_on_failover);
+    let limit = lag_limit(query).map_or(i128::from(f.snapshot.settings.maximum_lag_on_failover), i128::from);
     let own = if first(query, "mode") == Some("write") { postgres.received } else { postgres.replayed };
-    leader_position(f).ahead_of(own.unwrap_or(Lsn::ZERO)) <= limit
+    behind(leader_position(f), own.unwrap_or(Lsn::ZERO)) <= limit
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::routes::Reply;
-use super::status::status;
+use super::status::Status;
 use crate::agent::handle::{PostgresStatus, Snapshot};
 use crate::model::{Lsn, Role};
 
@@ -35,8 +35,7 @@ impl Page<'_> {
     }
 }
 
-pub(super) fn reply(s: &Snapshot, postgres: Option<&PostgresStatus>) -> Reply {
-    let st = status(s, postgres);
+pub(super) fn reply(s: &Snapshot, st: &Status, postgres: Option<&PostgresStatus>) -> Reply {
     let mut p = Page { out: String::with_capacity(6000), scope: &s.scope, name: s.me().as_str() };
     let version: String = s.version.split('.').map(|part| format!("{part:0>2}")).collect();
     let has = |key: &str| st.document.contains_key(key);
@@ -49,7 +48,7 @@ pub(super) fn reply(s: &Snapshot, postgres: Option<&PostgresStatus>) -> Reply {
     p.flag("primary", "Value is 1 if this node is the leader, 0 otherwise.", st.role == Role::Primary);
     p.metric("xlog_location", "counter",
         "Current location of the Postgres transaction log, 0 if this node is not the leader.",
-        lsn(postgres.and_then(|x| x.location)));
+        st.document.get("xlog").and_then(|x| x["location"].as_u64()).unwrap_or(0));
     p.flag("standby_leader", "Value is 1 if this node is the standby_leader, 0 otherwise.", st.role == Role::StandbyLeader);
     p.flag("replica", "Value is 1 if this node is a replica, 0 otherwise.", st.role == Role::Replica);
     p.flag("sync_standby", "Value is 1 if this node is a sync standby, 0 otherwise.", has("sync_standby"));
@@ -75,7 +74,7 @@ pub(super) fn reply(s: &Snapshot, postgres: Option<&PostgresStatus>) -> Reply {
     p.flag("cluster_unlocked", "Value is 1 if the cluster is unlocked, 0 if locked.", s.cluster_unlocked());
     p.flag("failsafe_mode_is_active", "Value is 1 if failsafe mode is active, 0 if inactive.", false);
     p.metric("postgres_timeline", "gauge", "Postgres timeline of this node (if running), 0 otherwise.",
-        postgres.and_then(|x| x.timeline).map_or(0, |t| t.0));
+        st.document.get("timeline").and_then(serde_json::Value::as_u64).unwrap_or(0));
     p.metric("dcs_last_seen", "gauge", "Epoch timestamp when DCS was last contacted successfully by Patroni.", s.dcs_last_seen);
     p.flag("pending_restart", "Value is 1 if the node needs a restart, 0 otherwise.", s.local.postgres.pending_restart);
     p.flag("is_paused", "Value is 1 if auto failover is disabled, 0 otherwise.", false);

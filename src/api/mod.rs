@@ -170,7 +170,9 @@ impl Bound {
 }
 
 async fn connection(stream: tokio::net::TcpStream, addr: SocketAddr, tls: Option<TlsAcceptor>, router: Router) {
-    let _delay_is_a_wish_only = stream.set_nodelay(true);
+    if let Err(e) = notice_the_dead(&stream) {
+        debug!("REST API: {addr}: socket options: {e}");
+    }
     let Some(acceptor) = tls else {
         return http(stream, Client { addr, certified: false }, router).await;
     };
@@ -182,6 +184,18 @@ async fn connection(stream: tokio::net::TcpStream, addr: SocketAddr, tls: Option
         Ok(Err(e)) => debug!("REST API: TLS handshake with {addr}: {e}"),
         Err(_) => debug!("REST API: TLS handshake with {addr} timed out"),
     }
+}
+
+/// Answers leave at once, and a client whose machine is gone holds no connection (rest-api §1 "Read/idle timeout").
+fn notice_the_dead(stream: &tokio::net::TcpStream) -> io::Result<()> {
+    use rustix::net::sockopt;
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_user_timeout(stream, 10_000)?;
+    sockopt::set_tcp_keepidle(stream, Duration::from_secs(3))?;
+    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(2))?;
+    sockopt::set_tcp_keepcnt(stream, 3)?;
+    Ok(())
 }
 
 async fn http(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, client: Client, router: Router) {

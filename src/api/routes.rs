@@ -10,12 +10,14 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header}
 use axum::response::Response;
 use http_body_util::{BodyExt as _, Limited};
 use serde_json::{Map, Value};
+use std::sync::Arc;
 use std::time::Duration;
 use tracing::debug;
 
 use super::health::{self, Facts, Query};
+use super::status::{Documents, Status};
 use super::{Client, access, cluster, commands, json, metrics, status};
-use crate::agent::handle::Handle;
+use crate::agent::handle::{Handle, PostgresStatus, Snapshot};
 
 /// A request body is a handful of keys, `PUT /config` a configuration file.
 const BODY_MAX: usize = 1024 * 1024;
@@ -38,6 +40,10 @@ impl Reply {
     pub fn json(status: u16, value: &impl serde::Serialize) -> Reply {
         Reply { status, content_type: "application/json", body: json::text(value), page: false }
     }
+    /// A document that is JSON already.
+    fn rendered(status: u16, body: String) -> Reply {
+        Reply { status, content_type: "application/json", body, page: false }
+    }
     pub fn bare(ok: bool) -> Reply {
         Reply { status: if ok { 200 } else { 503 }, content_type: "", body: String::new(), page: false }
     }
@@ -45,6 +51,12 @@ impl Reply {
     pub fn page(status: u16) -> Reply {
         let reason = StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason()).unwrap_or("Error");
         Reply::page_with(status, reason, reason)
+    }
+    /// The same with the reason in words.
+    pub fn page_because(status: u16, why: &str) -> Reply {
+        let reason = StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason()).unwrap_or("Error");
+        let why = why.trim_end_matches('.').replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+        Reply::page_with(status, reason, if why.is_empty() { reason } else { &why })
     }
     fn page_with(status: u16, reason: &str, text: &str) -> Reply {
         let body = format!(
@@ -61,19 +73,27 @@ impl Reply {
 }
 
 pub(super) fn router(handle: Handle) -> Router {
-    Router::new().fallback(serve).with_state(handle)
+    Router::new().fallback(serve).with_state(Door { handle, documents: Arc::default() })
 }
 
-async fn serve(State(handle): State<Handle>, request: Request) -> Response {
+/// What requests share.
+#[derive(Clone)]
+struct Door {
+    handle: Handle,
+    documents: Arc<Documents>,
+}
+
+async fn serve(State(door): State<Door>, request: Request) -> Response {
+    let handle = &door.handle;
     let began = handle.now().boot;
     let (parts, body) = request.into_parts();
     let client = parts.extensions.get::<Client>().copied();
     let path = format!("/{}", parts.uri.path().trim_start_matches('/'));
     let query = parse_query(parts.uri.query().unwrap_or(""));
     let reply = match parts.method {
-        Method::GET => get(&handle, &path, &query).await,
-        Method::HEAD | Method::OPTIONS => Reply::bare(check(&handle, &path, &query).await.1),
-        _ => write(&handle, &parts.method, &path, &parts.headers, body, client).await,
+        Method::GET => get(&door, &path, &query).await,
+        Method::HEAD | Method::OPTIONS => Reply::bare(check(&door, &path, &query).await.1),
+        _ => write(handle, &parts.method, &path, &parts.headers, body, client).await,
     };
     let took = handle.now().boot.since(began);
     debug!(
@@ -84,50 +104,57 @@ async fn serve(State(handle): State<Handle>, request: Request) -> Response {
         reply.status,
         took.as_secs_f64() * 1000.0
     );
-    respond(&handle, reply)
+    respond(handle, reply)
 }
 
 fn segment(path: &str) -> &str {
     path.trim_start_matches('/').split('/').next().unwrap_or("")
 }
 
-async fn get(handle: &Handle, path: &str, query: &Query) -> Reply {
+async fn get(door: &Door, path: &str, query: &Query) -> Reply {
+    let handle = &door.handle;
     let snapshot = handle.snapshot();
     match segment(path) {
         "liveness" => Reply::bare(snapshot.is_live(handle.now().boot)),
         "readiness" => {
-            let postgres = handle.postgres_status().await;
-            let snapshot = handle.snapshot();
-            let status = status::status(&snapshot, postgres.as_deref());
+            let (snapshot, postgres, status) = door.look().await;
             let facts = Facts { snapshot: &snapshot, status: &status, postgres: postgres.as_deref(), now: handle.now().boot };
             Reply::bare(health::is_ready(&facts, query))
         }
         "patroni" => {
-            let postgres = handle.postgres_status().await;
-            Reply::json(200, &status::status(&handle.snapshot(), postgres.as_deref()).document)
+            Reply::rendered(200, door.look().await.2.text.clone())
         }
         "cluster" => cluster::cluster(handle).await,
         "history" => cluster::history(&snapshot),
         "config" => cluster::config(&snapshot),
         "failsafe" => cluster::failsafe(&snapshot),
         "metrics" => {
-            let postgres = handle.postgres_status().await;
-            metrics::reply(&handle.snapshot(), postgres.as_deref())
+            let (snapshot, postgres, status) = door.look().await;
+            metrics::reply(&snapshot, &status, postgres.as_deref())
         }
         _ => {
-            let (document, ok) = check(handle, path, query).await;
-            Reply::json(if ok { 200 } else { 503 }, &document)
+            let (status, ok) = check(door, path, query).await;
+            Reply::rendered(if ok { 200 } else { 503 }, status.text.clone())
         }
     }
 }
 
-async fn check(handle: &Handle, path: &str, query: &Query) -> (Map<String, Value>, bool) {
-    let postgres = handle.postgres_status().await;
-    let snapshot = handle.snapshot();
-    let status = status::status(&snapshot, postgres.as_deref());
-    let facts = Facts { snapshot: &snapshot, status: &status, postgres: postgres.as_deref(), now: handle.now().boot };
+impl Door {
+    /// Postgres, asked after the request came, and everything else as of the last tick.
+    async fn look(&self) -> (Arc<Snapshot>, Option<Arc<PostgresStatus>>, Arc<Status>) {
+        let postgres = status::postgres(&self.handle).await;
+        let snapshot = self.handle.snapshot();
+        let status = self.documents.status(&snapshot, postgres.as_ref());
+        (snapshot, postgres, status)
+    }
+}
+
+async fn check(door: &Door, path: &str, query: &Query) -> (Arc<Status>, bool) {
+    let (snapshot, postgres, status) = door.look().await;
+    let now = door.handle.now().boot;
+    let facts = Facts { snapshot: &snapshot, status: &status, postgres: postgres.as_deref(), now };
     let ok = health::is_ok(&facts, path, query);
-    (status.document, ok)
+    (status, ok)
 }
 
 async fn write(
@@ -163,8 +190,11 @@ async fn read_body(headers: &HeaderMap, body: Body, wanted: commands::BodyRule) 
         None | Some(0) => return Ok(Map::new()),
         Some(_) => {}
     }
+    if length.is_some_and(|n| n > BODY_MAX as u64) {
+        return Err(413);
+    }
     let read = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_MAX).collect()).await;
-    let bytes = read.map_err(|_| 400u16)?.map_err(|_| 400u16)?.to_bytes();
+    let bytes = read.map_err(|_| 408u16)?.map_err(|_| 400u16)?.to_bytes();
     match serde_json::from_slice(&bytes) {
         Ok(Value::Object(map)) if !(mandatory && map.is_empty()) => Ok(map),
         Ok(_) | Err(_) => Err(400),
@@ -202,13 +232,12 @@ fn respond(handle: &Handle, reply: Reply) -> Response {
     response
 }
 
+/// A parameter without a value counts as not given.
 fn parse_query(text: &str) -> Query {
     text.split('&')
-        .filter(|p| !p.is_empty())
-        .map(|pair| {
-            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            (percent_decode(key), percent_decode(value))
-        })
+        .filter_map(|pair| pair.split_once('='))
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(key, value)| (percent_decode(key), percent_decode(value)))
         .collect()
 }
 
@@ -243,7 +272,7 @@ mod tests {
         let query = parse_query("lag=1%20MB&tag_a=x+y&flag");
         assert_eq!(health::first(&query, "lag"), Some("1 MB"));
         assert_eq!(health::first(&query, "tag_a"), Some("x y"));
-        assert_eq!(health::first(&query, "flag"), Some(""));
+        assert_eq!(health::first(&query, "flag"), None);
         assert_eq!(percent_decode("50%"), "50%");
     }
 

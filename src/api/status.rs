@@ -1,8 +1,12 @@
 //! The node status document (rest-api §2): `GET /patroni` and the body of every health check.
 
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
 use serde_json::{Map, Value, json};
 
-use crate::agent::handle::{PostgresStatus, Snapshot};
+use super::json::text;
+use crate::agent::handle::{Handle, PostgresStatus, Snapshot};
 use crate::model::{PostgresState, Role};
 
 /// The document, and the facts health checks judge by.
@@ -13,10 +17,51 @@ pub(super) struct Status {
     pub role: Role,
     /// `state` is `running`.
     pub running: bool,
+    /// The document as it is sent.
+    pub text: String,
+}
+
+/// Health checks answer within a second (design §6); the rest is for the answer itself.
+const POSTGRES_DEADLINE: Duration = Duration::from_millis(950);
+
+/// What Postgres says now, if it says it in time.
+pub(super) async fn postgres(handle: &Handle) -> Option<Arc<PostgresStatus>> {
+    tokio::time::timeout(POSTGRES_DEADLINE, handle.postgres_status()).await.ok().flatten()
+}
+
+/// The last document and what it was made of. Load balancers ask hundreds of times between two changes; the facts are
+/// shared values, so "the same as last time" is a comparison of two addresses.
+#[derive(Default)]
+pub(super) struct Documents(Mutex<Option<Made>>);
+
+struct Made {
+    snapshot: Arc<Snapshot>,
+    postgres: Option<Arc<PostgresStatus>>,
+    status: Arc<Status>,
+}
+
+impl Documents {
+    /// The status of these facts.
+    pub fn status(&self, snapshot: &Arc<Snapshot>, postgres: Option<&Arc<PostgresStatus>>) -> Arc<Status> {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(made) = &*last
+            && Arc::ptr_eq(&made.snapshot, snapshot)
+            && match (&made.postgres, postgres) {
+                (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+                (None, None) => true,
+                (Some(_), None) | (None, Some(_)) => false,
+            }
+        {
+            return made.status.clone();
+        }
+        let status = Arc::new(status(snapshot, postgres.map(|p| &**p)));
+        *last = Some(Made { snapshot: snapshot.clone(), postgres: postgres.cloned(), status: status.clone() });
+        status
+    }
 }
 
 /// Builds the document. `postgres`: the answer to a query sent after the request came, if there was one in time.
-pub(super) fn status(snapshot: &Snapshot, postgres: Option<&PostgresStatus>) -> Status {
+fn status(snapshot: &Snapshot, postgres: Option<&PostgresStatus>) -> Status {
     let local = &snapshot.local;
     let queried = matches!(
         local.postgres.state,
@@ -46,7 +91,7 @@ pub(super) fn status(snapshot: &Snapshot, postgres: Option<&PostgresStatus>) -> 
         d.insert("timeline".into(), json!(probe.timeline.0));
     }
     of_cluster(&mut d, snapshot);
-    Status { running: state == "running", document: d, role }
+    Status { running: state == "running", text: text(&d), document: d, role }
 }
 
 fn of_postgres(d: &mut Map<String, Value>, snapshot: &Snapshot, p: &PostgresStatus) {

@@ -1,7 +1,9 @@
 //! Timestamps of requests (rest-api §5.6).
 
-use jiff::fmt::strtime;
-use jiff::{Timestamp, Zoned, civil};
+use jiff::fmt::rfc2822;
+use jiff::fmt::temporal::Pieces;
+use jiff::tz::TimeZone;
+use jiff::{Timestamp, Zoned};
 
 use crate::model::WallTime;
 
@@ -34,20 +36,17 @@ enum Parsed {
 
 fn parse(text: &str) -> Option<Parsed> {
     let text = text.trim();
-    for form in ["%Y-%m-%dT%H:%M:%S%.f%:z", "%Y-%m-%d %H:%M:%S%.f%:z", "%Y-%m-%dT%H:%M%:z", "%Y-%m-%d %H:%M%:z",
-        "%Y-%m-%dT%H:%M:%S%.f%z", "%Y-%m-%d %H:%M:%S%.f%z", "%Y-%m-%dT%H:%M%z", "%Y-%m-%d %H:%M%z",
-        "%Y-%m-%d %H:%M:%S%.f %z", "%Y-%m-%d %H:%M %z"]
-    {
-        if let Ok(zoned) = strtime::parse(form, text).and_then(|t| t.to_zoned()) {
-            return Some(Parsed::Zoned(zoned));
-        }
+    // ISO 8601 in all its forms; "UTC" after a blank is what `date` and people write.
+    let utc = text.strip_suffix("UTC").or_else(|| text.strip_suffix("GMT")).map(|rest| format!("{}Z", rest.trim_end()));
+    let iso = utc.as_deref().unwrap_or(text);
+    // The offset may stand apart: 2030-01-01 10:00 +02:00.
+    let joined = iso.rsplit_once(' ').filter(|(_, zone)| zone.starts_with(['+', '-'])).map(|(time, zone)| format!("{time}{zone}"));
+    if let Ok(pieces) = Pieces::parse(joined.as_deref().unwrap_or(iso)) {
+        let Some(offset) = pieces.to_numeric_offset() else { return Some(Parsed::NoZone) };
+        let local = pieces.date().to_datetime(pieces.time()?);
+        return local.to_zoned(TimeZone::fixed(offset)).ok().map(Parsed::Zoned);
     }
-    if let Some(naive) = text.strip_suffix('Z').or_else(|| text.strip_suffix(" UTC"))
-        && let Ok(at) = naive.trim().parse::<civil::DateTime>()
-    {
-        return at.to_zoned(jiff::tz::TimeZone::UTC).ok().map(Parsed::Zoned);
-    }
-    text.parse::<civil::DateTime>().ok().map(|_| Parsed::NoZone)
+    rfc2822::parse(text).ok().map(Parsed::Zoned)
 }
 
 /// ISO 8601 with offset, microseconds only when there are some.
@@ -58,7 +57,7 @@ fn iso(at: &Zoned) -> String {
 
 /// The same for a moment the store knows, in UTC.
 pub(super) fn iso_utc(at: WallTime) -> String {
-    Timestamp::from_microsecond(at.0).map_or_else(|_| String::new(), |t| iso(&t.to_zoned(jiff::tz::TimeZone::UTC)))
+    Timestamp::from_microsecond(at.0).map_or_else(|_| String::new(), |t| iso(&t.to_zoned(TimeZone::UTC)))
 }
 
 #[cfg(test)]
@@ -72,7 +71,12 @@ mod tests {
         assert_eq!(ok("2030-01-01T10:00:00+02:00").as_deref(), Ok("2030-01-01T10:00:00+02:00"));
         assert_eq!(ok("2030-01-01 10:00+00:00").as_deref(), Ok("2030-01-01T10:00:00+00:00"));
         assert_eq!(ok("2030-01-01T10:00:00Z").as_deref(), Ok("2030-01-01T10:00:00+00:00"));
+        assert_eq!(ok("2030-01-01T10:00:00.5-0330").as_deref(), Ok("2030-01-01T10:00:00.500000-03:30"));
+        assert_eq!(ok("2030-01-01 10:00 +02").as_deref(), Ok("2030-01-01T10:00:00+02:00"));
+        assert_eq!(ok("2030-01-01 10:00 UTC").as_deref(), Ok("2030-01-01T10:00:00+00:00"));
+        assert_eq!(ok("Tue, 01 Jan 2030 10:00:00 +0200").as_deref(), Ok("2030-01-01T10:00:00+02:00"));
         assert_eq!(ok("2030-01-01T10:00:00").unwrap_err().0, 400);
+        assert_eq!(ok("2030-01-01").unwrap_err().0, 400);
         assert_eq!(ok("1960-01-01T10:00:00+00:00").unwrap_err(), (422, "Cannot schedule switchover in the past".into()));
         assert_eq!(ok("tomorrow").unwrap_err().0, 422);
     }

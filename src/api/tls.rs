@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use rustls::client::danger::HandshakeSignatureValid;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig, SignatureScheme};
 use tokio_rustls::TlsAcceptor;
 
 use crate::agent::handle::ApiSettings;
@@ -40,11 +42,11 @@ pub(super) fn acceptor(settings: &ApiSettings) -> Result<Option<TlsAcceptor>, St
             let anchors: Vec<_> = CertificateDer::pem_file_iter(cafile)
                 .and_then(Iterator::collect)
                 .map_err(|e| format!("restapi.cafile: {cafile}: {e}"))?;
-            roots.add_parsable_certificates(anchors);
+            roots.add_parsable_certificates(anchors.iter().cloned());
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
             let verifier = if mode == "optional" { verifier.allow_unauthenticated() } else { verifier };
-            let verifier = verifier.build().map_err(|e| format!("restapi.cafile: {cafile}: {e}"))?;
-            builder.with_client_cert_verifier(verifier)
+            let webpki = verifier.build().map_err(|e| format!("restapi.cafile: {cafile}: {e}"))?;
+            builder.with_client_cert_verifier(Arc::new(Clients { anchors, webpki }))
         }
         ("required" | "optional", None) => return Err("restapi.verify_client: needs restapi.cafile".into()),
         ("none" | "", _) => builder.with_no_client_auth(),
@@ -52,4 +54,51 @@ pub(super) fn acceptor(settings: &ApiSettings) -> Result<Option<TlsAcceptor>, St
     };
     let config = builder.with_single_cert(certs, key).map_err(|e| format!("restapi.certfile: {certfile}: {e}"))?;
     Ok(Some(TlsAcceptor::from(Arc::new(config))))
+}
+
+/// As webpki, and a certificate that is itself in `cafile` is good: people use one self-signed certificate (`openssl req
+/// -x509`) as CA, server and client at once, and OpenSSL takes it (design §8).
+#[derive(Debug)]
+struct Clients {
+    anchors: Vec<CertificateDer<'static>>,
+    webpki: Arc<dyn ClientCertVerifier>,
+}
+
+impl ClientCertVerifier for Clients {
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        if self.anchors.iter().any(|a| a.as_ref() == end_entity.as_ref()) {
+            return Ok(ClientCertVerified::assertion());
+        }
+        self.webpki.verify_client_cert(end_entity, intermediates, now)
+    }
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.webpki.root_hint_subjects()
+    }
+    fn client_auth_mandatory(&self) -> bool {
+        self.webpki.client_auth_mandatory()
+    }
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.webpki.verify_tls12_signature(message, cert, dss)
+    }
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.webpki.verify_tls13_signature(message, cert, dss)
+    }
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.webpki.supported_verify_schemes()
+    }
 }
