@@ -13,7 +13,12 @@ use super::routes::Reply;
 use crate::agent::handle::Handle;
 
 /// The refusal, if there is one.
-pub(super) async fn refuse(handle: &Handle, headers: &HeaderMap, client: Option<Client>, route: Route) -> Option<Reply> {
+pub(super) async fn refuse(
+    handle: &Handle,
+    headers: &HeaderMap,
+    client: Option<Client>,
+    route: Route,
+) -> Option<Reply> {
     let settings = handle.api_settings().borrow().clone();
     // A failsafe ping comes from a primary that may have lost its view of the members, and so may we: the list is not
     // asked (rest-api §4.2).
@@ -84,7 +89,8 @@ async fn resolves_to(host: &str, ip: IpAddr) -> bool {
 
 fn host_of(url: &str) -> Option<String> {
     let authority = url.split_once("://")?.1.split('/').next()?;
-    let host = if authority.ends_with(']') { authority } else { authority.rsplit_once(':').map_or(authority, |(h, _)| h) };
+    let host =
+        if authority.ends_with(']') { authority } else { authority.rsplit_once(':').map_or(authority, |(h, _)| h) };
     Some(host.trim_start_matches('[').trim_end_matches(']').to_owned())
 }
 

@@ -19,7 +19,8 @@ pub(super) const NO_VIEW: &str = "the cluster cannot be read from Kubernetes, tr
 /// `GET /cluster`. Positions come from the members themselves (one shared poll, at most a second old), from the
 /// annotation where a member does not answer (design §6).
 pub(super) async fn cluster(handle: &Handle) -> Reply {
-    let (live, own) = tokio::join!(tokio::time::timeout(LIVE_DEADLINE, handle.members_live()), status::postgres(handle));
+    let (live, own) =
+        tokio::join!(tokio::time::timeout(LIVE_DEADLINE, handle.members_live()), status::postgres(handle));
     let live = live.unwrap_or_default();
     let snapshot = handle.snapshot();
     if !snapshot.dcs_available {
@@ -108,11 +109,7 @@ fn role(snapshot: &Snapshot, name: &MemberName, member: &Member, owner: bool) ->
 }
 
 /// The leader's position: what it says itself if it answers, never less than the store's.
-fn leader_position(
-    snapshot: &Snapshot,
-    own: Option<&PostgresStatus>,
-    live: &BTreeMap<MemberName, LiveMember>,
-) -> Lsn {
+fn leader_position(snapshot: &Snapshot, own: Option<&PostgresStatus>, live: &BTreeMap<MemberName, LiveMember>) -> Lsn {
     let owner = snapshot.cluster.leader.as_ref().and_then(|l| l.named());
     let said = match owner {
         Some(owner) if owner == snapshot.me() => own.and_then(|p| p.location),
@@ -124,9 +121,8 @@ fn leader_position(
 
 fn lsn_and_lag(m: &mut Map<String, Value>, prefix: &str, position: Option<Lsn>, leader: Lsn) {
     let known = position.filter(|l| *l != Lsn::ZERO);
-    let lag = known.map_or(json!("unknown"), |l| {
-        if leader == Lsn::ZERO { json!("unknown") } else { json!(leader.ahead_of(l)) }
-    });
+    let lag = known
+        .map_or(json!("unknown"), |l| if leader == Lsn::ZERO { json!("unknown") } else { json!(leader.ahead_of(l)) });
     m.insert(format!("{prefix}lag"), lag);
     m.insert(format!("{prefix}lsn"), known.map_or(json!("unknown"), |l| json!(l.to_string())));
 }

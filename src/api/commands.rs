@@ -69,9 +69,12 @@ impl Route {
 
     pub fn body(self) -> BodyRule {
         match self {
-            Route::PatchConfig | Route::PutConfig | Route::Switchover | Route::Failover | Route::Failsafe | Route::Mpp => {
-                BodyRule::Mandatory
-            }
+            Route::PatchConfig
+            | Route::PutConfig
+            | Route::Switchover
+            | Route::Failover
+            | Route::Failsafe
+            | Route::Mpp => BodyRule::Mandatory,
             Route::Restart | Route::Reinitialize => BodyRule::Optional,
             Route::Reload | Route::Sigterm | Route::DeleteRestart | Route::DeleteSwitchover => BodyRule::None,
         }
@@ -148,7 +151,7 @@ fn word(value: &Value) -> String {
     match value {
         Value::String(s) => s.clone(),
         Value::Null => String::new(),
-        other => other.to_string(),
+        Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => value.to_string(),
     }
 }
 
@@ -301,8 +304,7 @@ async fn impossible(
     if candidate.is_none() && others.is_empty() {
         return Some(Reply::text(412, format!("{word} is not possible: cluster does not have members except leader")));
     }
-    let probed: Vec<MemberName> =
-        others.into_iter().filter(|n| candidate.is_none_or(|c| c == *n)).cloned().collect();
+    let probed: Vec<MemberName> = others.into_iter().filter(|n| candidate.is_none_or(|c| c == *n)).cloned().collect();
     let answers = handle.ask_peers(&probed).await;
     let own_fit = probed.contains(snapshot.me()) && !snapshot.settings.tags.nofailover;
     let good = own_fit
@@ -314,7 +316,12 @@ async fn impossible(
 }
 
 /// Waits until there is a new leader, or the record is gone and stays without consequence.
-async fn await_change(handle: &Handle, change: Change, before: Option<MemberName>, candidate: Option<MemberName>) -> Reply {
+async fn await_change(
+    handle: &Handle,
+    change: Change,
+    before: Option<MemberName>,
+    candidate: Option<MemberName>,
+) -> Reply {
     let limit = handle.snapshot().settings.loop_wait.max(Duration::from_secs(10)) * 2;
     let mut watch = handle.watch();
     let new_leader = |s: &Snapshot| {
@@ -329,7 +336,8 @@ async fn await_change(handle: &Handle, change: Change, before: Option<MemberName
         gone || new_leader(s).is_some()
     };
     let unknown = Reply::text(503, format!("{} status unknown", change.title()));
-    let Ok(Ok(snapshot)) = tokio::time::timeout(limit, watch.wait_for(settled)).await.map(|r| r.map(|s| s.clone())) else {
+    let Ok(Ok(snapshot)) = tokio::time::timeout(limit, watch.wait_for(settled)).await.map(|r| r.map(|s| s.clone()))
+    else {
         return unknown;
     };
     if let Some(text) = new_leader(&snapshot) {

@@ -21,7 +21,14 @@ impl Page<'_> {
     fn metric(&mut self, name: &str, kind: &str, help: &str, value: impl std::fmt::Display) {
         self.with_comment(name, kind, help, None, value);
     }
-    fn with_comment(&mut self, name: &str, kind: &str, help: &str, comment: Option<&str>, value: impl std::fmt::Display) {
+    fn with_comment(
+        &mut self,
+        name: &str,
+        kind: &str,
+        help: &str,
+        comment: Option<&str>,
+        value: impl std::fmt::Display,
+    ) {
         let (scope, member) = (self.scope, self.name);
         let comment = comment.map_or(String::new(), |c| format!("{c}\n"));
         let written = writeln!(
@@ -36,49 +43,105 @@ impl Page<'_> {
 }
 
 pub(super) fn reply(s: &Snapshot, st: &Status, postgres: Option<&PostgresStatus>) -> Reply {
-    let mut p = Page { out: String::with_capacity(6000), scope: &s.scope, name: s.me().as_str() };
+    let mut page = Page { out: String::with_capacity(6000), scope: &s.scope, name: s.me().as_str() };
+    roles(&mut page, s, st, postgres);
+    standby(&mut page, postgres);
+    cluster(&mut page, s, st, postgres);
+    Reply { status: 200, content_type: "text/plain", body: page.out, page: false }
+}
+
+/// Version, state and role.
+fn roles(p: &mut Page<'_>, s: &Snapshot, st: &Status, postgres: Option<&PostgresStatus>) {
     let version: String = s.version.split('.').map(|part| format!("{part:0>2}")).collect();
     let has = |key: &str| st.document.contains_key(key);
-    let lsn = |l: Option<Lsn>| l.unwrap_or(Lsn::ZERO).0;
-    let standby = postgres.filter(|x| x.in_recovery);
     p.metric("version", "gauge", "Patroni semver without periods.", version);
     p.flag("postgres_running", "Value is 1 if Postgres is running, 0 otherwise.", st.running);
-    p.metric("postmaster_start_time", "gauge", "Epoch seconds since Postgres started.",
-        postgres.map_or(0.0, |x| x.postmaster_start_epoch));
+    p.metric(
+        "postmaster_start_time",
+        "gauge",
+        "Epoch seconds since Postgres started.",
+        postgres.map_or(0.0, |x| x.postmaster_start_epoch),
+    );
     p.flag("primary", "Value is 1 if this node is the leader, 0 otherwise.", st.role == Role::Primary);
-    p.metric("xlog_location", "counter",
+    p.metric(
+        "xlog_location",
+        "counter",
         "Current location of the Postgres transaction log, 0 if this node is not the leader.",
-        st.document.get("xlog").and_then(|x| x["location"].as_u64()).unwrap_or(0));
-    p.flag("standby_leader", "Value is 1 if this node is the standby_leader, 0 otherwise.", st.role == Role::StandbyLeader);
+        st.document.get("xlog").and_then(|x| x["location"].as_u64()).unwrap_or(0),
+    );
+    p.flag(
+        "standby_leader",
+        "Value is 1 if this node is the standby_leader, 0 otherwise.",
+        st.role == Role::StandbyLeader,
+    );
     p.flag("replica", "Value is 1 if this node is a replica, 0 otherwise.", st.role == Role::Replica);
     p.flag("sync_standby", "Value is 1 if this node is a sync standby, 0 otherwise.", has("sync_standby"));
     p.flag("quorum_standby", "Value is 1 if this node is a quorum standby, 0 otherwise.", has("quorum_standby"));
-    p.metric("xlog_received_location", "counter",
+}
+
+/// Replay and streaming.
+fn standby(p: &mut Page<'_>, postgres: Option<&PostgresStatus>) {
+    let lsn = |l: Option<Lsn>| l.unwrap_or(Lsn::ZERO).0;
+    let standby = postgres.filter(|x| x.in_recovery);
+    p.metric(
+        "xlog_received_location",
+        "counter",
         "Current location of the received Postgres transaction log, 0 if this node is not a replica.",
-        lsn(standby.and_then(|x| x.received)));
-    p.metric("xlog_replayed_location", "counter",
+        lsn(standby.and_then(|x| x.received)),
+    );
+    p.metric(
+        "xlog_replayed_location",
+        "counter",
         "Current location of the replayed Postgres transaction log, 0 if this node is not a replica.",
-        lsn(standby.and_then(|x| x.replayed)));
-    p.metric("xlog_replayed_timestamp", "gauge",
+        lsn(standby.and_then(|x| x.replayed)),
+    );
+    p.metric(
+        "xlog_replayed_timestamp",
+        "gauge",
         "Current timestamp of the replayed Postgres transaction log, 0 if null.",
-        standby.and_then(|x| x.replayed_epoch).unwrap_or(0.0));
+        standby.and_then(|x| x.replayed_epoch).unwrap_or(0.0),
+    );
     p.flag("xlog_paused", "Value is 1 if the Postgres xlog is paused, 0 otherwise.", standby.is_some_and(|x| x.paused));
     if let Some(x) = postgres {
         let state = x.replication_state.as_deref();
         p.flag("postgres_streaming", "Value is 1 if Postgres is streaming, 0 otherwise.", state == Some("streaming"));
-        p.flag("postgres_in_archive_recovery", "Value is 1 if Postgres is replicating from archive, 0 otherwise.",
-            state == Some("in archive recovery"));
+        p.flag(
+            "postgres_in_archive_recovery",
+            "Value is 1 if Postgres is replicating from archive, 0 otherwise.",
+            state == Some("in archive recovery"),
+        );
     }
-    p.metric("postgres_server_version", "gauge", "Version of Postgres (if running), 0 otherwise.",
-        postgres.map_or(0, |x| x.server_version));
+}
+
+/// Version of the server, the cluster, the metric index of the state.
+fn cluster(p: &mut Page<'_>, s: &Snapshot, st: &Status, postgres: Option<&PostgresStatus>) {
+    p.metric(
+        "postgres_server_version",
+        "gauge",
+        "Version of Postgres (if running), 0 otherwise.",
+        postgres.map_or(0, |x| x.server_version),
+    );
     p.flag("cluster_unlocked", "Value is 1 if the cluster is unlocked, 0 if locked.", s.cluster_unlocked());
     p.flag("failsafe_mode_is_active", "Value is 1 if failsafe mode is active, 0 if inactive.", false);
-    p.metric("postgres_timeline", "gauge", "Postgres timeline of this node (if running), 0 otherwise.",
-        st.document.get("timeline").and_then(serde_json::Value::as_u64).unwrap_or(0));
-    p.metric("dcs_last_seen", "gauge", "Epoch timestamp when DCS was last contacted successfully by Patroni.", s.dcs_last_seen);
+    p.metric(
+        "postgres_timeline",
+        "gauge",
+        "Postgres timeline of this node (if running), 0 otherwise.",
+        st.document.get("timeline").and_then(serde_json::Value::as_u64).unwrap_or(0),
+    );
+    p.metric(
+        "dcs_last_seen",
+        "gauge",
+        "Epoch timestamp when DCS was last contacted successfully by Patroni.",
+        s.dcs_last_seen,
+    );
     p.flag("pending_restart", "Value is 1 if the node needs a restart, 0 otherwise.", s.local.postgres.pending_restart);
     p.flag("is_paused", "Value is 1 if auto failover is disabled, 0 otherwise.", false);
-    p.with_comment("postgres_state", "gauge", "Numeric representation of Postgres state.", Some(STATE_VALUES),
-        if has("state") && st.document["state"] == "unknown" { -1 } else { s.state().index() });
-    Reply { status: 200, content_type: "text/plain", body: p.out, page: false }
+    p.with_comment(
+        "postgres_state",
+        "gauge",
+        "Numeric representation of Postgres state.",
+        Some(STATE_VALUES),
+        if st.document["state"] == "unknown" { -1 } else { s.state().index() },
+    );
 }

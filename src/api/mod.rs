@@ -74,7 +74,10 @@ pub fn bind(settings: &Arc<ApiSettings>) -> Result<Bound, String> {
         match listen_on(addr, settings.request_queue_size.max(BACKLOG_MIN)) {
             Ok(listener) => return Ok(Bound { listener, tls, settings: settings.clone() }),
             Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
-                last = format!("restapi.listen: port {} is already in use; stop what uses it or choose another", addr.port());
+                last = format!(
+                    "restapi.listen: port {} is already in use; stop what uses it or choose another",
+                    addr.port()
+                );
             }
             Err(e) => last = format!("restapi.listen: cannot listen on {addr}: {e}"),
         }

@@ -118,12 +118,11 @@ async fn get(door: &Door, path: &str, query: &Query) -> Reply {
         "liveness" => Reply::bare(snapshot.is_live(handle.now().boot)),
         "readiness" => {
             let (snapshot, postgres, status) = door.look().await;
-            let facts = Facts { snapshot: &snapshot, status: &status, postgres: postgres.as_deref(), now: handle.now().boot };
+            let facts =
+                Facts { snapshot: &snapshot, status: &status, postgres: postgres.as_deref(), now: handle.now().boot };
             Reply::bare(health::is_ready(&facts, query))
         }
-        "patroni" => {
-            Reply::rendered(200, door.look().await.2.text.clone())
-        }
+        "patroni" => Reply::rendered(200, door.look().await.2.text.clone()),
         "cluster" => cluster::cluster(handle).await,
         "history" => cluster::history(&snapshot),
         "config" => cluster::config(&snapshot),

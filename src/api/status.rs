@@ -63,10 +63,8 @@ impl Documents {
 /// Builds the document. `postgres`: the answer to a query sent after the request came, if there was one in time.
 fn status(snapshot: &Snapshot, postgres: Option<&PostgresStatus>) -> Status {
     let local = &snapshot.local;
-    let queried = matches!(
-        local.postgres.state,
-        PostgresState::Running | PostgresState::Restarting | PostgresState::Starting
-    );
+    let queried =
+        matches!(local.postgres.state, PostgresState::Running | PostgresState::Restarting | PostgresState::Starting);
     let postgres = postgres.filter(|_| queried);
     let role = match postgres {
         Some(p) if p.in_recovery => Role::Replica,

@@ -40,7 +40,10 @@ fn parse(text: &str) -> Option<Parsed> {
     let utc = text.strip_suffix("UTC").or_else(|| text.strip_suffix("GMT")).map(|rest| format!("{}Z", rest.trim_end()));
     let iso = utc.as_deref().unwrap_or(text);
     // The offset may stand apart: 2030-01-01 10:00 +02:00.
-    let joined = iso.rsplit_once(' ').filter(|(_, zone)| zone.starts_with(['+', '-'])).map(|(time, zone)| format!("{time}{zone}"));
+    let joined = iso
+        .rsplit_once(' ')
+        .filter(|(_, zone)| zone.starts_with(['+', '-']))
+        .map(|(time, zone)| format!("{time}{zone}"));
     if let Ok(pieces) = Pieces::parse(joined.as_deref().unwrap_or(iso)) {
         let Some(offset) = pieces.to_numeric_offset() else { return Some(Parsed::NoZone) };
         let local = pieces.date().to_datetime(pieces.time()?);
@@ -77,7 +80,10 @@ mod tests {
         assert_eq!(ok("Tue, 01 Jan 2030 10:00:00 +0200").as_deref(), Ok("2030-01-01T10:00:00+02:00"));
         assert_eq!(ok("2030-01-01T10:00:00").unwrap_err().0, 400);
         assert_eq!(ok("2030-01-01").unwrap_err().0, 400);
-        assert_eq!(ok("1960-01-01T10:00:00+00:00").unwrap_err(), (422, "Cannot schedule switchover in the past".into()));
+        assert_eq!(
+            ok("1960-01-01T10:00:00+00:00").unwrap_err(),
+            (422, "Cannot schedule switchover in the past".into())
+        );
         assert_eq!(ok("tomorrow").unwrap_err().0, 422);
     }
 }

@@ -22,9 +22,11 @@ pub(super) fn acceptor(settings: &ApiSettings) -> Result<Option<TlsAcceptor>, St
         return Err("restapi.keyfile_password: encrypted keys are not supported; give a key without a password".into());
     }
     if settings.ciphers.is_some() {
-        return Err("restapi.ciphers: OpenSSL cipher lists are not supported; remove the key (TLS 1.2 and 1.3 with modern \
+        return Err(
+            "restapi.ciphers: OpenSSL cipher lists are not supported; remove the key (TLS 1.2 and 1.3 with modern \
                     ciphers are always used)"
-            .into());
+                .into(),
+        );
     }
     let certs: Vec<_> = CertificateDer::pem_file_iter(certfile)
         .and_then(Iterator::collect)
