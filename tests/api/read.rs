@@ -102,7 +102,8 @@ async fn a_hanging_query_does_not_hang_the_answer() {
         let began = tokio::time::Instant::now();
         let reply = world.get(path).await;
         let took = began.elapsed();
-        assert!(took < Duration::from_secs(1), "{path} took {took:?}");
+        // The wait ends after 0.95 s; the rest is for a busy test machine.
+        assert!(took < Duration::from_millis(1500), "{path} took {took:?}");
         reply
     };
     let (on_primary, on_standby, metrics, ready, cluster) = tokio::join!(
