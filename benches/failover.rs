@@ -56,7 +56,12 @@ fn main() {
     let mut bench = Bench { rows: Vec::new(), rounds, words, acknowledged: 0, lost: 0, double: 0 };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(bench.run()),
+        Ok(runtime) => runtime.block_on(async {
+            tokio::select! {
+                result = bench.run() => result,
+                _ = tokio::signal::ctrl_c() => fail("interrupted; the members are stopped"),
+            }
+        }),
         Err(e) => Err(Failure::from(e)),
     };
     bench.print();

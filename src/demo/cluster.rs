@@ -125,6 +125,9 @@ pub struct Cluster {
     kubeconfig: PathBuf,
 }
 
+/// A kubelet shows the new container some time after it has started. A member that was there before publishes its
+/// container IDs only when it sees them change, so the order matters.
+const KUBELET_NOTICES: Duration = Duration::from_millis(500);
 /// Between two looks while waiting.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -310,8 +313,9 @@ impl Cluster {
     pub async fn report_terminated(&mut self, i: usize) -> Res<Instant> {
         sleep(Duration::from_millis(rand::random_range(500..1500))).await;
         let member = &self.members[i];
+        let now = Instant::now();
         self.api.report(&member.name, member.generation, Some(137)).await?;
-        Ok(Instant::now())
+        Ok(now)
     }
 
     /// Starts a member whose processes ended: new containers in the same pod.
@@ -321,8 +325,9 @@ impl Cluster {
     pub async fn start_member(&mut self, i: usize) -> Res<()> {
         let member = &mut self.members[i];
         member.generation += 1;
-        self.api.report(&member.name, member.generation, None).await?;
-        member.start(&self.options, &self.user, &self.kubeconfig)
+        member.start(&self.options, &self.user, &self.kubeconfig)?;
+        sleep(KUBELET_NOTICES).await;
+        self.api.report(&member.name, member.generation, None).await
     }
 
     /// Starts only the sidecar again, as a supervisor of bare processes would; nothing is reported.

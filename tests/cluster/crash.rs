@@ -61,8 +61,8 @@ pub async fn a_killed_member_is_replaced_when_it_is_reported(options: Options) -
 
 async fn kill_and_report(trial: &mut Trial, leader: usize) -> Res<()> {
     let killed = trial.cluster.kill_member(leader).await?;
-    let early = trial.client.acks().iter().any(|a| a.member != leader && a.sent > killed);
-    trial.cluster.report_terminated(leader).await?;
+    let reported = trial.cluster.report_terminated(leader).await?;
+    let early = trial.client.acks().iter().any(|a| a.member != leader && a.at > killed && a.at < reported);
     must(!early, "a standby led before anybody reported the leader's death")?;
     trial.taken_over_from(leader, killed).await?;
     trial.cluster.start_member(leader).await?;

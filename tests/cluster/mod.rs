@@ -122,7 +122,13 @@ pub fn run(test: &Test) -> (Outcome, Duration) {
 
 async fn judge(test: &Test, options: Options) -> Outcome {
     let body = AssertUnwindSafe((test.body)(options)).catch_unwind();
-    match tokio::time::timeout(TEST_MAX, body).await {
+    let ended = tokio::select! {
+        ended = tokio::time::timeout(TEST_MAX, body) => Some(ended),
+        _ = tokio::signal::ctrl_c() => None,
+    };
+    // The body and with it its cluster are gone by here: nothing stays behind.
+    let Some(ended) = ended else { std::process::exit(130) };
+    match ended {
         Ok(Ok(Ok(()))) => Outcome::Passed,
         Ok(Ok(Err(e))) => Outcome::Failed(e.0),
         Ok(Err(_)) => Outcome::Failed("it panicked; the message is above".into()),

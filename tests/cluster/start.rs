@@ -24,7 +24,7 @@ async fn looks_like_patroni(cluster: &mut Cluster, leader: usize) -> Res<()> {
     };
     let lease = cluster.api.annotations(kind, object).await?;
     must(lease.get("leader") == Some(&name), format!("{object} names {:?}, {name} leads", lease.get("leader")))?;
-    must(lease.get("ttl").is_some(), "the lease has no ttl")?;
+    must(lease.contains_key("ttl"), "the lease has no ttl")?;
     if cluster.options.mode == StoreMode::Endpoints {
         let endpoints = cluster.api.object(kind, object).await?;
         let port = endpoints.pointer("/subsets/0/ports/0/port").and_then(Value::as_u64);
