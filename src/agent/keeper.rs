@@ -275,10 +275,9 @@ impl KeeperSide {
 fn standing(state: &State) -> Standing {
     let permission = match state.permission {
         protocol::Permission::None => Permission::None,
-        protocol::Permission::Writer { stop_at, kill_at } => Permission::Writer {
-            stop_at: BootInstant::from_nanos(stop_at),
-            kill_at: BootInstant::from_nanos(kill_at),
-        },
+        protocol::Permission::Writer { stop_at, kill_at } => {
+            Permission::Writer { stop_at: BootInstant::from_nanos(stop_at), kill_at: BootInstant::from_nanos(kill_at) }
+        }
         protocol::Permission::Unfenced { .. } => Permission::Unfenced,
     };
     let postgres = state.postgres.as_ref().map(|p| match (p.role, p.promoted) {
@@ -296,9 +295,11 @@ fn own_socket(data_dir: &Path) -> PathBuf {
         return beside;
     }
     // FNV-1a: any stable mix will do, the same after a restart.
-    let hash = beside.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
-        (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = beside
+        .as_os_str()
+        .as_encoded_bytes()
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3));
     PathBuf::from(format!("/tmp/patroni-keeper-{hash:016x}"))
 }
 

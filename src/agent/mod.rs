@@ -17,8 +17,8 @@
 pub mod callbacks;
 pub mod clock;
 mod execute;
-mod keeper;
 pub mod handle;
+mod keeper;
 mod observe;
 pub mod peers;
 mod publish;

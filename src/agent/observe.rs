@@ -8,7 +8,8 @@ use std::time::Duration;
 use crate::dcs::View;
 use crate::model::{
     BootInstant, ControlData, DataDir, KeeperLink, LeaseTracker, Local, MemberName, Permission, PostgresState,
-    PostgresView, Probe, RewindState, Role, Settings, StartRole, StartRoleSeen, StopMode, StoreLink, TaskKind, Upstream,
+    PostgresView, Probe, RewindState, Role, Settings, StartRole, StartRoleSeen, StopMode, StoreLink, TaskKind,
+    Upstream,
 };
 
 /// A Postgres of which nothing is known yet.
@@ -159,7 +160,8 @@ pub(super) fn died(local: &mut Local, now: BootInstant) {
     let asked = pg.stopping.is_some();
     let never_answered = pg.probe.is_none()
         && matches!(pg.state, PostgresState::Starting | PostgresState::Restarting | PostgresState::BootstrapStarting);
-    let was_primary = pg.started_as != Some(StartRoleSeen::Standby) || matches!(pg.role, Role::Primary | Role::Promoted);
+    let was_primary =
+        pg.started_as != Some(StartRoleSeen::Standby) || matches!(pg.role, Role::Primary | Role::Promoted);
     pg.alive = false;
     pg.last_death = Some(now);
     pg.crashed = !asked;
@@ -346,7 +348,9 @@ mod tests {
         probed(&mut l, Looked::Silent, at(9));
         assert!(l.postgres.probe.is_some() && l.postgres.since == at(2));
         probed(&mut l, Looked::NotReady, at(10));
-        assert!(l.postgres.probe.is_none() && l.postgres.state == PostgresState::Starting && l.postgres.since == at(10));
+        assert!(
+            l.postgres.probe.is_none() && l.postgres.state == PostgresState::Starting && l.postgres.since == at(10)
+        );
     }
 
     #[test]

@@ -232,7 +232,8 @@ fn client_config(tls: &PeerTls) -> Result<ClientConfig, String> {
         }
     }
     let keyfile = tls.keyfile.as_ref().unwrap_or(certfile);
-    let key = PrivateKeyDer::from_pem_file(keyfile).map_err(|e| format!("ctl.keyfile: read key from {keyfile}: {e}"))?;
+    let key =
+        PrivateKeyDer::from_pem_file(keyfile).map_err(|e| format!("ctl.keyfile: read key from {keyfile}: {e}"))?;
     builder
         .with_root_certificates(roots)
         .with_client_auth_cert(certificates("ctl.certfile", certfile)?, key)

@@ -26,7 +26,13 @@ pub(super) struct Publisher {
 }
 
 /// Is this status to be written now?
-fn due(last: Option<&(MemberStatus, BootInstant)>, status: &MemberStatus, needed: bool, s: &Settings, now: BootInstant) -> bool {
+fn due(
+    last: Option<&(MemberStatus, BootInstant)>,
+    status: &MemberStatus,
+    needed: bool,
+    s: &Settings,
+    now: BootInstant,
+) -> bool {
     let Some((old, at)) = last else { return true };
     if without_positions(old) != without_positions(status) {
         return true;
@@ -43,9 +49,11 @@ fn without_positions(status: &MemberStatus) -> MemberStatus {
 
 /// Does anybody read positions from the store: a member that is not ours, or one that streams from me?
 fn positions_needed(cluster: &Cluster, me: &MemberName) -> bool {
-    cluster.members.iter().filter(|(name, _)| *name != me).any(|(_, m)| {
-        (m.version.is_some() && m.implementation.is_none()) || m.tags.replicatefrom.as_ref() == Some(me)
-    })
+    cluster
+        .members
+        .iter()
+        .filter(|(name, _)| *name != me)
+        .any(|(_, m)| (m.version.is_some() && m.implementation.is_none()) || m.tags.replicatefrom.as_ref() == Some(me))
 }
 
 /// The status of a member in this state (kubernetes-objects §2.1). Positions only while Postgres answers.
@@ -72,7 +80,8 @@ impl Agent {
     /// My own status document as of now.
     pub(super) fn member_status(&self) -> MemberStatus {
         let pg = &self.local.postgres;
-        let mut status = MemberStatus::new(self.setup.conn_url(), self.wishes.api_url.clone(), pg.state.clone(), pg.role);
+        let mut status =
+            MemberStatus::new(self.setup.conn_url(), self.wishes.api_url.clone(), pg.state.clone(), pg.role);
         status.proxy_url = self.wishes.proxy_url.clone();
         status.tags = self.effective_tags();
         status.pending_restart_reason = self.pending_restart.clone();
@@ -146,7 +155,8 @@ mod tests {
         BootInstant::from_nanos(secs * 1_000_000_000)
     }
     fn status(position: u64) -> MemberStatus {
-        let mut s = MemberStatus::new("postgres://a:1/postgres", "http://a:2/patroni", PostgresState::Running, Role::Replica);
+        let mut s =
+            MemberStatus::new("postgres://a:1/postgres", "http://a:2/patroni", PostgresState::Running, Role::Replica);
         s.xlog_location = Some(Lsn(position));
         s
     }

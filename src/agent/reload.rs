@@ -40,7 +40,9 @@ impl Agent {
         text.clone_into(&mut self.dynamic_text);
         let document: Value = match serde_json::from_str(text) {
             Ok(document @ Value::Object(_)) => document,
-            Ok(_) | Err(_) => return warn!("the dynamic configuration in the store is no JSON object, the old one stays"),
+            Ok(_) | Err(_) => {
+                return warn!("the dynamic configuration in the store is no JSON object, the old one stays");
+            }
         };
         if document == self.dynamic {
             return;
@@ -71,7 +73,9 @@ impl Agent {
         setup.database.clone_from(&old.database);
         setup.config_base_name.clone_from(&old.config_base_name);
         let s = &read.settings;
-        if (s.ttl, s.loop_wait, s.retry_timeout) != (self.settings.ttl, self.settings.loop_wait, self.settings.retry_timeout) {
+        if (s.ttl, s.loop_wait, s.retry_timeout)
+            != (self.settings.ttl, self.settings.loop_wait, self.settings.retry_timeout)
+        {
             self.store.set_periods(s.ttl, s.loop_wait, s.retry_timeout);
         }
         self.settings = Arc::new(read.settings);

@@ -143,10 +143,16 @@ fn unsupported(config: &Config, dynamic: &Dynamic) -> Vec<String> {
             out.push(format!("{text}; this member will not lead until it is removed"));
         }
     };
-    wish(dynamic.synchronous_mode != SynchronousMode::Off, "synchronous_mode is set in the dynamic configuration, but is not supported");
+    wish(
+        dynamic.synchronous_mode != SynchronousMode::Off,
+        "synchronous_mode is set in the dynamic configuration, but is not supported",
+    );
     wish(dynamic.failsafe_mode, "failsafe_mode is set in the dynamic configuration, but is not supported");
     wish(dynamic.pause, "pause is set in the dynamic configuration, but is not supported");
-    wish(dynamic.standby_cluster.is_some(), "standby_cluster is set in the dynamic configuration, but is not supported");
+    wish(
+        dynamic.standby_cluster.is_some(),
+        "standby_cluster is set in the dynamic configuration, but is not supported",
+    );
     let logical = dynamic.slots.values().any(|v| v.get("type").and_then(Value::as_str) == Some("logical"));
     wish(logical, "slots of type logical are set in the dynamic configuration, but are not supported");
     out.extend(crate::watchdog::refusal(config.watchdog.mode));
@@ -310,7 +316,8 @@ fn bootstrap_method(bootstrap: &config::Bootstrap) -> Option<CustomMethod> {
     let section = bootstrap.methods.get(&bootstrap.method)?;
     let command = section.get("command").map(merge::text).filter(|c| !c.is_empty())?;
     let recovery = section.get("recovery_conf").and_then(Value::as_object);
-    const OURS: [&str; 6] = ["command", "no_params", "keep_existing_recovery_conf", "recovery_conf", "scope", "datadir"];
+    const OURS: [&str; 6] =
+        ["command", "no_params", "keep_existing_recovery_conf", "recovery_conf", "scope", "datadir"];
     Some(CustomMethod {
         name: bootstrap.method.clone(),
         command,

@@ -17,7 +17,9 @@ use tracing::{error, info, warn};
 use super::keeper::{self, KeeperSide, Standing};
 use super::peers::PeerClient;
 use super::settings::{self, Source};
-use super::{Agent, ApiSettings, Flags, Handle, OUTCOMES_MAX, Signal, callbacks, channels, clock, observe, publish, status};
+use super::{
+    Agent, ApiSettings, Flags, Handle, OUTCOMES_MAX, Signal, callbacks, channels, clock, observe, publish, status,
+};
 use super::{execute, telemetry};
 use crate::config::{Config, Dynamic};
 use crate::dcs::kube::KubeStore;
@@ -120,7 +122,9 @@ pub async fn start(source: Source, api: Arc<ApiSettings>, config: Config) -> Res
 /// Postgres refuses to run as root, and so does everything that writes its files.
 fn refuse_root() -> Result<(), String> {
     if rustix::process::geteuid().is_root() {
-        return Err("patroni must not run as root: run it as the user that owns the data directory (e.g. postgres)".to_owned());
+        return Err(
+            "patroni must not run as root: run it as the user that owns the data directory (e.g. postgres)".to_owned()
+        );
     }
     Ok(())
 }
@@ -153,7 +157,11 @@ async fn find_binaries(keeper: &KeeperSide, setup: &Setup) -> Result<Binaries, S
     let argv = binaries::version_command(setup);
     let run = keeper::Run { argv, ..keeper::Run::default() };
     let ended = keeper.runner().run(run, Duration::from_secs(10), |_| {}).await?;
-    if ended.success { binaries::parse(setup, &ended.output) } else { Err(format!("postgres --version: {}", ended.summary())) }
+    if ended.success {
+        binaries::parse(setup, &ended.output)
+    } else {
+        Err(format!("postgres --version: {}", ended.summary()))
+    }
 }
 
 type Connected = (Arc<dyn Dcs>, watch::Receiver<Arc<View>>, MyPod);
@@ -195,7 +203,10 @@ async fn unique_name(config: &Config, view: &View, peers: &PeerClient) -> Result
         return Ok(());
     }
     if peers.anybody_home(api_url).await {
-        return Err(format!("Can't start; there is already a node named '{}' running (it answers at {api_url})", config.name));
+        return Err(format!(
+            "Can't start; there is already a node named '{}' running (it answers at {api_url})",
+            config.name
+        ));
     }
     Ok(())
 }
@@ -208,9 +219,10 @@ fn dynamic_document(view: &View, data_dir: &Path, config: &Config) -> (Value, St
         return (document, text.to_owned());
     }
     let cached = fs_err::read_to_string(data_dir.join(DYNAMIC_FILE)).ok();
-    let document = cached.as_deref().and_then(parse).or_else(|| {
-        config.bootstrap.as_ref().map(|b| b.dcs.clone()).filter(Value::is_object)
-    });
+    let document = cached
+        .as_deref()
+        .and_then(parse)
+        .or_else(|| config.bootstrap.as_ref().map(|b| b.dcs.clone()).filter(Value::is_object));
     (document.unwrap_or_else(|| Value::Object(serde_json::Map::new())), String::new())
 }
 

@@ -315,12 +315,8 @@ mod tests {
     #[test]
     fn a_full_file_is_rotated_and_the_oldest_copy_goes() {
         let dir = tempfile::tempdir().unwrap();
-        let settings = LogSettings {
-            dir: Some(dir.path().to_owned()),
-            file_num: 2,
-            file_size: 10,
-            ..LogSettings::default()
-        };
+        let settings =
+            LogSettings { dir: Some(dir.path().to_owned()), file_num: 2, file_size: 10, ..LogSettings::default() };
         let mut sink = Sink { file: open(dir.path(), None).ok(), settings };
         for line in ["first...", "second..", "third...", "fourth.."] {
             sink.write(line.to_owned());

@@ -90,7 +90,8 @@ impl Agent {
             let settled = pg.state == PostgresState::Running && pg.promoting.is_none();
             // Who compares positions needs its own as fresh as the others' answers, and read after the lease changed:
             // an old one of mine makes everybody give way to everybody.
-            let asked = self.local.peers.as_ref().map_or(self.local.lease.since, |r| r.asked_at.max(self.local.lease.since));
+            let asked =
+                self.local.peers.as_ref().map_or(self.local.lease.since, |r| r.asked_at.max(self.local.lease.since));
             let young = pg.probe.as_ref().is_some_and(|p| now.since(p.at) < PROBE_AGE && p.at >= asked);
             if !(settled && young) && pg.stopping.is_none() {
                 let was = pg.state.clone();

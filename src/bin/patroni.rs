@@ -96,7 +96,9 @@ fn validate(args: &Args, source: &Source) -> Result<(), String> {
     let mut problems = config::validate(&texts, &source.environment);
     if problems.is_empty() && !args.ignore_listen_port {
         let loaded = source.load()?;
-        for (key, listen) in [("restapi", &loaded.config.restapi.listen), ("postgresql", &loaded.config.postgresql.listen)] {
+        for (key, listen) in
+            [("restapi", &loaded.config.restapi.listen), ("postgresql", &loaded.config.postgresql.listen)]
+        {
             let (hosts, port) = config::split_listen(listen);
             let host = hosts.split(',').next().filter(|h| !h.is_empty() && *h != "*").unwrap_or("127.0.0.1");
             if std::net::TcpStream::connect(format!("{host}:{port}")).is_ok() {

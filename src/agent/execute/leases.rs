@@ -8,9 +8,7 @@ use tracing::{debug, info, warn};
 
 use super::super::{Agent, Outcome, clock};
 use crate::dcs::{Acquire, LeaderStatus, LeaseWrite, Renew, Renewal};
-use crate::model::{
-    BootInstant, InFlight, KeeperLink, LeaseRecord, Lsn, MemberName, OwnLease, Permission, Timings,
-};
+use crate::model::{BootInstant, InFlight, KeeperLink, LeaseRecord, Lsn, MemberName, OwnLease, Permission, Timings};
 
 /// A lease write shorter than this would be given up before the API server can have answered.
 const SHORTEST_WRITE: Duration = Duration::from_secs(1);
@@ -23,7 +21,9 @@ impl Agent {
         self.local.lease_write = Some(InFlight::Acquire);
         let (ttl, deadline) = (self.settings.ttl, self.settings.retry_timeout);
         let store = self.store.clone();
-        self.begin(async move { Outcome::Acquired(store.acquire(Acquire { stood, proven_dead, ttl, deadline }).await) });
+        self.begin(
+            async move { Outcome::Acquired(store.acquire(Acquire { stood, proven_dead, ttl, deadline }).await) },
+        );
     }
 
     /// Sends a renewal. From this moment the shorter of the confirmed and the attempted ttl counts (design §4).

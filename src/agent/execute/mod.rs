@@ -16,7 +16,7 @@ use tracing::{debug, error, info, warn};
 use super::{Agent, Ended, Outcome, clock};
 use crate::dcs::{DcsError, WriteResult};
 use crate::model::{
-    Action, BootInstant, Decision, DeathProof, HistoryRow, MemberName, Now, PeerRound, Permission, PlannedRestart,
+    Action, BootInstant, DeathProof, Decision, HistoryRow, MemberName, Now, PeerRound, Permission, PlannedRestart,
     Task, TaskEnd, TaskKind,
 };
 use crate::postgres::history;

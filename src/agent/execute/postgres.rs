@@ -14,8 +14,8 @@ use super::super::observe::{self, Looked};
 use super::super::{Agent, Outcome, clock, tick};
 use super::Step;
 use crate::model::{
-    BootInstant, DataDir, KeeperLink, MemberName, Permission, PostgresState, Request, RewindState, Role, StartRole, StopMode,
-    Timeline, Upstream,
+    BootInstant, DataDir, KeeperLink, MemberName, Permission, PostgresState, Request, RewindState, Role, StartRole,
+    StopMode, Timeline, Upstream,
 };
 use crate::postgres::binaries::Binaries;
 use crate::postgres::sql::{Sql, SqlError};
@@ -115,7 +115,13 @@ impl Agent {
         self.warn_once(spec.warnings);
         match self.keeper.start(role, &spec.command, self.renewal()).await {
             Ok(()) => {
-                info!("starting Postgres {}", match role { StartRole::Primary => "as primary", StartRole::Standby => "as a standby" });
+                info!(
+                    "starting Postgres {}",
+                    match role {
+                        StartRole::Primary => "as primary",
+                        StartRole::Standby => "as a standby",
+                    }
+                );
                 self.pending_restart = spec.pending_restart;
                 self.postgres.role = role;
                 observe::started(&mut self.local, role, upstream, custom, clock::boot());
@@ -252,9 +258,9 @@ impl Agent {
             return;
         }
         let sql = self.postgres.sql.clone();
-        self.begin(async move {
-            Outcome::Checkpoint(sql.checkpoint(CHECKPOINT_DEADLINE).await.map_err(|e| e.to_string()))
-        });
+        self.begin(
+            async move { Outcome::Checkpoint(sql.checkpoint(CHECKPOINT_DEADLINE).await.map_err(|e| e.to_string())) },
+        );
     }
 
     pub(in crate::agent) fn checkpointed(&mut self, result: Result<(), String>) {
@@ -321,7 +327,11 @@ impl Agent {
         if self.local.postgres.alive {
             return Step::Failed("refusing to remove the data directory of a living postmaster".to_owned());
         }
-        warn!("{} the data directory {}: {why}", if keep_as_failed { "moving away" } else { "removing" }, self.setup.data_dir.display());
+        warn!(
+            "{} the data directory {}: {why}",
+            if keep_as_failed { "moving away" } else { "removing" },
+            self.setup.data_dir.display()
+        );
         let setup = self.setup.clone();
         let work = tokio::task::spawn_blocking(move || {
             if keep_as_failed { datadir::move_to_failed(&setup).map(|_: PathBuf| ()) } else { datadir::remove(&setup) }
@@ -382,7 +392,9 @@ impl Agent {
                 self.local.bootstrapping = false;
                 self.save_dynamic();
             }
-            Err(e) => warn!("could not remove the bootstrap marker {}: {e}", datadir::marker_path(&self.setup).display()),
+            Err(e) => {
+                warn!("could not remove the bootstrap marker {}: {e}", datadir::marker_path(&self.setup).display())
+            }
         }
     }
 

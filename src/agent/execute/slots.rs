@@ -29,7 +29,8 @@ pub(in crate::agent) struct SlotsKept {
 impl Agent {
     pub(super) fn begin_sync_slots(&mut self) {
         let pg = &self.local.postgres;
-        let Some(probe) = pg.probe.as_ref().filter(|_| pg.alive && pg.stopping.is_none() && pg.promoting.is_none()) else {
+        let Some(probe) = pg.probe.as_ref().filter(|_| pg.alive && pg.stopping.is_none() && pg.promoting.is_none())
+        else {
             return;
         };
         let leading = self.local.own.is_some() && !probe.in_recovery;
@@ -41,7 +42,11 @@ impl Agent {
             Err(why) => return self.complain_of_slots(why),
         };
         let now = clock::boot();
-        let fresh = self.slots.last.as_ref().is_some_and(|(at, last)| *last == want && now.since(*at) < self.settings.loop_wait);
+        let fresh = self
+            .slots
+            .last
+            .as_ref()
+            .is_some_and(|(at, last)| *last == want && now.since(*at) < self.settings.loop_wait);
         if fresh {
             return;
         }

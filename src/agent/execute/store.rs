@@ -24,15 +24,17 @@ impl Agent {
     pub(super) fn begin_system_id(&mut self, expect: Option<Version>, system_id: String) {
         self.local.store_write = true;
         let store = self.store.clone();
-        self.begin(async move {
-            Outcome::Stored("the system identifier", store.write_system_id(expect, system_id).await)
-        });
+        self.begin(
+            async move { Outcome::Stored("the system identifier", store.write_system_id(expect, system_id).await) },
+        );
     }
 
     pub(super) fn begin_cancel_initialize(&mut self, expect: Version) {
         self.local.store_write = true;
         let store = self.store.clone();
-        self.begin(async move { Outcome::Stored("removing the initialize key", store.cancel_initialize(expect).await) });
+        self.begin(
+            async move { Outcome::Stored("removing the initialize key", store.cancel_initialize(expect).await) },
+        );
     }
 
     pub(super) fn begin_clear(&mut self, expect: Version, why: &str) {
@@ -46,7 +48,9 @@ impl Agent {
         self.local.store_write = true;
         let store = self.store.clone();
         let document = self.dynamic.to_string();
-        self.begin(async move { Outcome::Stored("the dynamic configuration", store.write_config(expect, document).await) });
+        self.begin(
+            async move { Outcome::Stored("the dynamic configuration", store.write_config(expect, document).await) },
+        );
     }
 
     pub(super) fn begin_history(&mut self, rows: Vec<HistoryRow>) {
@@ -164,7 +168,13 @@ impl Agent {
         self.write_config_for(reply, version, document, 502);
     }
 
-    fn write_config_for(&mut self, reply: oneshot::Sender<Answer>, expect: Option<Version>, document: Value, conflict: u16) {
+    fn write_config_for(
+        &mut self,
+        reply: oneshot::Sender<Answer>,
+        expect: Option<Version>,
+        document: Value,
+        conflict: u16,
+    ) {
         let store = self.store.clone();
         let text = document.to_string();
         self.begin(async move {
