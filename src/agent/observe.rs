@@ -163,6 +163,8 @@ pub(super) fn died(local: &mut Local, now: BootInstant) {
     let was_primary =
         pg.started_as != Some(StartRoleSeen::Standby) || matches!(pg.role, Role::Primary | Role::Promoted);
     pg.alive = false;
+    // A scheduled restart was meant for this postmaster (rest-api §5.3).
+    local.scheduled_restart = None;
     pg.last_death = Some(now);
     pg.crashed = !asked;
     pg.started_as = None;

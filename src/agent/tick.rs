@@ -7,6 +7,7 @@ use tracing::{debug, error, info, warn};
 
 use super::execute::Done;
 use super::{Agent, Ended, Snapshot, clock, observe};
+use crate::config::numbers::parse_int;
 use crate::decide;
 use crate::model::{
     BootInstant, DataDir, Decision, InFlight, Now, Permission, PostgresState, Request, StoreLink, Timings,
@@ -136,20 +137,28 @@ impl Agent {
 
     /// A scheduled restart that is due becomes a request; one that is much too late is forgotten (rest-api §5.3).
     fn due_restart(&mut self) {
-        let Some((at, filter)) = self.local.scheduled_restart.clone() else { return };
+        let Some((at, filter)) = self.local.scheduled_restart.clone() else {
+            self.scheduled_restart = None;
+            return;
+        };
         let late = -clock::wall().micros_until(at);
         if late < 0 {
             return;
         }
         self.local.scheduled_restart = None;
-        self.scheduled_restart = None;
+        let document = self.scheduled_restart.take();
         let allowed = self.settings.loop_wait.as_micros() * 3 / 2;
         if u128::try_from(late).unwrap_or(0) > allowed {
             warn!("the scheduled restart is {} s late, forgetting it", late / 1_000_000);
             return;
         }
         info!("the scheduled restart is due");
-        self.requests.push_back((Request::Restart { filter, timeout: None }, None));
+        let timeout = document.and_then(|d| match d.get("timeout")? {
+            serde_json::Value::String(text) => parse_int(text, Some("s")),
+            number => number.as_i64(),
+        });
+        let timeout = timeout.and_then(|secs| u64::try_from(secs).ok()).map(std::time::Duration::from_secs);
+        self.requests.push_back((Request::Restart { filter, timeout }, None));
         self.show_request();
     }
 
