@@ -153,9 +153,9 @@ impl Agent {
             return;
         }
         info!("the scheduled restart is due");
-        let timeout = document.and_then(|d| match d.get("timeout")? {
-            serde_json::Value::String(text) => parse_int(text, Some("s")),
-            number => number.as_i64(),
+        let timeout = document.and_then(|d| {
+            let given = d.get("timeout")?;
+            given.as_str().map_or_else(|| given.as_i64(), |text| parse_int(text, Some("s")))
         });
         let timeout = timeout.and_then(|secs| u64::try_from(secs).ok()).map(std::time::Duration::from_secs);
         self.requests.push_back((Request::Restart { filter, timeout }, None));
