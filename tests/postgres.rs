@@ -484,7 +484,7 @@ async fn tls_follows_sslmode_and_a_self_signed_certificate_is_its_own_root() {
     a.setup.pg_hba = Some(vec!["hostssl all all all scram-sha-256".into(), "local all all trust".into()]);
     a.initdb();
     a.start(StartRole::Primary, &Upstream::Nobody).await;
-    let mut answers = async |mode: &str, root: bool| {
+    let answers = async |mode: &str, root: bool| {
         let mut setup = a.setup.clone();
         setup.superuser.options.insert("sslmode".into(), mode.into());
         if root {
