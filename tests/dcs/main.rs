@@ -1,6 +1,6 @@
 //! The store against the embedded Kubernetes API: races, lost answers, cut watches, proof of death. Both modes.
 
-#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "a test that fails says where")]
 
 mod death;
 mod world;
