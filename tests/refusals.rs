@@ -3,7 +3,6 @@
 //! Each test runs the real `patroni` as the user members run as. No API server is needed: what is wrong with this machine
 //! and this file is said before anybody else is asked.
 #![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm)]
-#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
