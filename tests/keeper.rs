@@ -114,6 +114,10 @@ impl World {
         KeeperClient::connect(&self.dir.path().join("keeper.sock"), "test").await.unwrap()
     }
 
+    fn lock(&self) -> String {
+        format!("{}/.s.PGSQL.{}.lock", self.dir.path().display(), self.port)
+    }
+
     fn postmaster(&self) -> Program {
         let socket_dir = self.dir.path().to_str().unwrap();
         let (exe, data, port) = (bin_dir().unwrap().join("postgres"), self.data(), self.port.to_string());
@@ -134,7 +138,7 @@ impl World {
     }
 
     fn start(&self, role: Role, renewal: u64) -> Ask {
-        Ask::Start { role, program: self.postmaster(), data_dir: self.data(), renewal }
+        Ask::Start { role, program: self.postmaster(), data_dir: self.data(), renewal, socket_locks: vec![self.lock()] }
     }
 
     fn psql(&self, sql: &str) -> Command {
@@ -277,6 +281,8 @@ fn standbys_are_not_fenced_but_a_promotion_by_hand_is_stopped_at_once() {
         let (client, _, mut events) = w.session().await;
         assert!(refusal(client.command(w.start(Role::Standby, 0)).await).contains("standby.signal"));
         fs::write(w.dir.path().join("data/standby.signal"), b"").unwrap();
+        // Left by an earlier life whose number belongs to somebody else by now: this very process.
+        fs::write(w.lock(), format!("{}\n", std::process::id())).unwrap();
         client.command(w.start(Role::Standby, 0)).await.unwrap();
         w.ready().await;
         client.command(permit(Permission::None)).await.unwrap();

@@ -241,14 +241,23 @@ impl KeeperSide {
         Ok(self.client.command(Ask::Permit { permission, evidence: evidence.as_nanos(), note }).await?)
     }
     /// Starts the postmaster.
-    pub async fn start(&self, role: StartRole, command: &Command, renewal: BootInstant) -> Result<(), KeeperError> {
+    pub async fn start(
+        &self,
+        role: StartRole,
+        command: &Command,
+        renewal: BootInstant,
+        socket_locks: Vec<String>,
+    ) -> Result<(), KeeperError> {
         let role = match role {
             StartRole::Primary => protocol::Role::Primary,
             StartRole::Standby => protocol::Role::Standby,
         };
         let program = Program { argv: command.argv.clone(), env: command.env.clone(), ..Program::default() };
         let data_dir = self.data_dir.clone();
-        Ok(self.client.command(Ask::Start { role, program, data_dir, renewal: renewal.as_nanos() }).await?)
+        Ok(self
+            .client
+            .command(Ask::Start { role, program, data_dir, renewal: renewal.as_nanos(), socket_locks })
+            .await?)
     }
     /// Promotes the running standby.
     pub async fn promote(&self, renewal: BootInstant) -> Result<(), KeeperError> {

@@ -115,6 +115,29 @@ impl Agent {
         self.postgres.data_seen = clock::boot();
         let data = crate::postgres::datadir::inspect(&self.setup);
         observe::data(&mut self.local, data);
+        if self.local.data == DataDir::HalfMade && self.keep_what_is_published() {
+            observe::data(&mut self.local, crate::postgres::datadir::inspect(&self.setup));
+        }
+    }
+
+    /// A bootstrap that ended between the last write to the store and the removal of its marker is whole: the store has
+    /// its system identifier, others may have cloned it, and it must not be cleared as half-made. True: it was kept.
+    pub(super) fn keep_what_is_published(&self) -> bool {
+        let Some(id) = self.cluster.initialize.system_id().filter(|_| !self.local.bootstrapping) else { return false };
+        match crate::postgres::datadir::unmark_if_initialized(&self.setup, id) {
+            Ok(kept) => {
+                if kept {
+                    info!(
+                        "the data directory was initialized and published by an earlier life of this pod: keeping it"
+                    );
+                }
+                kept
+            }
+            Err(e) => {
+                error!("remove the marker of a finished bootstrap: {e}");
+                false
+            }
+        }
     }
 
     /// When I want to look again although no decision asks for it.

@@ -74,7 +74,9 @@ pub(super) fn of_stopped(
         RewindState::Initial if standby_signal && ctx.local.postgres.failed_starts == 0 => None,
         RewindState::NotNeeded | RewindState::Success => None,
         RewindState::Initial | RewindState::Check => {
-            if let Some(d) = crash_recovery(ctx, control) {
+            // Only of a former primary: a base backup says "in production" as well, and recovering that alone would give it
+            // WAL of its own (ha-decisions §8.1 row 5, backup_label).
+            if !standby_signal && let Some(d) = crash_recovery(ctx, control) {
                 return Some(d);
             }
             if unclean(control) {

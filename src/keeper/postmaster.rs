@@ -160,3 +160,20 @@ pub(super) fn clear_stale_pid(data_dir: &Path) -> Result<(), String> {
     tracing::info!("{}: process {pid} is no postmaster of this directory: removing the stale file", path.display());
     fs::remove_file(&path).map_err(|e| format!("remove stale {}: {e}", path.display()))
 }
+
+/// A socket's lock file names a process; in a new container, or with nobody to reap the dead, that number may belong to a
+/// stranger or a zombie, and Postgres would refuse to start. A living Postgres keeps its lock.
+pub(super) fn clear_stale_locks(paths: &[String]) {
+    for path in paths {
+        let Ok(text) = fs::read_to_string(path) else { continue };
+        let pid = text.lines().next().and_then(|l| l.trim().parse::<i32>().ok()).map_or(0, i32::abs);
+        let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+        if exe.file_name().is_some_and(|n| n.to_string_lossy().starts_with("postgres")) {
+            continue;
+        }
+        match fs::remove_file(path) {
+            Ok(()) => tracing::info!("{path}: process {pid} is no Postgres: removed the stale lock"),
+            Err(e) => tracing::warn!("remove the stale lock {path}: {e}"),
+        }
+    }
+}

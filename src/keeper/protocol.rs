@@ -134,6 +134,9 @@ pub enum Ask {
         data_dir: String,
         /// When the last confirmed renewal was sent, ns since boot; 0 = none.
         renewal: u64,
+        /// Lock files of its Unix sockets; one left by a process that is no Postgres any more is removed.
+        #[serde(default)]
+        socket_locks: Vec<String>,
     },
     /// Promotes the running standby.
     Promote {

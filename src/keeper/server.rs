@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 
 use super::Options;
 use super::fence::{self, Facts, Order, Terminating};
-use super::postmaster::Postmaster;
+use super::postmaster::{self, Postmaster};
 use super::process::{self, boot_now};
 use super::programs::Programs;
 use super::protocol::{Answer, Ask, Event, Permission, Role, State, StopMode};
@@ -192,7 +192,10 @@ impl Keeper {
             Ask::Hello { protocol, boot_id, client } => self.hello(protocol, &boot_id, &client),
             Ask::Status => Answer::State(Box::new(self.state())),
             Ask::Permit { permission, evidence, note } => done(self.permit(permission, evidence, note)),
-            Ask::Start { role, program, data_dir, renewal } => done(self.start(role, &program, &data_dir, renewal)),
+            Ask::Start { role, program, data_dir, renewal, socket_locks } => {
+                postmaster::clear_stale_locks(&socket_locks);
+                done(self.start(role, &program, &data_dir, renewal))
+            }
             Ask::Promote { renewal } => done(self.promote(renewal)),
             Ask::Stop { mode } => done(self.with_postmaster(|p| p.stop(mode))),
             Ask::Reload => done(self.with_postmaster(|p| p.reload())),

@@ -225,6 +225,14 @@ fn make_directories(setup: &Setup, effective: &Effective) -> Result<(), String> 
     Ok(())
 }
 
+/// The lock files of the server's Unix sockets: in the configured directories, else in the two usual ones.
+pub fn socket_locks(setup: &Setup) -> Vec<String> {
+    let configured = setup.parameters.get("unix_socket_directories");
+    let directories = configured.map_or("/tmp,/var/run/postgresql", String::as_str);
+    let absolute = directories.split(',').map(|d| d.trim().trim_matches('"')).filter(|d| d.starts_with('/'));
+    absolute.map(|dir| format!("{dir}/.s.PGSQL.{}.lock", setup.port)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -95,6 +95,13 @@ async fn kill_everybody(trial: &mut Trial) -> Res<()> {
         cluster.kill_member(i).await?;
     }
     for i in 0..cluster.members.len() {
+        // As a crash between the last write to the store and the removal of the marker would leave it: what the store
+        // knows as initialized is never cleared as half-made, or every row would be gone here.
+        let pod = cluster.api.object("pods", &cluster.members[i].name).await?;
+        let uid = pod.pointer("/metadata/uid").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let mut marker = cluster.members[i].data_dir().into_os_string();
+        marker.push(".patroni-initializing");
+        std::fs::write(marker, format!("bootstrap {uid}\n")).doing("leave a bootstrap marker")?;
         cluster.start_member(i).await?;
     }
     trial.whole().await?;

@@ -186,7 +186,6 @@ impl Agent {
             Ok(Some(proof)) => {
                 info!("the holder of the leader lock is dead: {}", proof.how);
                 self.local.death_proof = Some(proof);
-                self.local.proof_tried = None;
             }
             Ok(None) => debug!("no proof that the holder of the leader lock is dead"),
             Err(e) => warn!("could not look whether the holder of the leader lock is dead: {e}"),

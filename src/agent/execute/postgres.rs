@@ -113,7 +113,7 @@ impl Agent {
             }
         };
         self.warn_once(spec.warnings);
-        match self.keeper.start(role, &spec.command, self.renewal()).await {
+        match self.keeper.start(role, &spec.command, self.renewal(), start::socket_locks(&self.setup)).await {
             Ok(()) => {
                 info!(
                     "starting Postgres {}",
@@ -326,6 +326,10 @@ impl Agent {
     pub(super) async fn remove_data_dir(&mut self, keep_as_failed: bool, why: &str) -> Step {
         if self.local.postgres.alive {
             return Step::Failed("refusing to remove the data directory of a living postmaster".to_owned());
+        }
+        if self.local.data == DataDir::HalfMade && self.keep_what_is_published() {
+            self.look_at_data();
+            return Step::Settled;
         }
         warn!(
             "{} the data directory {}: {why}",
