@@ -66,6 +66,9 @@ fn run(file: &Path, who: As) -> (i32, String) {
     let built = PathBuf::from(env!("CARGO_BIN_EXE_patroni"));
     let program = std::env::var_os("PATRONI_BIN_DIR").map_or(built, |dir| PathBuf::from(dir).join("patroni"));
     let mut command = Command::new(program);
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("PATRONI_")) {
+        command.env_remove(name);
+    }
     command.arg(file).env("KUBECONFIG", dir.join("kubeconfig")).env("HOME", dir).stdin(Stdio::null());
     if let (As::Member, Some((uid, gid))) = (who, machine::User::find().unwrap().ids()) {
         command.uid(uid).gid(gid);

@@ -141,17 +141,15 @@ impl KeeperSide {
     /// Connects to the keeper, starting it first where it is ours.
     pub async fn open(config: &Config, setup: &Setup) -> Result<(KeeperSide, Standing), String> {
         let name = format!("patroni {} ({})", config.name, std::process::id());
-        let named = std::env::var_os("PATRONI_KEEPER_SOCKET").map(PathBuf::from).or_else(|| {
-            let section = config.raw.get("keeper").and_then(|k| k.get("socket")).and_then(Value::as_str);
-            section.map(PathBuf::from)
-        });
-        let (socket, program) = match named {
+        let (socket, program) = match named_socket(config) {
             Some(socket) => (socket, None),
             None => (own_socket(&setup.data_dir), Some(own_program()?)),
         };
         let (client, state, events) = loop {
-            if let Ok(connected) = KeeperClient::connect(&socket, &name).await {
-                break connected;
+            match KeeperClient::connect(&socket, &name).await {
+                Ok(connected) => break connected,
+                Err(ClientError::Refused(why)) => return Err(format!("{}: {why}", socket.display())),
+                Err(ClientError::Unreachable(_) | ClientError::Silent(_)) => {}
             }
             if let Some(program) = &program {
                 spawn_keeper(program, &socket).await?;
@@ -295,6 +293,12 @@ fn standing(state: &State) -> Standing {
     });
     let last_death = state.last_death.map(BootInstant::from_nanos);
     Standing { permission, note: state.note.clone(), postgres, last_death }
+}
+
+/// The socket of a keeper in a container of its own; `None`: the keeper is ours to start.
+pub(super) fn named_socket(config: &Config) -> Option<PathBuf> {
+    let section = config.raw.get("keeper").and_then(|k| k.get("socket")).and_then(Value::as_str);
+    std::env::var_os("PATRONI_KEEPER_SOCKET").map(PathBuf::from).or_else(|| section.map(PathBuf::from))
 }
 
 /// Beside the data directory; where that path is too long for a socket, in `/tmp` under a name made of it.

@@ -56,8 +56,7 @@ pub async fn start(source: Source, api: Arc<ApiSettings>, config: Config) -> Res
     let session = format!("{:016x}", rand::random::<u64>());
     let peers = PeerClient::new(&settings::peers(&config))?;
     let first = settings::read(&config, &Dynamic::default(), &source.home, "", 0);
-    let (keeper, standing) = KeeperSide::open(&config, &first.setup).await?;
-    let binaries = find_binaries(&keeper, &first.setup).await?;
+    let (keeper, standing, binaries) = keeper_and_programs(&config, &first.setup).await?;
     let (store, view, pod) = connect_store(&config, &first.settings, &session, &peers).await?;
     let (dynamic_document, dynamic_text) = dynamic_document(&view.borrow(), &first.setup.data_dir, &config);
     let (dynamic, warnings) = Dynamic::parse(&dynamic_document);
@@ -149,11 +148,21 @@ fn listen_to_signals(to: mpsc::Sender<Signal>) -> Result<(), String> {
     Ok(())
 }
 
-/// The version of the programs: run here, or by the keeper where they are in its container.
-async fn find_binaries(keeper: &KeeperSide, setup: &Setup) -> Result<Binaries, String> {
-    if !keeper.separate_container() {
-        return binaries::find(setup).await;
+/// The keeper, what it has kept, and the programs of Postgres. Ours are looked for before a keeper is started, so that a
+/// member that cannot run leaves nothing behind.
+async fn keeper_and_programs(config: &Config, setup: &Setup) -> Result<(KeeperSide, Standing, Binaries), String> {
+    if keeper::named_socket(config).is_none() {
+        let binaries = binaries::find(setup).await?;
+        let (keeper, standing) = KeeperSide::open(config, setup).await?;
+        return Ok((keeper, standing, binaries));
     }
+    let (keeper, standing) = KeeperSide::open(config, setup).await?;
+    let binaries = ask_for_binaries(&keeper, setup).await?;
+    Ok((keeper, standing, binaries))
+}
+
+/// The version of the programs, which are in the keeper's container.
+async fn ask_for_binaries(keeper: &KeeperSide, setup: &Setup) -> Result<Binaries, String> {
     let argv = binaries::version_command(setup);
     let run = keeper::Run { argv, ..keeper::Run::default() };
     let ended = keeper.runner().run(run, Duration::from_secs(10), |_| {}).await?;
