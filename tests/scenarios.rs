@@ -33,56 +33,11 @@ impl World {
     fn new() -> World {
         let settings = Settings::default();
         let start = boot(-100.0);
-        let local = Local {
-            me: "a".into(),
-            uid: "uid-a".into(),
-            session: "s1".into(),
-            started: start,
-            store: StoreLink::Following,
-            lease: LeaseTracker::new(start, settings.ttl),
-            own: None,
-            reclaim: None,
-            lease_write: None,
-            last_attempt: None,
-            store_write: false,
-            death_proof: None,
-            proving: false,
-            proof_tried: None,
-            keeper: KeeperLink::Connected { permission: Permission::None },
-            data: DataDir::Empty,
-            postgres: PostgresView {
-                state: PostgresState::Stopped,
-                role: Role::Uninitialized,
-                alive: false,
-                started_as: None,
-                since: start,
-                stopping: None,
-                promoting: None,
-                last_death: None,
-                crashed: false,
-                failed_starts: 0,
-                probe: None,
-                following: None,
-                checkpointed: true,
-                pending_restart: false,
-                server_version: Some(150_018),
-            },
-            task: None,
-            task_end: None,
-            bootstrapping: false,
-            rewind: RewindState::Initial,
-            checking: false,
-            peers: None,
-            asking: None,
-            handover: None,
-            restart: None,
-            request: None,
-            backoff_until: None,
-            stepped_down: None,
-            promised_until: None,
-            watchdog_armed: false,
-            scheduled_restart: None,
-        };
+        let mut local = Local::at_start("a".into(), "s1".into(), start, settings.ttl);
+        local.uid = "uid-a".into();
+        local.store = StoreLink::Following;
+        local.postgres.checkpointed = true;
+        local.postgres.server_version = Some(150_018);
         World { cluster: Cluster::default(), local, settings, now: 0.0 }
     }
 

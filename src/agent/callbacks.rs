@@ -107,11 +107,11 @@ pub fn command_line(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::observe::postgres_at_start;
+    use crate::model::PostgresView;
     use crate::model::{BootInstant, Lsn, Probe, Timeline};
 
     fn ready(role: Role) -> PostgresView {
-        let mut pg = postgres_at_start(BootInstant::default());
+        let mut pg = PostgresView::at_start(BootInstant::default());
         pg.alive = true;
         pg.state = PostgresState::Running;
         pg.role = role;
@@ -129,7 +129,7 @@ mod tests {
         pg
     }
     fn dead(crashed: bool) -> PostgresView {
-        let mut pg = postgres_at_start(BootInstant::default());
+        let mut pg = PostgresView::at_start(BootInstant::default());
         pg.crashed = crashed;
         pg
     }

@@ -3,73 +3,11 @@
 //! Every function takes what happened and when; none waits, reads a clock or decides. Markers of things in flight are set
 //! by `execute` and cleared here or in the outcome's function.
 
-use std::time::Duration;
-
 use crate::dcs::View;
 use crate::model::{
-    BootInstant, ControlData, DataDir, KeeperLink, LeaseTracker, Local, MemberName, Permission, PostgresState,
-    PostgresView, Probe, RewindState, Role, Settings, StartRole, StartRoleSeen, StopMode, StoreLink, TaskKind,
-    Upstream,
+    BootInstant, ControlData, DataDir, Local, PostgresState, PostgresView, Probe, Role, Settings, StartRole,
+    StartRoleSeen, StopMode, StoreLink, TaskKind, Upstream,
 };
-
-/// A Postgres of which nothing is known yet.
-pub(super) fn postgres_at_start(now: BootInstant) -> PostgresView {
-    PostgresView {
-        state: PostgresState::Stopped,
-        role: Role::Uninitialized,
-        alive: false,
-        started_as: None,
-        since: now,
-        stopping: None,
-        promoting: None,
-        last_death: None,
-        crashed: false,
-        failed_starts: 0,
-        probe: None,
-        following: None,
-        checkpointed: false,
-        pending_restart: false,
-        server_version: None,
-    }
-}
-
-/// A member that has just started.
-pub(super) fn local_at_start(me: MemberName, session: String, now: BootInstant, ttl: Duration) -> Local {
-    Local {
-        me,
-        uid: String::new(),
-        session,
-        started: now,
-        store: StoreLink::NotRead,
-        lease: LeaseTracker::new(now, ttl),
-        own: None,
-        reclaim: None,
-        lease_write: None,
-        last_attempt: None,
-        store_write: false,
-        death_proof: None,
-        proving: false,
-        proof_tried: None,
-        keeper: KeeperLink::Connected { permission: Permission::None },
-        data: DataDir::Empty,
-        postgres: postgres_at_start(now),
-        task: None,
-        task_end: None,
-        bootstrapping: false,
-        rewind: RewindState::Initial,
-        checking: false,
-        peers: None,
-        asking: None,
-        handover: None,
-        restart: None,
-        request: None,
-        backoff_until: None,
-        stepped_down: None,
-        promised_until: None,
-        watchdog_armed: false,
-        scheduled_restart: None,
-    }
-}
 
 /// Takes in a view of the store.
 pub(super) fn view(local: &mut Local, view: &View, settings: &Settings) {
@@ -290,7 +228,7 @@ mod tests {
         BootInstant::from_nanos(secs * 1_000_000_000)
     }
     fn local() -> Local {
-        local_at_start("a".into(), "s".into(), at(0), Duration::from_secs(30))
+        Local::at_start("a".into(), "s".into(), at(0), std::time::Duration::from_secs(30))
     }
     fn probe(in_recovery: bool) -> Looked {
         Looked::Answer(Probe {
@@ -372,7 +310,7 @@ mod tests {
         let mut l = local();
         started(&mut l, StartRole::Standby, Upstream::Nobody, false, at(1));
         probed(&mut l, probe(true), at(2));
-        l.restart = Some(PlannedRestart { began: at(3), timeout: Duration::from_secs(9) });
+        l.restart = Some(PlannedRestart { began: at(3), timeout: std::time::Duration::from_secs(9) });
         stopping(&mut l, StopMode::Fast, at(3));
         died(&mut l, at(4));
         assert_eq!(l.postgres.state, PostgresState::Restarting);

@@ -63,7 +63,7 @@ pub async fn start(source: Source, api: Arc<ApiSettings>, config: Config) -> Res
     let read = settings::read(&config, &dynamic, &source.home, &pod.uid, binaries.major);
     let s = &read.settings;
     store.set_periods(s.ttl, s.loop_wait, s.retry_timeout);
-    let mut local = observe::local_at_start(config.name.as_str().into(), session, clock::boot(), s.ttl);
+    let mut local = Local::at_start(config.name.as_str().into(), session, clock::boot(), s.ttl);
     local.uid = pod.uid;
     // Cloned out of the channel: what the store notes in between changes the view, and would wait for this borrow.
     let seen = view.borrow().clone();

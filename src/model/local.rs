@@ -384,3 +384,66 @@ pub struct Local {
     /// Scheduled restart of this member, if any.
     pub scheduled_restart: Option<(WallTime, RestartFilter)>,
 }
+
+impl Local {
+    /// What a process knows of itself when it starts: its name, and that nothing was seen yet.
+    pub fn at_start(me: MemberName, session: String, now: BootInstant, ttl: Duration) -> Local {
+        Local {
+            me,
+            uid: String::new(),
+            session,
+            started: now,
+            store: StoreLink::NotRead,
+            lease: LeaseTracker::new(now, ttl),
+            own: None,
+            reclaim: None,
+            lease_write: None,
+            last_attempt: None,
+            store_write: false,
+            death_proof: None,
+            proving: false,
+            proof_tried: None,
+            keeper: KeeperLink::Connected { permission: Permission::None },
+            data: DataDir::Empty,
+            postgres: PostgresView::at_start(now),
+            task: None,
+            task_end: None,
+            bootstrapping: false,
+            rewind: RewindState::Initial,
+            checking: false,
+            peers: None,
+            asking: None,
+            handover: None,
+            restart: None,
+            request: None,
+            backoff_until: None,
+            stepped_down: None,
+            promised_until: None,
+            watchdog_armed: false,
+            scheduled_restart: None,
+        }
+    }
+}
+
+impl PostgresView {
+    /// Nothing known, nothing running.
+    pub fn at_start(now: BootInstant) -> PostgresView {
+        PostgresView {
+            state: PostgresState::Stopped,
+            role: Role::Uninitialized,
+            alive: false,
+            started_as: None,
+            since: now,
+            stopping: None,
+            promoting: None,
+            last_death: None,
+            crashed: false,
+            failed_starts: 0,
+            probe: None,
+            following: None,
+            checkpointed: false,
+            pending_restart: false,
+            server_version: None,
+        }
+    }
+}

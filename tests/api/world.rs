@@ -10,9 +10,8 @@ use patroni::agent::handle::{
 use patroni::agent::{clock, peers};
 use patroni::api;
 use patroni::model::{
-    BootInstant, Cluster, ConfigRecord, DataDir, KeeperLink, LeaderRecord, LeaseRecord, LeaseTracker, Local, Lsn,
-    Member, MemberName, Permission, PostgresState, PostgresView, RewindState, Role, Settings, StoreLink, Timeline,
-    Version,
+    BootInstant, Cluster, ConfigRecord, LeaderRecord, LeaseRecord, Local, Lsn, Member, MemberName, PostgresState, Role,
+    Settings, StoreLink, Timeline, Version,
 };
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -253,56 +252,15 @@ pub fn leader() -> Snapshot {
 }
 
 fn local(me: MemberName, boot: BootInstant, lease: LeaseRecord) -> Local {
-    Local {
-        me,
-        uid: String::new(),
-        session: "s".into(),
-        started: boot,
-        store: StoreLink::Following,
-        lease: LeaseTracker { record: Some(lease), since: boot, silent_until: boot },
-        own: None,
-        reclaim: None,
-        lease_write: None,
-        last_attempt: None,
-        store_write: false,
-        death_proof: None,
-        proving: false,
-        proof_tried: None,
-        keeper: KeeperLink::Connected { permission: Permission::None },
-        data: DataDir::Empty,
-        postgres: PostgresView {
-            state: PostgresState::Running,
-            role: Role::Primary,
-            alive: true,
-            started_as: None,
-            since: boot,
-            stopping: None,
-            promoting: None,
-            last_death: None,
-            crashed: false,
-            failed_starts: 0,
-            probe: None,
-            following: None,
-            checkpointed: true,
-            pending_restart: false,
-            server_version: Some(170_002),
-        },
-        task: None,
-        task_end: None,
-        bootstrapping: false,
-        rewind: RewindState::Initial,
-        checking: false,
-        peers: None,
-        asking: None,
-        handover: None,
-        restart: None,
-        request: None,
-        backoff_until: None,
-        stepped_down: None,
-        promised_until: None,
-        watchdog_armed: false,
-        scheduled_restart: None,
-    }
+    let mut local = Local::at_start(me, "s".into(), boot, std::time::Duration::ZERO);
+    local.store = StoreLink::Following;
+    local.lease.record = Some(lease);
+    local.postgres.state = PostgresState::Running;
+    local.postgres.role = Role::Primary;
+    local.postgres.alive = true;
+    local.postgres.checkpointed = true;
+    local.postgres.server_version = Some(170_002);
+    local
 }
 
 /// The same member as a replica of `pg-1`.
