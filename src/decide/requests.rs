@@ -55,7 +55,7 @@ pub(super) fn shutdown(ctx: &Ctx<'_>) -> Option<Decision> {
         return Some(
             ctx.wait("shutting down: releasing the lock")
                 .then(Action::Permit(Permission::None))
-                .then(Action::ReleaseLease { optime: shutdown_position(ctx) }),
+                .then_if(ctx.local.lease_write.is_none(), || Action::ReleaseLease { optime: shutdown_position(ctx) }),
         );
     }
     if !matches!(ctx.hold, Hold::No) {
@@ -112,7 +112,11 @@ pub(super) fn handover(ctx: &Ctx<'_>) -> Option<Decision> {
 fn stopped(ctx: &Ctx<'_>, h: &Handover) -> Decision {
     let at = h.stopped.or(ctx.local.postgres.last_death).unwrap_or(h.began);
     let release = |optime: Option<Lsn>, text: String| {
-        ctx.wait(text).then(Action::Permit(Permission::None)).then(Action::ReleaseLease { optime })
+        // A renewal that is still under way ends first: two lease writes at once could land in either order.
+        let free = ctx.local.lease_write.is_none();
+        ctx.wait(text)
+            .then(Action::Permit(Permission::None))
+            .then_if(free, || Action::ReleaseLease { optime })
     };
     let Some(position) = shutdown_position(ctx) else {
         if h.then_exit {
