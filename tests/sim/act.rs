@@ -264,7 +264,7 @@ impl World {
     }
 
     fn stop_postgres(&mut self, i: usize, s: &mut Sidecar, mode: StopMode) {
-        let hangs = self.rng.one_in(8);
+        let hangs = !self.quiet && self.rng.one_in(8);
         let takes = match mode {
             StopMode::Fast if hangs => 120.0,
             StopMode::Fast => self.rng.between(0.1, 0.8),

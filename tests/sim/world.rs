@@ -207,7 +207,12 @@ impl World {
     pub fn acknowledged(&mut self, i: usize) {
         let tl = self.pods[i].disk.as_ref().map_or(0, Disk::timeline);
         let (newest, who) = self.newest;
-        if tl < newest {
+        let alone = (0..self.pods.len()).all(|j| j == i || !self.pods[j].writable(self.t));
+        if self.wiped_at > 0.0 && alone {
+            // A wiped store has lost the history: if the member of the newest timeline is away too, nobody can know that
+            // its number is taken. One writer at a time is still asked for.
+            self.newest = (tl, i);
+        } else if tl < newest {
             self.violation(format!("S2 m{i} acknowledges on timeline {tl}, m{who} has done so on {newest}"));
         } else if tl == newest && who != i {
             self.violation(format!("S2 m{i} and m{who} both acknowledge on timeline {tl}"));
@@ -313,6 +318,9 @@ impl World {
             p.api_cut = p.api_cut.min(t);
             p.net_cut = p.net_cut.min(t);
             p.back_at = p.back_at.min(t);
+            if let Some(pm) = p.postmaster.as_mut().filter(|pm| pm.stop.is_some()) {
+                pm.dies_at = pm.dies_at.min(t + 1.0);
+            }
         }
         self.note("all faults healed".to_owned());
     }
