@@ -20,7 +20,7 @@ demo:
 	@target/release/patroni-demo $(if $(STORY),--story) $(DEMO_ARGS)
 
 test: prepare unscaled
-	$(CARGO) test --lib --test scenarios
+	$(CARGO) test --lib --test scenarios --test sim
 	PATRONI_UNSCALED_BIN_DIR=$(UNSCALED) $(CARGO) test --features test-time-scale --test '*' --no-fail-fast -- $(WORDS)
 
 # The same programs without the time scale, for the tests that run at true speed. Cargo keeps one copy of a program per

@@ -130,6 +130,7 @@ impl World {
             "check_timeline" => self.settings.check_timeline = yes,
             "may_bootstrap" => self.settings.may_bootstrap = yes,
             "maximum_lag" => self.settings.maximum_lag_on_failover = value.parse().unwrap(),
+            "unsupported" if value == "none" => self.settings.unsupported.clear(),
             "unsupported" => self.settings.unsupported = vec![value.to_owned()],
             "proof_deleted" => {
                 self.settings.proofs.insert(ProofOfDeath::Deleted);
@@ -331,6 +332,7 @@ impl World {
                 "keeper" => l.keeper = KeeperLink::Connected { permission: Permission::None },
                 "bootstrapping" => l.bootstrapping = value != "no",
                 "stepped-down" => l.stepped_down = Some(boot(self.now)),
+                "newest-history" => l.postgres.newest_history = Timeline(value.parse().unwrap()),
                 "promised" => l.promised_until = Some(boot(value.parse().unwrap())),
                 "backoff" => l.backoff_until = Some(boot(value.parse().unwrap())),
                 "reclaim" => l.reclaim = self.cluster.leader.as_ref().map(|x| x.lease.clone()),

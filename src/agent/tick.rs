@@ -98,6 +98,7 @@ impl Agent {
                 let was = pg.state.clone();
                 let looked = self.probe().await;
                 observe::probed(&mut self.local, looked, clock::boot());
+                self.look_at_history();
                 if was != PostgresState::Running && self.local.postgres.state == PostgresState::Running {
                     self.came_up();
                 }
@@ -107,6 +108,14 @@ impl Agent {
         let stale = !pg.alive || !pg.checkpointed || !matches!(self.local.data, DataDir::Present { .. });
         if self.local.task.is_none() && (stale || now.since(self.postgres.data_seen) > self.settings.loop_wait) {
             self.look_at_data();
+        }
+    }
+
+    /// A standby behind the recorded timeline may know it all the same: the file is fetched before its WAL is.
+    fn look_at_history(&mut self) {
+        let behind = |p: &crate::model::Probe| p.in_recovery && p.timeline < self.cluster.timeline();
+        if self.local.postgres.probe.as_ref().is_some_and(behind) {
+            self.local.postgres.newest_history = crate::postgres::history::newest(&self.setup.data_dir);
         }
     }
 

@@ -158,6 +158,14 @@ fn contest(ctx: &Ctx<'_>, unlocked: &Unlocked, others: Vec<MemberName>, probe: &
     if ctx.settings.check_timeline && (probe.timeline.0 == 0 || probe.timeline < recorded) {
         return Outcome::Yield(format!("my timeline {} is behind the cluster's {recorded}", probe.timeline));
     }
+    let known = probe.timeline.max(ctx.local.postgres.newest_history);
+    if known.0 != 0 && known < recorded {
+        // Promoted, it would take a timeline's number a second time, and nobody could tell the two apart (S6).
+        return Outcome::Yield(format!(
+            "I know of timeline {known} only, the cluster has been on {recorded}; if no member of that is left, \
+             `patronictl failover --candidate` accepts the loss"
+        ));
+    }
     if others.is_empty() {
         return Outcome::Win;
     }

@@ -114,9 +114,7 @@ fn stopped(ctx: &Ctx<'_>, h: &Handover) -> Decision {
     let release = |optime: Option<Lsn>, text: String| {
         // A renewal that is still under way ends first: two lease writes at once could land in either order.
         let free = ctx.local.lease_write.is_none();
-        ctx.wait(text)
-            .then(Action::Permit(Permission::None))
-            .then_if(free, || Action::ReleaseLease { optime })
+        ctx.wait(text).then(Action::Permit(Permission::None)).then_if(free, || Action::ReleaseLease { optime })
     };
     let Some(position) = shutdown_position(ctx) else {
         if h.then_exit {

@@ -164,6 +164,9 @@ pub struct PostgresView {
     pub pending_restart: bool,
     /// `server_version_num`, when known.
     pub server_version: Option<u32>,
+    /// The newest timeline whose history file is in pg_wal; 0 = none, or not looked for. A standby that has the file of
+    /// timeline N promotes to N + 1 or later, so its timeline is nobody else's.
+    pub newest_history: Timeline,
 }
 
 /// How the living postmaster was started.
@@ -444,6 +447,7 @@ impl PostgresView {
             checkpointed: false,
             pending_restart: false,
             server_version: None,
+            newest_history: Timeline(0),
         }
     }
 }

@@ -98,6 +98,16 @@ pub fn local_rows(
     Some(rows(&ended, previous, written_at(data_dir, timeline).map(print), new_leader, keep))
 }
 
+/// The newest timeline with a history file in pg_wal; 0 = none.
+pub fn newest(data_dir: &Path) -> Timeline {
+    let Ok(entries) = std::fs::read_dir(data_dir.join("pg_wal")) else { return Timeline(0) };
+    let numbers = entries.flatten().filter_map(|entry| {
+        let name = entry.file_name();
+        u32::from_str_radix(name.to_str()?.strip_suffix(".history")?, 16).ok()
+    });
+    Timeline(numbers.max().unwrap_or(0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

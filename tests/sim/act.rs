@@ -58,7 +58,6 @@ impl World {
 
     /// `Some(true)`: settled at once; `Some(false)`: begun; `None`: failed.
     pub fn act(&mut self, i: usize, s: &mut Sidecar, action: Action, now: BootInstant) -> Option<bool> {
-        let t = self.t;
         match action {
             Action::AcquireLease { stood, .. } => self.send(i, s, Wish::Acquire { stood }, now),
             Action::RenewLease => self.send(i, s, Wish::Renew, now),
@@ -79,16 +78,7 @@ impl World {
             Action::Permit(permission) => self.pods[i].keeper.permit(permission, BootInstant::default(), None),
             Action::StartPostgres { role, upstream } => return self.start_postgres(i, s, role, upstream, now),
             Action::StopPostgres { mode, .. } => self.stop_postgres(i, s, mode),
-            Action::Promote => {
-                let renewal = s.local.own.as_ref().map_or(BootInstant::default(), |o| o.evidence);
-                if !self.pods[i].keeper.writer_may_begin(renewal, now) {
-                    return None;
-                }
-                let done = t + self.rng.between(0.05, 1.0);
-                self.pods[i].postmaster.as_mut()?.promoted_at = Some(done);
-                self.check_promotion(i, s);
-                s.local.postgres.promoting = Some(now);
-            }
+            Action::Promote => return self.promote(i, s, now),
             Action::Follow { upstream } => {
                 self.pods[i].postmaster.as_mut()?.upstream = upstream.clone();
                 s.local.postgres.following = Some(upstream);
@@ -121,17 +111,31 @@ impl World {
             Action::AnswerRequest { .. } => s.local.request = None,
             Action::PlanRestart { timeout } => s.local.restart = Some(PlannedRestart { began: now, timeout }),
             Action::RestartDone => s.local.restart = None,
-            Action::Exit { .. } => {
-                s.reason = "exit".into();
-                self.pods[i].postmaster = None;
-                self.pods[i].keeper = Keeper::new();
-                self.pods[i].keeper_alive = false;
-                self.pods[i].back_at = t + self.rng.between(1.0, 10.0);
-            }
+            Action::Exit { .. } => self.exit(i, s),
             Action::CancelTask => s.local.task = None,
             Action::ReadLease | Action::SyncSlots | Action::FeedWatchdog | Action::DisarmWatchdog => {}
         }
         Some(false)
+    }
+
+    fn promote(&mut self, i: usize, s: &mut Sidecar, now: BootInstant) -> Option<bool> {
+        let renewal = s.local.own.as_ref().map_or(BootInstant::default(), |o| o.evidence);
+        if !self.pods[i].keeper.writer_may_begin(renewal, now) {
+            return None;
+        }
+        let done = self.t + self.rng.between(0.05, 1.0);
+        self.pods[i].postmaster.as_mut()?.promoted_at = Some(done);
+        self.check_promotion(i, s);
+        s.local.postgres.promoting = Some(now);
+        Some(false)
+    }
+
+    fn exit(&mut self, i: usize, s: &mut Sidecar) {
+        s.reason = "exit".into();
+        self.pods[i].postmaster = None;
+        self.pods[i].keeper = Keeper::new();
+        self.pods[i].keeper_alive = false;
+        self.pods[i].back_at = self.t + self.rng.between(1.0, 10.0);
     }
 
     fn permit_own(&mut self, i: usize, s: &Sidecar) {

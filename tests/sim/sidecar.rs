@@ -71,6 +71,7 @@ fn local_at_start(pod: &Pod, now: BootInstant, ttl: std::time::Duration) -> Loca
             checkpointed: true,
             pending_restart: false,
             server_version: Some(150_000),
+            newest_history: Timeline(0),
         },
         task: None,
         task_end: None,
@@ -264,8 +265,7 @@ impl World {
         let leaving = local.lease_write == Some(InFlight::Release)
             || local.handover.as_ref().is_some_and(|h| h.stopped.is_some());
         if !leaving && let Ok(x) = Timings::new(&self.settings, own.ttl, false) {
-            let permission =
-                Permission::Writer { stop_at: own.evidence + x.stop, kill_at: own.evidence + x.kill };
+            let permission = Permission::Writer { stop_at: own.evidence + x.stop, kill_at: own.evidence + x.kill };
             self.pods[i].keeper.permit(permission, own.evidence, Some((own.record.clone(), own.evidence)));
         }
     }

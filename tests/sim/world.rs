@@ -191,9 +191,7 @@ impl World {
         let holds = |p: &Pod| {
             p.sidecar.as_ref().is_some_and(|s| {
                 s.local.lease_write != Some(InFlight::Release)
-                    && s.local.own.as_ref().is_some_and(|o| {
-                        p.boot(t) < o.evidence + (o.ttl - Duration::from_secs(1))
-                    })
+                    && s.local.own.as_ref().is_some_and(|o| p.boot(t) < o.evidence + (o.ttl - Duration::from_secs(1)))
             })
         };
         let who: Vec<_> = self.pods.iter().filter(|p| holds(p)).map(|p| p.name.to_string()).collect();
