@@ -38,57 +38,11 @@ pub fn start(pod: &Pod, store: &Cluster, now: BootInstant, ttl: std::time::Durat
 }
 
 fn local_at_start(pod: &Pod, now: BootInstant, ttl: std::time::Duration) -> Local {
-    Local {
-        me: pod.name.clone(),
-        uid: pod.uid.clone(),
-        session: pod.life.to_string(),
-        started: now,
-        store: StoreLink::NotRead,
-        lease: LeaseTracker::new(now, ttl),
-        own: None,
-        reclaim: None,
-        lease_write: None,
-        last_attempt: None,
-        store_write: false,
-        death_proof: None,
-        proving: false,
-        proof_tried: None,
-        keeper: KeeperLink::Connected { permission: Permission::None },
-        data: DataDir::Empty,
-        postgres: PostgresView {
-            state: PostgresState::Stopped,
-            role: Role::Uninitialized,
-            alive: false,
-            started_as: None,
-            since: now,
-            stopping: None,
-            promoting: None,
-            last_death: None,
-            crashed: false,
-            failed_starts: 0,
-            probe: None,
-            following: None,
-            checkpointed: true,
-            pending_restart: false,
-            server_version: Some(150_000),
-            newest_history: Timeline(0),
-        },
-        task: None,
-        task_end: None,
-        bootstrapping: false,
-        rewind: RewindState::Initial,
-        checking: false,
-        peers: None,
-        asking: None,
-        handover: None,
-        restart: None,
-        request: None,
-        backoff_until: None,
-        stepped_down: None,
-        promised_until: None,
-        watchdog_armed: false,
-        scheduled_restart: None,
-    }
+    let mut local = Local::at_start(pod.name.clone(), pod.life.to_string(), now, ttl);
+    local.uid = pod.uid.clone();
+    local.postgres.checkpointed = true;
+    local.postgres.server_version = Some(150_000);
+    local
 }
 
 pub fn started(local: &mut Local, standby: bool, upstream: Option<Upstream>, now: BootInstant) {
