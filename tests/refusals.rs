@@ -8,6 +8,7 @@ use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use patroni::demo::machine;
@@ -97,8 +98,10 @@ fn refused(place: &Place, file: &Path, who: As, words: &[&str]) {
     assert!(place.untouched(), "it made a data directory");
 }
 
+/// The tests run at the same time: each looks in a range of its own, or two would find the same port free.
 fn free(count: usize) -> Vec<u16> {
-    machine::free_ports(30_100, count).unwrap()
+    static NEXT: AtomicU16 = AtomicU16::new(30_100);
+    machine::free_ports(NEXT.fetch_add(50, Ordering::Relaxed), count).unwrap()
 }
 
 /// Tests that need Postgres or another user say so and end, like the cluster tests.
