@@ -14,9 +14,9 @@ use tracing::{info, warn};
 
 use super::clock;
 use crate::config::Config;
-use crate::dcs::schema;
+use crate::dcs::{Life, schema};
 use crate::keeper::protocol::{self, Ask, Program, SOCKET_PATH_MAX, State, UnfencedReason};
-use crate::model::{BootInstant, LeaseRecord, OwnLease, Permission, StartRole, StopMode};
+use crate::model::{BootInstant, LeaseRecord, OwnLease, Permission, StartRole, StopMode, WallTime};
 use crate::postgres::keeper_client::{KeeperClient, KeeperError as ClientError, KeeperEvent, spawn_keeper};
 use crate::postgres::{Command, Setup};
 
@@ -52,6 +52,10 @@ pub(super) struct Standing {
     pub postgres: Option<StartRole>,
     /// The last death it has seen.
     pub last_death: Option<BootInstant>,
+    /// When the keeper began; `None`: it does not tell.
+    pub began: Option<BootInstant>,
+    /// Its container is ending.
+    pub terminating: bool,
 }
 
 /// Why a keeper request was not carried out.
@@ -292,13 +296,30 @@ fn standing(state: &State) -> Standing {
         (protocol::Role::Standby, true) | (protocol::Role::Primary, _) => StartRole::Primary,
     });
     let last_death = state.last_death.map(BootInstant::from_nanos);
-    Standing { permission, note: state.note.clone(), postgres, last_death }
+    let began = (state.began > 0).then(|| BootInstant::from_nanos(state.began));
+    Standing { permission, note: state.note.clone(), postgres, last_death, began, terminating: state.terminating }
 }
 
 /// The socket of a keeper in a container of its own; `None`: the keeper is ours to start.
 pub(super) fn named_socket(config: &Config) -> Option<PathBuf> {
     let section = config.raw.get("keeper").and_then(|k| k.get("socket")).and_then(Value::as_str);
     std::env::var_os("PATRONI_KEEPER_SOCKET").map(PathBuf::from).or_else(|| section.map(PathBuf::from))
+}
+
+/// The container that Postgres and its keeper are in.
+fn named_container(config: &Config) -> Option<String> {
+    let section = config.raw.get("keeper").and_then(|k| k.get("container")).and_then(Value::as_str);
+    std::env::var("PATRONI_KEEPER_CONTAINER").ok().or_else(|| section.map(str::to_owned)).filter(|c| !c.is_empty())
+}
+
+/// Which life of the pod's containers a keeper that began then makes it (design §5). A keeper of ours may be younger than
+/// the container, and older than a restarted sidecar of bare processes: the earlier of both is in it.
+pub(super) fn life(config: &Config, keeper_began: Option<BootInstant>, sidecar_began: BootInstant) -> Option<Life> {
+    let keeper_began = keeper_began?;
+    let began = if named_socket(config).is_some() { keeper_began } else { keeper_began.min(sidecar_began) };
+    let now = clock::now();
+    let micros = i64::try_from(now.boot.since(began).as_micros()).ok()?;
+    Some(Life { container: named_container(config), began: WallTime(now.wall.0 - micros) })
 }
 
 /// Beside the data directory; where that path is too long for a socket, in `/tmp` under a name made of it.

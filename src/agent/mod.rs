@@ -32,6 +32,7 @@ mod tick;
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Map, Value};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -124,7 +125,15 @@ struct Flags {
     ending_bootstrap: bool,
     task: Option<tokio::task::AbortHandle>,
     store_pause_until: BootInstant,
+    /// SIGTERM came to the sidecar of a pod: it leaves then, unless the whole pod turns out to end.
+    leave_at: Option<BootInstant>,
+    /// The keeper's container is ending.
+    keeper_ends: bool,
 }
+
+/// The kubelet signals the containers of a pod one by one: how long a sidecar waits for the keeper to say that it is ending
+/// too. Nothing is lost by waiting, Postgres goes on; twice what was seen on a busy machine.
+const TOGETHER: Duration = Duration::from_secs(2);
 
 /// The member: everything the loop owns.
 pub struct Agent {
@@ -203,12 +212,31 @@ impl Agent {
     fn signalled(&mut self, signal: Signal) {
         match signal {
             Signal::Reload => self.flags.reload = true,
-            Signal::Terminate => {
-                if !matches!(self.local.request, Some(Request::Terminate { .. })) {
-                    let leave_postgres = self.keeper.separate_container();
-                    self.local.request = Some(Request::Terminate { leave_postgres });
-                }
-            }
+            Signal::Terminate => self.told_to_end(),
+        }
+    }
+
+    /// SIGTERM. Where Postgres has a container of its own it may be for the sidecar alone (a new image, a failed liveness
+    /// probe): Postgres stays then. When the whole pod ends, the keeper gets its own SIGTERM at about the same time.
+    fn told_to_end(&mut self) {
+        if matches!(self.local.request, Some(Request::Terminate { .. })) {
+            return;
+        }
+        if self.keeper.separate_container() && !self.flags.keeper_ends && !self.store.is_being_deleted() {
+            let at = clock::boot() + TOGETHER;
+            self.flags.leave_at.get_or_insert(at);
+        } else {
+            self.local.request = Some(Request::Terminate { leave_postgres: false });
+        }
+    }
+
+    /// The wait for the keeper's word is over.
+    fn due_leave(&mut self) {
+        if self.flags.leave_at.is_some_and(|at| at <= clock::boot())
+            && !matches!(self.local.request, Some(Request::Terminate { .. }))
+        {
+            let leave_postgres = !self.store.is_being_deleted();
+            self.local.request = Some(Request::Terminate { leave_postgres });
         }
     }
 

@@ -51,6 +51,7 @@ pub struct Started {
 /// One line (a configuration may have several): the process exits with 1.
 pub async fn start(source: Source, api: Arc<ApiSettings>, config: Config) -> Result<Started, String> {
     refuse_root()?;
+    let began = clock::boot();
     let (signals_tx, signals) = mpsc::channel(SIGNALS_MAX);
     listen_to_signals(signals_tx)?;
     let session = format!("{:016x}", rand::random::<u64>());
@@ -67,6 +68,7 @@ pub async fn start(source: Source, api: Arc<ApiSettings>, config: Config) -> Res
     local.uid = pod.uid;
     // Cloned out of the channel: what the store notes in between changes the view, and would wait for this borrow.
     let seen = view.borrow().clone();
+    keeper::life(&config, standing.began, began).into_iter().for_each(|life| store.set_life(life));
     earlier_life(&mut local, store.as_ref(), &seen, &standing, s);
     let setup = Arc::new(read.setup);
     let (setups, setups_rx) = watch::channel(setup.clone());
@@ -98,7 +100,7 @@ pub async fn start(source: Source, api: Arc<ApiSettings>, config: Config) -> Res
         publisher: publish::Publisher::default(),
         told: callbacks::Told::default(),
         slots: execute::SlotsKept::default(),
-        flags: Flags::default(),
+        flags: Flags { keeper_ends: standing.terminating, ..Flags::default() },
         requests: VecDeque::new(),
         scheduled_restart: None,
         pending_restart: Default::default(),
@@ -246,13 +248,7 @@ fn earlier_life(local: &mut Local, store: &dyn Dcs, view: &View, standing: &Stan
         local.postgres.following = None;
     }
     let me = local.me.clone();
-    let seen_before = view.cluster.members.get(&me).is_some_and(|m| !m.raw.is_empty());
-    let Some(leader) = view.cluster.leader.as_ref().filter(|l| l.named() == Some(&me)) else {
-        if seen_before && standing.note.is_empty() {
-            store.forget_containers();
-        }
-        return;
-    };
+    let Some(leader) = view.cluster.leader.as_ref().filter(|l| l.named() == Some(&me)) else { return };
     match keeper::from_note(&standing.note) {
         Some((record, evidence)) if record == leader.lease => {
             info!("the lock is mine: the keeper has the note of the standing record");
@@ -270,7 +266,6 @@ fn earlier_life(local: &mut Local, store: &dyn Dcs, view: &View, standing: &Stan
     } else {
         warn!("the lock names me, but nothing proves that it is mine: watching it like everybody else");
     }
-    store.forget_containers();
 }
 
 type Door = (Handle, super::HandleEnds, watch::Receiver<Arc<super::Snapshot>>);

@@ -52,6 +52,7 @@ impl Agent {
         self.apply_dynamic().await;
         self.look().await;
         self.due_restart();
+        self.due_leave();
         let now = clock::now();
         let mut decision = decide::decide(&self.cluster, &self.local, &self.settings, now);
         self.drop_broken(&mut decision, now);
@@ -156,6 +157,9 @@ impl Agent {
         if pg.alive && pg.stopping.is_none() && (pg.probe.is_none() || pg.promoting.is_some()) {
             let since = pg.promoting.unwrap_or(pg.since);
             wake = wake.min(now + if now.since(since) < POLL_FAST_FOR { POLL_FAST } else { POLL_SLOW });
+        }
+        if let Some(at) = self.flags.leave_at {
+            wake = wake.min(at);
         }
         if let Some(at) = self.publish_wake() {
             wake = wake.min(at.max(now + Duration::from_millis(1)));

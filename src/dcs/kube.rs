@@ -14,10 +14,12 @@ use tokio::task::JoinHandle;
 use super::cache::{Cache, Feed, KindEntry};
 use super::client::{Api, ApiError};
 use super::lease::OwnLeases;
+use super::life::OwnLife;
 use super::objects::{Kind, Names, Pod, object_labels};
 pub use super::options::{Access, Mode, Port, StoreOptions};
 use super::{
-    Acquire, Dcs, DcsError, LeaseWrite, MemberStatus, MyPod, Renew, Renewal, Reply, RequestText, View, WriteResult,
+    Acquire, Dcs, DcsError, LeaseWrite, Life, MemberStatus, MyPod, Renew, Renewal, Reply, RequestText, View,
+    WriteResult,
 };
 use super::{schema, watch as watching};
 use crate::model::{BootInstant, DeathProof, HistoryRow, LeaderRecord, LeaseRecord, Lsn, MemberName, Version};
@@ -81,8 +83,8 @@ pub struct KubeStore {
     pub(super) labels: BTreeMap<String, String>,
     pub(super) shared: Arc<Shared>,
     pub(super) own: Mutex<OwnLeases>,
-    /// Container IDs that must not be published any more; see [`Dcs::forget_containers`].
-    pub(super) stale_containers: Mutex<Option<BTreeMap<String, String>>>,
+    /// Whose container IDs may be published.
+    pub(super) life: Mutex<OwnLife>,
     pub(super) service_done: AtomicBool,
     watchers: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -117,7 +119,7 @@ impl KubeStore {
             labels: object_labels(&o),
             shared: Arc::new(shared),
             own: Mutex::new(OwnLeases::default()),
-            stale_containers: Mutex::new(None),
+            life: Mutex::new(OwnLife::default()),
             service_done: AtomicBool::new(false),
             watchers: Mutex::new(Vec::new()),
             o,
@@ -178,15 +180,9 @@ impl KubeStore {
         self.shared.read(|c| c.own_pod().cloned())
     }
 
-    /// The container IDs of a pod, unless they are known to be out of date.
+    /// The container IDs of my pod; none while Kubernetes may still show those of an earlier life.
     pub(super) fn current_containers(&self, pod: &Pod) -> BTreeMap<String, String> {
-        let ids = pod.container_ids();
-        let mut stale = lock(&self.stale_containers);
-        if stale.as_ref().is_some_and(|old| *old == ids || ids.is_empty()) {
-            return BTreeMap::new();
-        }
-        *stale = None;
-        ids
+        lock(&self.life).containers(pod)
     }
 
     async fn find_my_pod(&self) -> Result<MyPod, DcsError> {
@@ -284,9 +280,11 @@ impl Dcs for KubeStore {
     fn my_pod(&self) -> Reply<'_, Result<MyPod, DcsError>> {
         Box::pin(self.find_my_pod())
     }
-    fn forget_containers(&self) {
-        let ids = self.own_pod().map(|p| p.container_ids()).unwrap_or_default();
-        *lock(&self.stale_containers) = Some(ids);
+    fn set_life(&self, life: Life) {
+        lock(&self.life).begin(life);
+    }
+    fn is_being_deleted(&self) -> bool {
+        self.own_pod().is_some_and(|p| p.metadata.deletion_timestamp.is_some())
     }
     fn set_periods(&self, ttl: Duration, loop_wait: Duration, retry_timeout: Duration) {
         *lock(&self.shared.periods) = Periods { ttl, loop_wait, retry_timeout };

@@ -14,6 +14,7 @@ mod client;
 mod death;
 pub mod kube;
 mod lease;
+mod life;
 mod objects;
 pub mod options;
 pub mod schema;
@@ -30,7 +31,7 @@ use serde_json::{Map, Value};
 
 use crate::model::{
     BootInstant, Cluster, DeathProof, HistoryRow, LeaderRecord, LeaseRecord, Lsn, MemberName, PostgresState, Role,
-    StoreLink, Timeline, Version,
+    StoreLink, Timeline, Version, WallTime,
 };
 
 /// The contract version published in member data; peers parse it (kubernetes-objects §2.5).
@@ -249,6 +250,15 @@ pub struct MyPod {
     pub containers: BTreeMap<String, String>,
 }
 
+/// The life of the process that keeps Postgres, as the store must know it to name its container (design §5).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Life {
+    /// The container that process is in; `None`: unknown, every container of the pod is judged.
+    pub container: Option<String>,
+    /// When it began, by the clock the kubelet of this machine writes `startedAt` with.
+    pub began: WallTime,
+}
+
 /// The store. Every method ends within its deadline: the one given, else the store's retry budget.
 pub trait Dcs: Send + Sync {
     /// The view, fed by watches, fresh reads and own writes.
@@ -295,9 +305,11 @@ pub trait Dcs: Send + Sync {
     ) -> Reply<'_, Result<Option<DeathProof>, DcsError>>;
     /// The pod I run in: from the view, else by a fresh read.
     fn my_pod(&self) -> Reply<'_, Result<MyPod, DcsError>>;
-    /// My container IDs may be out of date (the keeper of the pod is another process than before): publish none until
-    /// Kubernetes shows other ones, so that nobody takes the death of old containers for the death of this member.
-    fn forget_containers(&self);
+    /// Which life of the pod's containers this is. Container IDs are published only while Kubernetes shows a container
+    /// that can be the one of this life, so that nobody takes the death of an older one for the death of this member.
+    fn set_life(&self, life: Life);
+    /// Is my own pod being deleted, as far as the watches tell?
+    fn is_being_deleted(&self) -> bool;
     /// The periods in force, after a change of the dynamic configuration.
     fn set_periods(&self, ttl: Duration, loop_wait: Duration, retry_timeout: Duration);
 }

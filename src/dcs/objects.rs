@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::options::{Mode, StoreOptions};
+use super::schema::parse_wall;
+use crate::model::WallTime;
 
 /// Object metadata.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -15,6 +17,7 @@ pub(super) struct Meta {
     pub name: String,
     pub uid: Option<String>,
     pub resource_version: String,
+    pub deletion_timestamp: Option<String>,
     pub labels: Option<BTreeMap<String, String>>,
     pub annotations: Option<BTreeMap<String, String>>,
 }
@@ -100,11 +103,19 @@ pub(super) struct ContainerStatus {
     pub last_state: Option<ContainerState>,
 }
 
-/// One of its states; only the end of a container is of interest.
+/// One of its states.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct ContainerState {
+    pub running: Option<Running>,
     pub terminated: Option<Terminated>,
+}
+
+/// Since when it runs.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Running {
+    pub started_at: Option<String>,
 }
 
 /// The end of a container.
@@ -158,6 +169,12 @@ impl Pod {
             })
             .collect::<Option<_>>()
             .unwrap_or_default()
+    }
+
+    /// Since when this container runs; `None`: it does not, or nobody says.
+    pub fn running_since(&self, name: &str) -> Option<WallTime> {
+        let state = self.status_of(name)?.state.as_ref()?;
+        parse_wall(state.running.as_ref()?.started_at.as_deref()?)
     }
 
     /// Counted container → the IDs shown as terminated, in `state` or `lastState`.

@@ -134,12 +134,14 @@ impl ApiServer {
     /// # Errors
     /// The API refused.
     pub async fn report(&self, name: &str, generation: u32, ended: Option<i32>) -> Res<()> {
+        // Seconds, as a kubelet writes them.
+        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         let id = |container: &str, generation: u32| format!("demo://{name}-{container}-{generation}");
         let statuses: Vec<Value> = CONTAINERS
             .iter()
             .map(|c| {
                 let state = match ended {
-                    None => json!({"running": {"startedAt": "2026-01-01T00:00:00Z"}}),
+                    None => json!({"running": {"startedAt": now}}),
                     Some(code) => json!({"terminated": {"exitCode": code, "containerID": id(c, generation)}}),
                 };
                 let last = match generation.checked_sub(1) {

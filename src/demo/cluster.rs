@@ -167,7 +167,9 @@ impl Cluster {
     pub async fn start(options: Options) -> Res<Cluster> {
         let mut cluster = Cluster::prepare(options).await?;
         for i in 0..cluster.members.len() {
-            cluster.members[i].start(&cluster.options, &cluster.user, &cluster.kubeconfig)?;
+            let member = &mut cluster.members[i];
+            member.start(&cluster.options, &cluster.user, &cluster.kubeconfig)?;
+            cluster.api.report(&member.name, member.generation, None).await?;
         }
         Ok(cluster)
     }

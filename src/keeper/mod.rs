@@ -99,11 +99,25 @@ fn parse(args: &[String]) -> Result<(Options, bool), String> {
     Ok((options, detach))
 }
 
-/// Copies this program into a directory, whole or not at all.
+/// Copies this program, and `patroni` and `patronictl` where they lie beside it, into a directory: an init container puts
+/// them into a stock Postgres container this way.
 fn install(dir: &Path) -> Result<(), String> {
-    let own = std::env::current_exe().and_then(fs::read).map_err(|e| format!("read this program: {e}"))?;
-    let target = dir.join("postgres-keeper");
-    let temporary = dir.join(format!(".postgres-keeper.{}", std::process::id()));
+    let own = std::env::current_exe().map_err(|e| format!("find this program: {e}"))?;
+    install_program(&own, dir, "postgres-keeper")?;
+    for name in ["patroni", "patronictl"] {
+        let beside = own.with_file_name(name);
+        if beside.exists() {
+            install_program(&beside, dir, name)?;
+        }
+    }
+    Ok(())
+}
+
+/// Copies one program, whole or not at all: a container that starts meanwhile sees the old one or the new one.
+fn install_program(from: &Path, dir: &Path, name: &str) -> Result<(), String> {
+    let own = fs::read(from).map_err(|e| format!("read {}: {e}", from.display()))?;
+    let target = dir.join(name);
+    let temporary = dir.join(format!(".{name}.{}", std::process::id()));
     let write = || -> io::Result<()> {
         let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o755).open(&temporary)?;
         file.write_all(&own)?;

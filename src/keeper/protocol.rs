@@ -207,6 +207,9 @@ pub struct State {
     pub version: String,
     /// Its process.
     pub pid: u32,
+    /// When it began, ns since boot; another value is another keeper. 0: a keeper that does not tell.
+    #[serde(default)]
+    pub began: u64,
     /// The standing permission.
     pub permission: Permission,
     /// The note that came with it.
@@ -215,6 +218,9 @@ pub struct State {
     pub postgres: Option<Postmaster>,
     /// When the last postmaster was seen dead with all descendants, ns since boot.
     pub last_death: Option<u64>,
+    /// SIGTERM came: the keeper waits for the hand-over.
+    #[serde(default)]
+    pub terminating: bool,
 }
 
 /// A running postmaster.

@@ -47,6 +47,7 @@ pub(super) struct Keeper {
     last_death: Option<u64>,
     programs: Programs,
     terminating: Option<Terminating>,
+    began: u64,
     idle_since: u64,
     leave: bool,
 }
@@ -74,6 +75,7 @@ impl Keeper {
             last_death: None,
             programs: Programs::default(),
             terminating: None,
+            began: boot_now(),
             idle_since: boot_now(),
             leave: false,
         })
@@ -233,6 +235,7 @@ impl Keeper {
             protocol: super::protocol::PROTOCOL,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
+            began: self.began,
             permission: self.permission,
             note: self.note.clone(),
             postgres: self.postmaster.as_ref().map(|p| super::protocol::Postmaster {
@@ -243,6 +246,7 @@ impl Keeper {
                 dying: p.ended.is_some(),
             }),
             last_death: self.last_death,
+            terminating: self.terminating.is_some(),
         }
     }
 
@@ -272,7 +276,8 @@ impl Keeper {
             Permission::Writer { stop_at, .. } if stop_at < boot_now() + LEAST_LEFT => {
                 Err("less than two seconds of the permission are left".to_owned())
             }
-            Permission::Writer { .. } if self.last_death.is_some_and(|death| renewal <= death) => {
+            // What ran before this keeper ended with the keeper before it.
+            Permission::Writer { .. } if renewal <= self.last_death.unwrap_or(self.began) => {
                 Err("the lease was not renewed since the last postmaster died".to_owned())
             }
             Permission::Writer { .. } => Ok(()),

@@ -10,6 +10,9 @@ use serde_json::{Value, json};
 
 use super::world::*;
 
+/// When reported containers began; those of `World` began half a year before.
+const LATER: &str = "2025-06-01T00:00:00Z";
+
 /// Container statuses of pod `a`: (container, ID, terminated in `state`, terminated ID in `lastState`).
 fn report(w: &World, statuses: &[(&str, &str, bool, Option<&str>)]) {
     let ended =
@@ -18,7 +21,7 @@ fn report(w: &World, statuses: &[(&str, &str, bool, Option<&str>)]) {
         .iter()
         .map(|(name, id, dead, last)| {
             json!({"name": name, "containerID": id, "image": "x", "imageID": "x", "ready": false, "restartCount": 1,
-                "state": if *dead { ended(id) } else { json!({"running": {"startedAt": "2025-01-01T00:00:00Z"}}) },
+                "state": if *dead { ended(id) } else { json!({"running": {"startedAt": LATER}}) },
                 "lastState": last.map_or(json!({}), ended)})
         })
         .collect();
@@ -86,11 +89,11 @@ async fn a_pod_that_is_gone_proves_death_only_when_that_is_opted_in() {
 }
 
 #[tokio::test]
-async fn container_ids_in_doubt_are_not_published_until_kubernetes_shows_others() {
+async fn container_ids_of_an_earlier_life_are_not_published() {
     let w = World::new(Mode::Endpoints).await;
     let (a, _) = lead(&w, "a").await;
     assert_eq!(a.my_pod().await.unwrap().containers.len(), 2);
-    a.forget_containers();
+    a.set_life(life_since(LATER));
     renewed(a.renew(renew(1)).await);
     let mark = a.read_lease(DEADLINE).await.unwrap().unwrap().holder.unwrap();
     assert!(mark.containers.is_empty());

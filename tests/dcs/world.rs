@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use patroni::dcs::kube::{Access, KubeStore, Mode, StoreOptions};
-use patroni::dcs::{Acquire, Dcs, LeaderStatus, LeaseWrite, Renew, Renewal, View};
+use patroni::dcs::{Acquire, Dcs, LeaderStatus, LeaseWrite, Life, Renew, Renewal, View};
 use patroni::kubemem::{FaultRule, Options, Server};
 use patroni::model::{BootInstant, LeaseRecord, Lsn, StoreLink, time_scale};
 use serde_json::{Value, json};
@@ -69,6 +69,7 @@ impl World {
     pub async fn store_with(&self, o: StoreOptions) -> Arc<KubeStore> {
         let store = Arc::new(KubeStore::connect(o).await.unwrap());
         store.follow();
+        store.set_life(life_since("2025-01-01T00:00:00Z"));
         see(&store, "following", |v| v.link == StoreLink::Following && v.cluster.members.len() == 3).await;
         store
     }
@@ -138,6 +139,11 @@ pub fn renewed(r: Renewal) -> (LeaseRecord, BootInstant) {
         Renewal::Renewed { record, sent } => (record, sent),
         other => panic!("not renewed: {other:?}"),
     }
+}
+
+/// The life whose `postgres` container began then.
+pub fn life_since(when: &str) -> Life {
+    Life { container: Some("postgres".into()), began: patroni::dcs::schema::parse_wall(when).unwrap() }
 }
 
 pub async fn lead(world: &World, member: &str) -> (Arc<KubeStore>, LeaseRecord) {

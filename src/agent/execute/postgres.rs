@@ -9,7 +9,7 @@ use std::time::Duration;
 use tracing::{debug, error, info, warn};
 
 use super::super::callbacks::{self, Callback};
-use super::super::keeper::{KeeperNews, Run};
+use super::super::keeper::{self, KeeperNews, Run};
 use super::super::observe::{self, Looked};
 use super::super::{Agent, Outcome, clock, tick};
 use super::Step;
@@ -415,11 +415,14 @@ impl Agent {
             KeeperNews::Fenced(why) => warn!("the keeper stops Postgres: {why}"),
             KeeperNews::Terminating => {
                 info!("the keeper is terminating: handing over");
+                self.flags.keeper_ends = true;
                 self.local.request = Some(Request::Terminate { leave_postgres: false });
             }
             KeeperNews::Lost(why) => self.keeper_failed(&why),
             KeeperNews::Back(standing) => {
                 info!("connected to the keeper again");
+                self.flags.keeper_ends = standing.terminating;
+                self.keeper_lives(standing.began);
                 self.local.keeper = KeeperLink::Connected { permission: standing.permission };
                 if standing.postgres.is_none() && self.local.postgres.alive {
                     self.postgres.sql.close().await;
@@ -428,6 +431,16 @@ impl Agent {
                 }
                 self.send_evidence().await;
             }
+        }
+    }
+
+    /// The store learns which life of the pod's containers this is.
+    fn keeper_lives(&self, keeper_began: Option<BootInstant>) {
+        // A keeper of ours that was started again is in the same container as before.
+        if self.keeper.separate_container()
+            && let Some(life) = keeper::life(&self.wishes.config, keeper_began, clock::boot())
+        {
+            self.store.set_life(life);
         }
     }
 

@@ -1,0 +1,110 @@
+//! Which container IDs name this life of the pod (design §5).
+//!
+//! Kubernetes shows a restarted container late. Whoever publishes the ID of the one before names something dead, and its
+//! death would "prove" that of a running primary. What counts is the container that keeps Postgres: its ID is published
+//! only while it is shown running since a moment at which this life can have begun. In doubt none is published, which
+//! costs the ttl at a takeover and nothing else.
+
+use std::collections::BTreeMap;
+
+use super::Life;
+use super::objects::Pod;
+
+/// `startedAt` is written once the container's process runs, in whole seconds, by the clock of the same machine: it is at
+/// most one second before what the process itself took for its beginning. Another second for clocks that are set. A
+/// container that is started again at once began longer ago than this, or its ID is known to be over.
+const SLACK_MICROS: i64 = 2_000_000;
+
+/// The life in force, and what was published for the one before.
+#[derive(Default)]
+pub(super) struct OwnLife {
+    life: Option<Life>,
+    published: BTreeMap<String, String>,
+    over: BTreeMap<String, String>,
+}
+
+impl OwnLife {
+    /// Another life begins; the IDs published so far are over. The same life told again changes nothing.
+    pub fn begin(&mut self, life: Life) {
+        if self.life.as_ref() != Some(&life) {
+            self.over.append(&mut self.published);
+            self.life = Some(life);
+        }
+    }
+
+    /// What may be published of this pod.
+    pub fn containers(&mut self, pod: &Pod) -> BTreeMap<String, String> {
+        let Some(life) = &self.life else { return BTreeMap::new() };
+        let ids = pod.container_ids();
+        let of_this_life = |name: &str| {
+            let since = pod.running_since(name);
+            since.is_some_and(|at| at.micros_until(life.began) <= SLACK_MICROS) && self.over.get(name) != ids.get(name)
+        };
+        let known = match &life.container {
+            Some(name) => ids.contains_key(name) && of_this_life(name),
+            None => !ids.is_empty() && ids.keys().all(|name| of_this_life(name)),
+        };
+        if !known {
+            return BTreeMap::new();
+        }
+        self.published.clone_from(&ids);
+        ids
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::dcs::schema::parse_wall;
+
+    fn pod(postgres: (&str, &str), patroni: (&str, &str)) -> Pod {
+        let status = |name: &str, (id, since): (&str, &str)| json!({"name": name, "containerID": id, "state": {"running": {"startedAt": since}}});
+        serde_json::from_value(json!({"metadata": {"name": "a"},
+            "spec": {"containers": [{"name": "postgres"}, {"name": "patroni"}]},
+            "status": {"containerStatuses": [status("postgres", postgres), status("patroni", patroni)]}}))
+        .unwrap()
+    }
+    fn life(container: Option<&str>, began: &str) -> Life {
+        Life { container: container.map(str::to_owned), began: parse_wall(began).unwrap() }
+    }
+
+    #[test]
+    fn nothing_is_published_before_anybody_says_which_life_this_is() {
+        let p = pod(("c://1", "2026-01-01T10:00:00Z"), ("c://2", "2026-01-01T10:00:00Z"));
+        assert!(OwnLife::default().containers(&p).is_empty());
+    }
+
+    #[test]
+    fn a_container_that_began_before_the_keeper_is_an_earlier_life() {
+        let mut own = OwnLife::default();
+        own.begin(life(Some("postgres"), "2026-01-01T10:00:03.5Z"));
+        let before = pod(("c://1", "2026-01-01T10:00:00Z"), ("c://2", "2026-01-01T10:00:00Z"));
+        assert!(own.containers(&before).is_empty());
+        let mine = pod(("c://3", "2026-01-01T10:00:03Z"), ("c://2", "2026-01-01T10:00:00Z"));
+        assert_eq!(own.containers(&mine)["postgres"], "c://3");
+    }
+
+    #[test]
+    fn an_id_published_for_an_earlier_keeper_is_never_published_again() {
+        let mut own = OwnLife::default();
+        own.begin(life(Some("postgres"), "2026-01-01T10:00:00Z"));
+        let first = pod(("c://1", "2026-01-01T10:00:00Z"), ("c://2", "2026-01-01T10:00:00Z"));
+        assert_eq!(own.containers(&first).len(), 2);
+        own.begin(life(Some("postgres"), "2026-01-01T10:00:01Z"));
+        assert!(own.containers(&first).is_empty(), "started again within the slack");
+        let second = pod(("c://3", "2026-01-01T10:00:01Z"), ("c://2", "2026-01-01T10:00:00Z"));
+        assert_eq!(own.containers(&second)["postgres"], "c://3");
+    }
+
+    #[test]
+    fn without_a_name_every_container_is_judged() {
+        let mut own = OwnLife::default();
+        own.begin(life(None, "2026-01-01T10:00:05Z"));
+        let half = pod(("c://1", "2026-01-01T10:00:05Z"), ("c://2", "2026-01-01T10:00:00Z"));
+        assert!(own.containers(&half).is_empty());
+        let all = pod(("c://1", "2026-01-01T10:00:05Z"), ("c://3", "2026-01-01T10:00:06Z"));
+        assert_eq!(own.containers(&all).len(), 2);
+    }
+}
