@@ -4,6 +4,7 @@
 #   make demo STORY=1    the scripted story: crash, lost member, rejoin, switchover, SIGTERM
 #   make test            unit tests, house rules, clusters with real Postgres (lease times scaled by five)
 #   make bench           failover times, memory and API requests beside their targets (release build)
+#   make image           target/image/patroni.tar: the Dockerfile's image, made without a container engine
 #   make lint            format and clippy
 
 CARGO ?= cargo
@@ -12,14 +13,14 @@ DEMO_ARGS ?=
 UNSCALED := $(CURDIR)/target/unscaled
 PROGRAMS := patroni postgres-keeper patronictl
 
-.PHONY: demo test bench lint prepare unscaled
+.PHONY: demo test bench lint prepare unscaled image
 
 demo:
 	@echo "building the release binaries (minutes the first time)"
 	$(CARGO) build --release --bins
 	@target/release/patroni-demo $(if $(STORY),--story) $(DEMO_ARGS)
 
-test: prepare unscaled
+test: prepare unscaled image
 	$(CARGO) test --lib --test scenarios --test sim
 	PATRONI_UNSCALED_BIN_DIR=$(UNSCALED) $(CARGO) test --features test-time-scale --test '*' --no-fail-fast -- $(WORDS)
 
@@ -29,6 +30,10 @@ unscaled:
 	$(CARGO) build --bins
 	@mkdir -p $(UNSCALED)
 	@for p in $(PROGRAMS); do install -m 755 target/debug/$$p $(UNSCALED)/$$p; done
+
+# The image of the Dockerfile as an OCI archive, target/image/patroni.tar, without a container engine.
+image:
+	@CARGO="$(CARGO)" sh deploy/image.sh
 
 bench: prepare
 	$(CARGO) bench --bench failover -- $(WORDS)
