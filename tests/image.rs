@@ -108,8 +108,7 @@ fn the_programs_of_the_image_are_static() {
     for program in of_dockerfile().files.keys() {
         let bytes = std::fs::read(dir.path().join(program.trim_start_matches('/'))).unwrap();
         assert!(!names_a_loader(&bytes), "{program} is not static: it names a dynamic loader");
-        let version =
-            run(dir.path().join(program.trim_start_matches('/')).to_str().unwrap(), &["--version"], dir.path());
-        assert!(version.contains(env!("CARGO_PKG_VERSION")), "{program} --version says {version}");
+        let help = run(dir.path().join(program.trim_start_matches('/')).to_str().unwrap(), &["--help"], dir.path());
+        assert!(help.to_lowercase().contains("usage"), "{program} --help says {help}");
     }
 }
