@@ -119,7 +119,7 @@ pub fn find_or_install_postgres(say: &dyn Fn(&str)) -> Res<PathBuf> {
         say("no Postgres here: installing the Debian package (apt-get install postgresql)");
         let quiet = "mkdir -p /etc/postgresql-common && [ -e /etc/postgresql-common/createcluster.conf ] || \
                      echo 'create_main_cluster = false' > /etc/postgresql-common/createcluster.conf";
-        let install = "apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q \
+        let install = "apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
                        -o Dpkg::Options::=--force-confold postgresql";
         for script in [quiet, install] {
             Blocking::new("sh").args(["-c", script]).status().doing("run apt-get")?;

@@ -19,7 +19,7 @@ if ! have_postgres && command -v apt-get >/dev/null 2>&1; then
         echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.conf
     fi
     apt-get update -q
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -q -o Dpkg::Options::=--force-confold postgresql
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends -o Dpkg::Options::=--force-confold postgresql
 fi
 if ! id postgres >/dev/null 2>&1; then
     echo "prepare: making the user postgres"
