@@ -6,14 +6,18 @@
 #   make bench           failover times, memory and API requests beside their targets (release build)
 #   make image           target/image/patroni.tar: the Dockerfile's image, made without a container engine
 #   make lint            format and clippy
+#   make kube-up         a real Kubernetes on this machine (NODES=1), see tests/kube/README.md; as root
+#   make kube-shell      a shell that talks to it
+#   make kube-down       ends it
 
 CARGO ?= cargo
 WORDS ?=
 DEMO_ARGS ?=
+NODES ?= 1
 UNSCALED := $(CURDIR)/target/unscaled
 PROGRAMS := patroni postgres-keeper patronictl
 
-.PHONY: demo test bench lint prepare unscaled image
+.PHONY: demo test bench lint prepare unscaled image kube-up kube-down kube-shell
 
 demo:
 	@echo "building the release binaries (minutes the first time)"
@@ -44,3 +48,13 @@ lint:
 
 prepare:
 	@sh tests/support/prepare.sh
+
+# 77 is "cannot run here", said in one line: no error of make's.
+kube-up:
+	@tests/kube/cluster.sh up --nodes $(NODES) || [ $$? = 77 ]
+
+kube-down:
+	@tests/kube/cluster.sh down
+
+kube-shell:
+	@tests/kube/cluster.sh shell
