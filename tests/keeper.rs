@@ -336,6 +336,47 @@ fn a_data_directory_belongs_to_one_keeper_at_a_time() {
     });
 }
 
+/// Design §7 "Dead": the postmaster and every descendant, also for the keeper that comes after a killed one.
+#[test]
+fn after_kill_9_of_the_keeper_the_last_backend_still_holds_the_directory() {
+    as_postgres("after_kill_9_of_the_keeper_the_last_backend_still_holds_the_directory", async |mut w| {
+        let (client, _, events) = w.session().await;
+        w.primary(&client).await;
+        let backend = w.psql("select pg_backend_pid(), pg_sleep(60)").spawn().unwrap();
+        let asked = "select pid from pg_stat_activity where query like '%pg_sleep(60)' and wait_event = 'PgSleep'";
+        let pid = loop {
+            let out = String::from_utf8(w.psql(asked).output().unwrap().stdout).unwrap();
+            if let Ok(pid) = out.trim().parse::<u32>() {
+                break pid.to_string();
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        let Answer::State(state) = client.ask(Ask::Status).await.unwrap() else { panic!() };
+        let postmaster = state.postgres.unwrap().pid.to_string();
+        let kill =
+            |signal: &str, pid: &str| assert!(Command::new("kill").args([signal, pid]).status().unwrap().success());
+        drop((client, events));
+        kill("-STOP", &pid);
+        kill("-9", &postmaster);
+        w.keeper.kill().unwrap();
+        w.keeper.wait().unwrap();
+        w.keeper = World::spawn(&w.dir.path().join("keeper.sock"), &w.dir.path().join("keeper.log"));
+        let (client, _, _events) = w.session().await;
+        client.command(permit(Permission::Unfenced { reason: UnfencedReason::Bootstrap })).await.unwrap();
+        let why = refusal(client.command(w.start(Role::Primary, 0)).await);
+        assert!(why.contains("in use by another keeper"), "{why}");
+        kill("-9", &pid);
+        let began = now();
+        while !w.left().is_empty() {
+            assert!(now() < began + 10 * SECOND, "still there: {:?}", w.left());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        client.command(w.start(Role::Primary, 0)).await.unwrap();
+        w.ready().await;
+        backend.wait_with_output().unwrap();
+    });
+}
+
 #[test]
 fn sigterm_stops_postgres_when_nobody_hands_over() {
     as_postgres("sigterm_stops_postgres_when_nobody_hands_over", async |mut w| {

@@ -302,14 +302,12 @@ fn standing(state: &State) -> Standing {
 
 /// The socket of a keeper in a container of its own; `None`: the keeper is ours to start.
 pub(super) fn named_socket(config: &Config) -> Option<PathBuf> {
-    let section = config.raw.get("keeper").and_then(|k| k.get("socket")).and_then(Value::as_str);
-    std::env::var_os("PATRONI_KEEPER_SOCKET").map(PathBuf::from).or_else(|| section.map(PathBuf::from))
+    config.raw.get("keeper")?.get("socket")?.as_str().filter(|s| !s.is_empty()).map(PathBuf::from)
 }
 
 /// The container that Postgres and its keeper are in.
 fn named_container(config: &Config) -> Option<String> {
-    let section = config.raw.get("keeper").and_then(|k| k.get("container")).and_then(Value::as_str);
-    std::env::var("PATRONI_KEEPER_CONTAINER").ok().or_else(|| section.map(str::to_owned)).filter(|c| !c.is_empty())
+    config.raw.get("keeper")?.get("container")?.as_str().filter(|c| !c.is_empty()).map(str::to_owned)
 }
 
 /// Which life of the pod's containers a keeper that began then makes it (design §5). A keeper of ours may be younger than

@@ -63,7 +63,7 @@ fn table() -> Vec<(String, String, Kind)> {
     for (name, path, kind) in SPECIAL {
         rows.push(((*name).to_owned(), (*path).to_owned(), *kind));
     }
-    for section in ["log", "restapi", "ctl", "kubernetes"] {
+    for section in ["log", "restapi", "ctl", "kubernetes", "keeper"] {
         for (key, kind) in super::keys::children(section).filter(|(_, kind)| *kind != Kind::Section) {
             rows.push((format!("{section}_{key}").to_uppercase(), format!("{section}.{key}"), kind));
         }

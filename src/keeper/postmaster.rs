@@ -24,7 +24,7 @@ pub(super) struct Postmaster {
     unpermitted_since: Option<u64>,
     /// The postmaster itself was reaped: how, and when.
     pub ended: Option<(End, u64)>,
-    _lock: Option<DirLock>,
+    _lock: DirLock,
 }
 
 impl Postmaster {
@@ -35,9 +35,9 @@ impl Postmaster {
     pub fn start(role: Role, program: &Program, data_dir: &str) -> Result<Postmaster, String> {
         let dir = PathBuf::from(data_dir);
         let lock = DirLock::take(&dir).map_err(|e| format!("{data_dir} is in use by another keeper: {e}"))?;
-        if lock.is_none() {
+        let Some(lock) = lock else {
             return Err(format!("{data_dir} is not a data directory: PG_VERSION is missing"));
-        }
+        };
         let signal = dir.join("standby.signal").exists();
         if role == Role::Standby && !signal {
             return Err(format!("{data_dir}/standby.signal is missing: without it Postgres would start read-write"));
@@ -46,7 +46,7 @@ impl Postmaster {
             return Err(format!("{data_dir} holds standby.signal or recovery.signal: it would not start as a primary"));
         }
         clear_stale_pid(&dir)?;
-        let child = process::spawn(program, Kind::Postmaster)
+        let child = process::spawn(program, Kind::Postmaster(lock.fd()))
             .map_err(|e| format!("start {}: {e}", program.argv.first().map_or("postgres", String::as_str)))?;
         let pid = i32::try_from(child.id()).unwrap_or(0);
         Ok(Postmaster {

@@ -77,8 +77,9 @@ pub(super) fn next_signal(fd: &OwnedFd) -> Option<i32> {
 /// How a spawned process relates to the keeper.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// The postmaster: SIGQUIT when the keeper dies, output to ours.
-    Postmaster,
+    /// The postmaster: SIGQUIT when the keeper dies, output to ours. It and its children hold this lock open too: a keeper
+    /// that comes after a killed one finds the directory in use until the last backend is gone.
+    Postmaster(i32),
     /// A program: SIGKILL when the keeper dies, output to pipes.
     Program,
 }
@@ -105,7 +106,7 @@ pub(super) fn spawn(program: &Program, kind: Kind) -> io::Result<Child> {
         command.current_dir(cwd);
     }
     let death_signal = match kind {
-        Kind::Postmaster => {
+        Kind::Postmaster(_) => {
             command.stdin(Stdio::null());
             libc::SIGQUIT
         }
@@ -123,6 +124,9 @@ pub(super) fn spawn(program: &Program, kind: Kind) -> io::Result<Child> {
             let set = our_signals();
             libc::sigprocmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut());
             libc::setpriority(libc::PRIO_PROCESS, 0, 0);
+            if let Kind::Postmaster(lock) = kind {
+                libc::fcntl(lock, libc::F_SETFD, 0);
+            }
             libc::prctl(libc::PR_SET_PDEATHSIG, death_signal, 0, 0, 0);
             if libc::getppid() as u32 != parent {
                 return Err(io::Error::other("the keeper died"));
@@ -257,10 +261,15 @@ fn marked(pid: i32) -> bool {
 /// PID namespaces, where Postgres' own interlock is blind).
 #[derive(Debug)]
 pub(super) struct DirLock {
-    _file: File,
+    file: File,
 }
 
 impl DirLock {
+    /// The descriptor, for a child that is to hold the lock too.
+    pub fn fd(&self) -> i32 {
+        self.file.as_raw_fd()
+    }
+
     /// Locks `PGDATA/PG_VERSION`; `Ok(None)` when there is no such file yet.
     pub fn take(data_dir: &Path) -> io::Result<Option<DirLock>> {
         let path = data_dir.join("PG_VERSION");
@@ -277,6 +286,6 @@ impl DirLock {
         if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) } != 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(Some(DirLock { _file: file }))
+        Ok(Some(DirLock { file }))
     }
 }
