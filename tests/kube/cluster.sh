@@ -49,9 +49,9 @@ options() {
 # What only root on a suitable machine can do.
 require_machine() {
     [ "$(id -u)" = 0 ] || skip "not root: nodes need namespaces and cgroups"
-    [ -d /sys/fs/cgroup ] && mkdir -p "/sys/fs/cgroup/$1/patroni-kube-probe" 2>/dev/null ||
+    [ -d /sys/fs/cgroup ] && mkdir -p "/sys/fs/cgroup/$1/patroni-kube-probe-$$" 2>/dev/null ||
         skip "no cgroups can be made below /sys/fs/cgroup"
-    rmdir "/sys/fs/cgroup/$1/patroni-kube-probe"
+    rmdir "/sys/fs/cgroup/$1/patroni-kube-probe-$$"
     unshare --mount --pid --uts --net --fork true 2>/dev/null || skip "no namespaces can be made"
     find_go >/dev/null || skip "no Go compiler: the test cluster is built from source"
 }

@@ -55,7 +55,8 @@ claim() {
     mkdir -p "$CLAIMS"
     for ((n = 0; n < CLUSTERS_MAX; n++)); do
         [ -e "$CLAIMS/$n" ] || rm -f "$CLAIMS/$n"
-        ln -s "$dir" "$CLAIMS/$n" 2>/dev/null && { echo "$n"; return 0; }
+        # -T: a link to an existing directory is not a place to put links into.
+        ln -sT "$dir" "$CLAIMS/$n" 2>/dev/null && { echo "$n"; return 0; }
     done
     return 1
 }

@@ -32,6 +32,7 @@ JSON
     # oom_score_adj: root of a test machine may not lower it, and runc then fails with "can't get final child's PID".
     cat >"$own/containerd.toml" <<TOML
 version = 3
+disabled_plugins = ["io.containerd.internal.v1.opt"]
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
   sandbox = "docker.io/library/pause:kube"
 [plugins.'io.containerd.cri.v1.runtime']
@@ -78,11 +79,20 @@ kubelet_start() { # number
 
 # Everything up to the point where only the API server is missing.
 node_prepare() { # number
-    local image
     cgroups_make "node$1"
     node_files "$1"
+    store_copy "$cache/images/store" "$dir/node$1/var/lib/containerd"
     runtime_start "$1"
-    for image in "$cache"/images/*.tar; do import "$1" "$image"; done
+}
+
+# Layers and blobs never change, so they may be shared. Databases do.
+store_copy() { # from, to
+    local database
+    cp -al "$1/." "$2" 2>/dev/null || cp -a "$1/." "$2"
+    rm -rf "$2/io.containerd.grpc.v1.introspection"   # its identity
+    while IFS= read -r database; do
+        cp --remove-destination "$1/$database" "$2/$database"
+    done < <(cd "$1" && find . -name '*.db')
 }
 
 node_start() { # number
