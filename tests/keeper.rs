@@ -320,6 +320,32 @@ fn a_newer_session_supersedes_the_older_and_finds_everything_as_it_was() {
     });
 }
 
+/// In a pod the containers see each other's processes as number 0. A namespace of the keeper's own makes it so here.
+#[test]
+fn a_sidecar_in_another_container_is_let_in() {
+    as_postgres("a_sidecar_in_another_container_is_let_in", async |w| {
+        let apart = ["--user", "--map-current-user", "--pid", "--fork", "--kill-child"];
+        if !Command::new("unshare").args(apart).arg("true").status().is_ok_and(|s| s.success()) {
+            println!("skipped: no namespaces for ordinary users");
+            return;
+        }
+        let socket = w.dir.path().join("apart.sock");
+        let log = fs::File::create(w.dir.path().join("apart.log")).unwrap();
+        let exe = std::env::var_os("KEEPER").unwrap_or_else(|| env!("CARGO_BIN_EXE_postgres-keeper").into());
+        let mut keeper =
+            Command::new("unshare").args(apart).arg(exe).arg("--socket").arg(&socket).stderr(log).spawn().unwrap();
+        let began = now();
+        while !socket.exists() && now() < began + 10 * SECOND {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let met = KeeperClient::connect(&socket, "sidecar").await;
+        keeper.kill().unwrap();
+        keeper.wait().unwrap();
+        let said = fs::read_to_string(w.dir.path().join("apart.log")).unwrap();
+        assert!(met.is_ok(), "{:?}; the keeper: {said}", met.err());
+    });
+}
+
 #[test]
 fn a_data_directory_belongs_to_one_keeper_at_a_time() {
     as_postgres("a_data_directory_belongs_to_one_keeper_at_a_time", async |w| {

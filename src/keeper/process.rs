@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -35,6 +36,21 @@ pub(super) fn settle() -> io::Result<()> {
         libc::setpriority(libc::PRIO_PROCESS, 0, -5);
     }
     Ok(())
+}
+
+/// The user at the other end of a Unix socket. A peer in another container has process id 0 here, which rustix's own type
+/// for this answer cannot hold.
+pub(super) fn peer_uid(socket: &UnixStream) -> io::Result<u32> {
+    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut size = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: `peer` and `size` outlive the call and say truly how much may be written.
+    let done = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, (&raw mut peer).cast(), &raw mut size)
+    };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(peer.uid)
 }
 
 /// The signals the keeper takes from a descriptor: SIGCHLD, SIGTERM, SIGINT, SIGHUP.

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 
 use rustix::event::PollFlags;
 
+use super::process;
 use super::protocol::{Answer, Event, FRAME_MAX, Frame, Request, decode, encode};
 
 /// Unsent bytes; a client that does not read this much is gone or frozen, and a frozen one must not fill our memory.
@@ -27,10 +28,10 @@ impl Connection {
     /// # Errors
     /// One line: another user, or the kernel.
     pub fn new(stream: UnixStream) -> Result<Connection, String> {
-        let peer = rustix::net::sockopt::socket_peercred(&stream).map_err(|e| e.to_string())?;
-        let own = rustix::process::geteuid();
-        if peer.uid != own {
-            return Err(format!("user {} is not {}", peer.uid.as_raw(), own.as_raw()));
+        let peer = process::peer_uid(&stream).map_err(|e| format!("whose is it: {e}"))?;
+        let own = rustix::process::geteuid().as_raw();
+        if peer != own {
+            return Err(format!("user {peer} is not {own}"));
         }
         stream.set_nonblocking(true).map_err(|e| e.to_string())?;
         Ok(Connection { stream, incoming: Vec::new(), outgoing: Vec::new(), open: true, session: false })
