@@ -52,7 +52,9 @@ build_one() { # name, module, package, linker flags, tags, expected, position
     started=$SECONDS
     (cd "$here/build/$module" &&
         CGO_ENABLED=0 GOFLAGS=-buildvcs=false "$go" build -trimpath -tags "$tags" -ldflags "-s -w $ldflags" \
-            -o "$cache/bin/$name.new" "$package")
+            -o "$cache/bin/$name.new" "$package") >"$cache/$name.log" 2>&1 ||
+        die "cannot build $name: $(tail -n 3 "$cache/$name.log")"
+    rm -f "$cache/$name.log"
     mv "$cache/bin/$name.new" "$cache/bin/$name"
     echo "$stamp" >"$cache/bin/$name.stamp"
     echo "built $name in $((SECONDS - started)) s"

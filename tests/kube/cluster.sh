@@ -77,7 +77,7 @@ node_ready() { # number
 }
 
 dns_ready() {
-    busybox wget -q -O /dev/null "http://$cp_ip:8181/ready"
+    (exec 3<>"/dev/tcp/$cp_ip/8181" && printf 'GET /ready HTTP/1.0\r\n\r\n' >&3 && grep -q ' 200 ' <&3)
 }
 
 up_nodes() {
@@ -147,9 +147,10 @@ tunables_restore() {
 # Ends whatever is left of this directory's cluster, however it came to be left.
 clean() {
     api_only_end
+    machines_end
     if number=$(claimed); then
         name_everything "$number"
-        clean_machines
+        clean_names
         rm -f "$CLAIMS/$number"
         if ! ls "$CLAIMS"/[0-9]* >/dev/null 2>&1; then
             [ ! -e "$CLAIMS/tunables" ] || tunables_restore
@@ -159,11 +160,10 @@ clean() {
     if [ -e "$dir/.patroni-kube" ]; then rm -rf --one-file-system "$dir"; fi
 }
 
-clean_machines() {
+# Everything that is named by the cluster's number.
+clean_names() {
     local machine mount
     ip link del "$prefix-host" 2>/dev/null || true
-    # Nodes first: without an API server they only wait for it.
-    for machine in $(machine_names); do machine_kill "$machine"; done
     for machine in $(machine_names); do
         [ ! -e "/run/netns/$prefix-$machine" ] || ip netns del "$prefix-$machine"
         until_ok 20 "the cgroups of $machine" cgroups_gone "$machine"

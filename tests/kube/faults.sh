@@ -14,19 +14,22 @@ TEXT
 }
 
 fault() {
-    local what=${1:-help} namespace=default
+    local what=${1:-help} namespace=default node
     [ $# = 0 ] || shift
     if [ "${1:-}" = -n ]; then
         namespace=${2:?a namespace}
         shift 2
     fi
     case $what in
-    node-cut) on "$(node_of "$@")" ip link set eth0 down ;;
-    node-heal) node_of "$@" >/dev/null && link_up "$1" ;;
-    node-kill) node_kill "$(node_of "$@")" ;;
+    node-cut | node-heal | node-kill | kubelet-*) node=$(node_of "$@") ;;
+    esac
+    case $what in
+    node-cut) on "$node" ip link set eth0 down ;;
+    node-heal) link_up "$1" ;;
+    node-kill) node_kill "$node" ;;
     node-start) node_boot "${1:?a node number}" ;;
-    kubelet-stop) signal_daemon "$(node_of "$@")" kubelet KILL ;;
-    kubelet-start) node_of "$@" >/dev/null && kubelet_start "$1" ;;
+    kubelet-stop) signal_daemon "$node" kubelet KILL ;;
+    kubelet-start) kubelet_start "$1" ;;
     apiserver-stop) signal_daemon cp kube-apiserver STOP ;;
     apiserver-cont) signal_daemon cp kube-apiserver CONT ;;
     container-kill) in_container_tasks kill --signal SIGKILL "$@" ;;

@@ -54,17 +54,31 @@ signal_daemon() { # name, program, signal
     on "$1" sh -c 'kill -s "$1" "$(cat "$2")"' sh "$3" "/run/$2.pid"
 }
 
+# The kernel ends process 1 only after everything else on the machine is gone.
 machine_kill() { # name
     local pid
-    thaw "$1"
     pid=$(machine_pid "$1") || return 0
     kill -9 "$pid"
-    # The kernel ends process 1 only after everything else on the machine is gone.
+    thaw "$1"
     until_ok 20 "the end of machine $1" machine_gone "$1"
 }
 
 machine_gone() { # name
     ! machine_pid "$1" >/dev/null
+}
+
+# Every machine of this directory, nodes and control plane at once. Their `unshare` ends with them.
+machines_end() {
+    local pids
+    pids=$(pgrep -f -- "machine.sh $dir ") || return 0
+    # shellcheck disable=SC2086  # several numbers
+    kill -9 $pids 2>/dev/null || true
+    if number=$(claimed); then name_everything "$number" && thaw '*'; fi
+    until_ok 20 "the end of the machines in $dir" machines_gone
+}
+
+machines_gone() {
+    ! pgrep -f -- "machine.sh $dir " >/dev/null
 }
 
 # A frozen process does not die of a signal.
