@@ -6,11 +6,13 @@
 //! must be noticed. The clients live in a thread of their own and measure nothing but their own waiting.
 
 use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
@@ -42,6 +44,55 @@ pub struct Ack {
     pub lsn: u64,
 }
 
+/// Where a client connects.
+#[derive(Clone)]
+pub struct Target {
+    /// The address; it changes when a pod is made anew, and is `None` while there is no pod.
+    pub address: watch::Receiver<Option<SocketAddr>>,
+    /// Of the superuser.
+    pub password: String,
+    /// A statement without an answer for this long is given up and the connection with it; `None`: waited for however long.
+    pub patience: Option<Duration>,
+}
+
+impl Target {
+    /// A port of this machine, for good.
+    pub fn local(port: u16) -> Target {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        Target { address: watch::channel(Some(address)).1, password: PASSWORD.to_owned(), patience: None }
+    }
+
+    /// Connects as the superuser; the connection's task ends with the client.
+    ///
+    /// # Errors
+    /// There is no address, refused, or not up within three seconds.
+    pub async fn connect(&self) -> Res<Client> {
+        let Some(address) = *self.address.borrow() else { return fail("no address to connect to") };
+        let mut config = tokio_postgres::Config::new();
+        config.host(address.ip().to_string()).port(address.port()).user("postgres").password(&self.password);
+        config.dbname("postgres").application_name("demo");
+        match timeout(CONNECT, config.connect(NoTls)).await {
+            Err(_) => fail(format!("{address}: no connection within {} s", CONNECT.as_secs())),
+            Ok(connected) => {
+                let (client, connection) = connected?;
+                tokio::spawn(async move { drop(connection.await) });
+                Ok(client)
+            }
+        }
+    }
+
+    /// Ends when the address is another than at the call.
+    fn moved(&self) -> impl Future<Output = ()> + use<> {
+        let mut address = self.address.clone();
+        address.mark_unchanged();
+        async move {
+            if address.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
+
 #[derive(Default)]
 struct Shared {
     acks: Mutex<Vec<Ack>>,
@@ -67,12 +118,20 @@ impl Writer {
     /// # Errors
     /// No thread or runtime could be made.
     pub fn start(ports: &[u16], every: Duration) -> Res<Writer> {
-        let shared = Arc::new(Shared::default());
+        Writer::toward(ports.iter().map(|port| Target::local(*port)).collect(), every, 0)
+    }
+
+    /// As [`Writer::start`], to any targets; the rows' keys begin after `first`.
+    ///
+    /// # Errors
+    /// As [`Writer::start`].
+    pub fn toward(targets: Vec<Target>, every: Duration, first: u64) -> Res<Writer> {
+        let shared = Arc::new(Shared { next: AtomicU64::new(first), ..Shared::default() });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (theirs, ports) = (Arc::clone(&shared), ports.to_vec());
+        let theirs = Arc::clone(&shared);
         let serve = move || {
             runtime.block_on(async {
-                let clients = ports.iter().enumerate().map(|(i, port)| client(i, *port, Arc::clone(&theirs), every));
+                let clients = targets.iter().enumerate().map(|(i, t)| client(i, t, Arc::clone(&theirs), every));
                 let all = futures::future::join_all(clients);
                 let until_stopped = async {
                     while !theirs.stopped() {
@@ -152,43 +211,50 @@ impl Drop for Writer {
     }
 }
 
-/// Connects to one member as the superuser; the connection's task ends with the client.
+/// Connects to a member of this machine; see [`Target::connect`].
 ///
 /// # Errors
-/// Refused, or not up within three seconds.
+/// As [`Target::connect`].
 pub async fn connect(port: u16) -> Res<Client> {
-    let mut config = tokio_postgres::Config::new();
-    config.host("127.0.0.1").port(port).user("postgres").password(PASSWORD).dbname("postgres").application_name("demo");
-    match timeout(CONNECT, config.connect(NoTls)).await {
-        Err(_) => fail(format!("port {port}: no connection within {} s", CONNECT.as_secs())),
-        Ok(connected) => {
-            let (client, connection) = connected?;
-            tokio::spawn(async move { drop(connection.await) });
-            Ok(client)
-        }
-    }
+    Target::local(port).connect().await
 }
 
-async fn client(member: usize, port: u16, shared: Arc<Shared>, every: Duration) {
+async fn client(member: usize, target: &Target, shared: Arc<Shared>, every: Duration) {
     while !shared.stopped() {
-        if let Ok(client) = connect(port).await {
-            serve_connection(&client, member, &shared, every).await;
+        let moved = target.moved();
+        if let Ok(client) = target.connect().await {
+            tokio::select! {
+                () = serve_connection(&client, member, &shared, every, target.patience) => (),
+                () = moved => (),
+            }
         }
         sleep(ASK_AGAIN).await;
     }
 }
 
-async fn serve_connection(client: &Client, member: usize, shared: &Shared, every: Duration) {
+async fn serve_connection(
+    client: &Client,
+    member: usize,
+    shared: &Shared,
+    every: Duration,
+    patience: Option<Duration>,
+) {
     while !shared.stopped() && !client.is_closed() {
-        match first_value(client, "SELECT pg_is_in_recovery()").await {
-            Err(_) => return,
-            Ok(answer) if answer != ["f"] => sleep(ASK_AGAIN).await,
-            Ok(_) => write_until_refused(client, member, shared, every).await,
+        match first_value(client, "SELECT pg_is_in_recovery()", patience).await {
+            Some(Err(_)) | None => return,
+            Some(Ok(answer)) if answer != ["f"] => sleep(ASK_AGAIN).await,
+            Some(Ok(_)) => write_until_refused(client, member, shared, every, patience).await,
         }
     }
 }
 
-async fn write_until_refused(client: &Client, member: usize, shared: &Shared, every: Duration) {
+async fn write_until_refused(
+    client: &Client,
+    member: usize,
+    shared: &Shared,
+    every: Duration,
+    patience: Option<Duration>,
+) {
     let mut ticks = tokio::time::interval(every);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while !shared.stopped() {
@@ -199,15 +265,15 @@ async fn write_until_refused(client: &Client, member: usize, shared: &Shared, ev
              RETURNING pg_walfile_name(pg_current_wal_insert_lsn()), pg_current_wal_insert_lsn()"
         );
         let sent = Instant::now();
-        match first_value(client, &insert).await {
-            Ok(row) => {
+        match first_value(client, &insert, patience).await {
+            Some(Ok(row)) => {
                 let at = Instant::now();
                 let timeline = row.first().and_then(|f| u32::from_str_radix(f.get(..8)?, 16).ok()).unwrap_or_default();
                 let lsn = row.get(1).and_then(|l| parse_lsn(l)).unwrap_or_default();
                 let ack = Ack { id, member, sent, at, timeline, lsn };
                 shared.acks.lock().unwrap_or_else(PoisonError::into_inner).push(ack);
             }
-            Err(e) if e.code() == Some(&SqlState::UNDEFINED_TABLE) => {
+            Some(Err(e)) if e.code() == Some(&SqlState::UNDEFINED_TABLE) => {
                 let create = format!(
                     "CREATE TABLE IF NOT EXISTS {TABLE} \
                      (id bigint PRIMARY KEY, member int NOT NULL, at timestamptz NOT NULL DEFAULT now())"
@@ -216,7 +282,7 @@ async fn write_until_refused(client: &Client, member: usize, shared: &Shared, ev
                     return sleep(ASK_AGAIN).await;
                 }
             }
-            Err(_) => return,
+            Some(Err(_)) | None => return,
         }
     }
 }
@@ -227,9 +293,18 @@ pub fn parse_lsn(text: &str) -> Option<u64> {
     Some((u64::from_str_radix(high, 16).ok()? << 32) | u64::from_str_radix(low, 16).ok()?)
 }
 
-/// The columns of the first row.
-async fn first_value(client: &Client, sql: &str) -> Result<Vec<String>, tokio_postgres::Error> {
-    Ok(rows(client, sql).await?.into_iter().next().unwrap_or_default())
+/// The columns of the first row; `None`: no answer in time.
+async fn first_value(
+    client: &Client,
+    sql: &str,
+    patience: Option<Duration>,
+) -> Option<Result<Vec<String>, tokio_postgres::Error>> {
+    let answer = rows(client, sql);
+    let found = match patience {
+        None => answer.await,
+        Some(limit) => timeout(limit, answer).await.ok()?,
+    };
+    Some(found.map(|rows| rows.into_iter().next().unwrap_or_default()))
 }
 
 /// All rows as text, NULL as an empty string.
@@ -251,7 +326,15 @@ pub async fn rows(client: &Client, sql: &str) -> Result<Vec<Vec<String>>, tokio_
 /// # Errors
 /// It cannot be reached or asked.
 pub async fn present(port: u16) -> Res<BTreeSet<u64>> {
-    let client = connect(port).await?;
+    present_at(&Target::local(port)).await
+}
+
+/// As [`present`], of any target.
+///
+/// # Errors
+/// As [`present`].
+pub async fn present_at(target: &Target) -> Res<BTreeSet<u64>> {
+    let client = target.connect().await?;
     let found = rows(&client, &format!("SELECT id FROM {TABLE}")).await?;
     Ok(found.iter().filter_map(|r| r.first()?.parse().ok()).collect())
 }
