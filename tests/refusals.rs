@@ -65,7 +65,10 @@ enum As {
 fn run(file: &Path, who: As) -> (i32, String) {
     let dir = file.parent().unwrap();
     let built = PathBuf::from(env!("CARGO_BIN_EXE_patroni"));
-    let program = std::env::var_os("PATRONI_BIN_DIR").map_or(built, |dir| PathBuf::from(dir).join("patroni"));
+    let built = std::env::var_os("PATRONI_BIN_DIR").map_or_else(|| built.with_file_name(""), PathBuf::from);
+    // The members' user may not be allowed to enter the directory of the build.
+    let user = machine::User::find().unwrap();
+    let program = machine::publish_programs(&built, &dir.join("bin"), &user).unwrap().join("patroni");
     let mut command = Command::new(program);
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("PATRONI_")) {
         command.env_remove(name);

@@ -5,17 +5,23 @@
 //! timeline must be its tail, else something other than asynchronous replication lost it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::writer::Ack;
 
-/// Every acknowledgement that breaks S2, in words. Statements sent before `thawed` are not judged: a whole frozen pod
-/// without a watchdog is promised nothing for statements in flight.
+/// When a whole pod is thawed, a backend may get the processor before the keeper does, and answer what waits in its socket.
+/// Without a watchdog nothing can prevent that; from here on every acknowledgement is judged.
+const KEEPER_SCHEDULED: Duration = Duration::from_millis(500);
+
+/// Every acknowledgement that breaks S2, in words. A whole pod that was frozen past its lease without a watchdog is promised
+/// nothing for statements in flight when it was `thawed`.
 pub fn two_writers(acks: &[Ack], thawed: Option<Instant>) -> Vec<String> {
     let mut broken = Vec::new();
     let mut newest: Option<&Ack> = None;
-    for ack in acks.iter().filter(|a| thawed.is_none_or(|t| a.sent >= t || a.at < t)) {
+    let in_flight = |a: &&Ack| thawed.is_some_and(|t| a.at >= t && a.at <= t + KEEPER_SCHEDULED);
+    for ack in acks.iter().filter(|a| !in_flight(a)) {
         match newest {
             Some(first) if ack.timeline < first.timeline && ack.member != first.member => {
                 broken.push(told(ack, first, "older"));
@@ -77,7 +83,6 @@ pub fn loss(acks: &[Ack], present: &BTreeSet<u64>) -> Loss {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn acks(list: &[(u64, usize, u32)]) -> Vec<Ack> {
         let start = Instant::now();
@@ -93,6 +98,19 @@ mod tests {
         assert!(two_writers(&acks(&[(1, 0, 1), (2, 1, 2), (3, 1, 2), (4, 0, 3)]), None).is_empty());
         assert_eq!(two_writers(&acks(&[(1, 0, 1), (2, 1, 2), (3, 0, 1)]), None).len(), 1);
         assert_eq!(two_writers(&acks(&[(1, 0, 1), (2, 1, 1)]), None).len(), 1);
+    }
+
+    #[test]
+    fn what_a_thawed_pod_answers_later_than_its_keeper_needs_is_seen() {
+        let mut acks = acks(&[(1, 0, 1), (2, 1, 2), (3, 0, 1)]);
+        let thawed = acks[1].at;
+        assert!(two_writers(&acks, Some(thawed + Duration::from_millis(1))).is_empty());
+        acks[2].at = thawed + Duration::from_secs(1);
+        assert_eq!(
+            two_writers(&acks, Some(thawed + Duration::from_millis(1))).len(),
+            1,
+            "in flight, but much too late"
+        );
     }
 
     #[test]
