@@ -1,0 +1,53 @@
+//! The chart in real pods on a real cluster: kubelet, containerd, controllers, a stock Postgres image (tests/kube).
+//!
+//! `cargo test --test pods [WORD…]` runs the smoke part, or the tests whose name contains a word; `PATRONI_PODS=full` runs
+//! all of them (make test-full). Needs root, Go and cgroups, and the image of `make image`; where the cluster cannot run, every
+//! test says why and counts as ignored. Each test prints what it cost: outage and lost rows as the clients saw them.
+
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
+#[path = "pods/mod.rs"]
+mod suite;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use suite::{Outcome, TESTS, Test};
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let full = std::env::var_os("PATRONI_PODS").is_some_and(|v| v == "full");
+    let wanted = |t: &Test| match words.is_empty() {
+        true => full || t.smoke,
+        false => words.iter().any(|w| t.name.contains(w.as_str())),
+    };
+    let chosen: Vec<&Test> = TESTS.iter().filter(|t| wanted(t)).collect();
+    if std::env::args().any(|a| a == "--list") {
+        chosen.iter().for_each(|t| println!("{}: test", t.name));
+        return ExitCode::SUCCESS;
+    }
+    println!("\nrunning {} tests", chosen.len());
+    let (mut failed, mut skipped, mut passed, mut total) = (Vec::new(), Vec::new(), 0, Duration::ZERO);
+    suite::run(&chosen, |test, outcome, took| {
+        total += took;
+        println!("test {} ... {} ({:.1} s)", test.name, outcome.word(), took.as_secs_f64());
+        match outcome {
+            Outcome::Passed => passed += 1,
+            Outcome::Skipped(why) => skipped.push(format!("skipped {}: {why}", test.name)),
+            Outcome::Failed(why) => {
+                println!("{why}");
+                failed.push(format!("failed {}", test.name));
+            }
+        }
+    });
+    skipped.iter().chain(&failed).for_each(|line| println!("{line}"));
+    println!(
+        "\ntest result: {}. {passed} passed; {} failed; {} ignored; 0 measured; {} filtered out; finished in {:.2}s\n",
+        if failed.is_empty() { "ok" } else { "FAILED" },
+        failed.len(),
+        skipped.len(),
+        TESTS.len() - chosen.len(),
+        total.as_secs_f64()
+    );
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
