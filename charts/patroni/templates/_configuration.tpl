@@ -40,7 +40,6 @@ ctl:
   keyfile: /tls/rest/{{ $v.tls.rest.key }}
   {{- end }}
 kubernetes:
-  namespace: {{ .Release.Namespace }}
   use_endpoints: {{ eq $v.mode "endpoints" }}
   labels: {{ toJson $v.kubernetes.labels }}
   scope_label: {{ $v.kubernetes.scopeLabel }}

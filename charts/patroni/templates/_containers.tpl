@@ -21,6 +21,8 @@
 {{- define "patroni.ctlEnv" -}}
 - name: PATRONICTL_CONFIG_FILE
   value: /etc/patroni/patroni.yml
+- name: PATRONI_KUBERNETES_NAMESPACE
+  valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
 {{- if .Values.restapi.username }}
 - name: PATRONI_RESTAPI_PASSWORD
   valueFrom: {secretKeyRef: {name: {{ include "patroni.secret" . }}, key: {{ .Values.secret.keys.restapi }}}}
@@ -96,10 +98,10 @@ httpGet:
 uid=$(id -u)
 fail() { echo "check: $*" >&2; exit 1; }
 id -un >/dev/null 2>&1 ||
-  fail "postgres.uid is $uid, but {{ include "patroni.postgresImage" . }} has no user with this number; its user postgres is" \
-       "$(id -u postgres 2>/dev/null || echo unknown). Set postgres.uid and postgres.gid."
+  fail "the pod runs as user $uid, but {{ include "patroni.postgresImage" . }} has no user with this number; its user postgres has" \
+       "$(id -u postgres 2>/dev/null || echo none). Set postgres.uid and postgres.gid (runAsUser, runAsGroup, fsGroup)."
 command -v {{ with .Values.postgres.binDir }}{{ . }}/{{ end }}postgres >/dev/null ||
-  fail "no program postgres in {{ default "PATH ($PATH)" .Values.postgres.binDir }}. Set postgres.binDir."
+  fail "no program postgres in {{ default "PATH ($PATH)" .Values.postgres.binDir }}. Set postgres.binDir (postgresql.bin_dir)."
 parent=$(dirname "$PGDATA")
 mkdir -p "$parent" 2>/dev/null || fail "user $uid cannot make $parent: the volume must be writable for group $(id -g)."
 for dir in "$parent"{{ if .Values.wal.enabled }} {{ .Values.wal.mountPath }}{{ end }}; do
@@ -107,7 +109,7 @@ for dir in "$parent"{{ if .Values.wal.enabled }} {{ .Values.wal.mountPath }}{{ e
 done
 if [ -e "$PGDATA" ]; then
   owner=$(stat -c %u "$PGDATA")
-  [ "$owner" = "$uid" ] || fail "$PGDATA belongs to user $owner, postgres.uid is $uid: Postgres will not start on it."
+  [ "$owner" = "$uid" ] || fail "$PGDATA belongs to user $owner, but the pod runs as $uid: Postgres will not start on it."
 fi
 {{- end -}}
 
