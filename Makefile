@@ -27,6 +27,7 @@ demo:
 test: prepare unscaled image
 	$(CARGO) test --lib --test scenarios --test sim
 	PATRONI_UNSCALED_BIN_DIR=$(UNSCALED) $(CARGO) test --features test-time-scale --test '*' --no-fail-fast -- $(WORDS)
+	$(if $(WORDS),,tests/kube/with_api.sh $(CARGO) test --features test-time-scale --test kube_api -- a_real_server)
 
 # The same programs without the time scale, for the tests that run at true speed. Cargo keeps one copy of a program per
 # profile, so these are put aside before the scaled ones are built.

@@ -1,7 +1,8 @@
 //! One test body for the embedded Kubernetes API and for a real one.
 //!
 //! The conformance cases always run against `kubemem`; with `KUBE_API_URL` and `KUBE_API_TOKEN` they also run
-//! against that server. The other modules need switches only `kubemem` has, or `kubectl`.
+//! against that server; `tests/kube/with_api.sh` starts one. The other modules need switches only `kubemem` has, or
+//! `kubectl`.
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic")]
 
 #[path = "kube_api/conformance.rs"]

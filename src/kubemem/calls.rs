@@ -130,6 +130,7 @@ impl Call {
             namespace: self.target.namespace.clone(),
             selector: self.selector()?,
             position: 0,
+            start: 0,
             queue: Default::default(),
             bookmarks: is_true(&self.parameters, "allowWatchBookmarks").then_some(interval),
             next_bookmark: Instant::now() + interval,
@@ -142,7 +143,7 @@ impl Call {
             cuts,
         };
         match self.version_parameter()? {
-            Some(version) => watch.position = version,
+            Some(version) => watch.start_at(version),
             None => {
                 let query = Query { namespace: &watch.namespace, selector: watch.selector.clone(), ..Query::default() };
                 let page = watch.store.page(watch.kind, &query)?;

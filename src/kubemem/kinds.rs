@@ -81,6 +81,11 @@ impl Kind {
         if self.group.is_empty() { self.plural.to_owned() } else { format!("{}.{}", self.plural, self.group) }
     }
 
+    /// `Pod` or `Lease.coordination.k8s.io`.
+    pub fn title(&self) -> String {
+        if self.group.is_empty() { self.kind.to_owned() } else { format!("{}.{}", self.kind, self.group) }
+    }
+
     /// The kind served under this group and plural name.
     pub fn find(group: &str, plural: &str) -> Option<&'static Kind> {
         KINDS.iter().find(|kind| kind.group == group && kind.plural == plural)

@@ -92,6 +92,18 @@ impl Status {
         Self::new(409, "Conflict", message).about(kind, name)
     }
 
+    /// A deletion whose condition does not hold. Here, and nowhere else, the kind stands in the resource's place.
+    pub(crate) fn precondition(kind: &Kind, name: &str, why: &str) -> Self {
+        let title = kind.title();
+        let mut status =
+            Self::new(409, "Conflict", format!("Operation cannot be fulfilled on {title} {name:?}: {why}"));
+        status.details = json!({"name": name, "kind": kind.kind});
+        if !kind.group.is_empty() {
+            status.details["group"] = json!(kind.group);
+        }
+        status
+    }
+
     pub(crate) fn modified(kind: &Kind, name: &str) -> Self {
         let why = "the object has been modified; please apply your changes to the latest version and try again";
         Self::conflict(kind, name, why)
@@ -100,7 +112,7 @@ impl Status {
     pub(crate) fn invalid(kind: &Kind, name: &str, errors: &[FieldError]) -> Self {
         let sentences: Vec<String> = errors.iter().map(|e| format!("{}: {}", e.field, e.message)).collect();
         let all = if sentences.len() == 1 { sentences.join("") } else { format!("[{}]", sentences.join(", ")) };
-        let title = if kind.group.is_empty() { kind.kind.to_owned() } else { format!("{}.{}", kind.kind, kind.group) };
+        let title = kind.title();
         let mut status = Self::new(422, "Invalid", format!("{title} {name:?} is invalid: {all}"));
         let causes: Vec<Value> =
             errors.iter().map(|e| json!({"reason": e.cause, "message": e.message, "field": e.field})).collect();

@@ -317,13 +317,18 @@ impl Store {
         let mut inner = lock(&self.inner);
         let old = inner.get(kind, &key).cloned().ok_or_else(|| Status::not_found(kind, name))?;
         let metadata = &old["metadata"];
-        let preconditions = [("UID", &options.uid, "uid"), ("ResourceVersion", &options.version, "resourceVersion")];
-        for (what, expected, field) in preconditions {
+        let preconditions = [
+            ("UID", &options.uid, "uid", "deleted and then recreated"),
+            ("ResourceVersion", &options.version, "resourceVersion", "modified"),
+        ];
+        for (what, expected, field, guess) in preconditions {
             let have = metadata[field].as_str().unwrap_or("");
             if let Some(expected) = expected.as_deref().filter(|expected| *expected != have) {
-                let why =
-                    format!("Precondition failed: {what} in precondition: {expected}, {what} in object meta: {have}");
-                return Err(Status::conflict(kind, name, &why));
+                let why = format!(
+                    "the {what} in the precondition ({expected}) does not match the {what} in record ({have}). The \
+                     object might have been {guess}"
+                );
+                return Err(Status::precondition(kind, name, &why));
             }
         }
         let scheduled = kind.plural == "pods" && old["spec"]["nodeName"].is_string();

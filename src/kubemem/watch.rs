@@ -24,6 +24,8 @@ pub(crate) struct Watch {
     pub selector: Selector,
     /// Everything up to here was sent.
     pub position: u64,
+    /// Where it began. A bookmark that says no more than that is not sent.
+    pub start: u64,
     /// Events to send before looking at the history.
     pub queue: VecDeque<Value>,
     pub bookmarks: Option<Duration>,
@@ -124,7 +126,9 @@ impl Watch {
             changed = self.switches.changed() => changed.ok()?,
             () = tokio::time::sleep_until(wake) => {
                 if let Some(interval) = self.bookmarks {
-                    self.queue.push_back(self.bookmark());
+                    if self.position > self.start {
+                        self.queue.push_back(self.bookmark());
+                    }
                     self.next_bookmark = Instant::now() + interval;
                 }
                 self.finished = Instant::now() >= self.deadline;
@@ -136,6 +140,12 @@ impl Watch {
     /// Fills the queue with what stands, for a watch without a resourceVersion.
     pub(crate) fn start_with(&mut self, items: &[Arc<Value>], version: u64) {
         self.queue.extend(items.iter().map(|item| event("ADDED", item)));
+        self.start_at(version);
+    }
+
+    /// Begins after a version the client has seen.
+    pub(crate) fn start_at(&mut self, version: u64) {
         self.position = version;
+        self.start = version;
     }
 }

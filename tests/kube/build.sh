@@ -38,16 +38,16 @@ TABLE
 
 # The hash of everything that decides what a program becomes.
 stamp_of() { # module, package, linker flags, tags
-    { cat "$here/build/$1/go.mod" "$here/build/$1/go.sum"; echo "$2|$3|$4"; "$go" env GOVERSION GOARCH; } |
-        sha256sum | cut -d' ' -f1
+    { cat "$here/build/$1/go.mod" "$here/build/$1/go.sum"; echo "$2|$3|$4"; } | sha256sum | cut -d' ' -f1
 }
 
 build_one() { # name, module, package, linker flags, tags, expected, position
-    local name=$1 module=$2 package=$3 ldflags=$4 tags=$5 expected=$6 position=$7 stamp started
+    local name=$1 module=$2 package=$3 ldflags=$4 tags=$5 expected=$6 position=$7 stamp started go
     stamp=$(stamp_of "$module" "$package" "$ldflags" "$tags")
     if [ -x "$cache/bin/$name" ] && [ "$(cat "$cache/bin/$name.stamp" 2>/dev/null)" = "$stamp" ]; then
         return 0
     fi
+    go=$(find_go) || skip "no Go compiler, and $name is not built: the test cluster is built from source"
     echo "building $name ($position), about $expected"
     started=$SECONDS
     (cd "$here/build/$module" &&
@@ -62,7 +62,6 @@ build_one() { # name, module, package, linker flags, tags, expected, position
 
 main() {
     local wanted=" $* " rows=() row name module package ldflags tags expected n=0
-    go=$(find_go) || skip "no Go compiler: the test cluster is built from source"
     mkdir -p "$cache/bin"
     exec 9>"$cache/build.lock"
     flock -n 9 || { echo "waiting for another build into $cache"; flock 9; }

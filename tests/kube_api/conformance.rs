@@ -40,7 +40,7 @@ async fn all(target: &Target) {
     refuses_in_the_real_words(target).await;
 }
 
-fn check(answer: &(u16, Value), code: u16, reason: &str, message: &str) {
+pub fn check(answer: &(u16, Value), code: u16, reason: &str, message: &str) {
     let (got, body) = answer;
     assert_eq!((*got, body["reason"].as_str().unwrap_or("")), (code, reason), "{body}");
     assert_eq!(body["message"], message);
@@ -260,11 +260,14 @@ async fn shows_selector_changes_to_watches(t: &Target) {
 async fn sends_bookmarks(t: &Target) {
     let (_, list) = t.get("configmaps").await;
     let from = version(&list);
-    let query = format!("configmaps?watch=true&allowWatchBookmarks=true&timeoutSeconds=3&resourceVersion={from}");
-    let mut events = t.watch(&query).await;
+    let quiet = "configmaps?watch=true&allowWatchBookmarks=true&timeoutSeconds=3&fieldSelector=metadata.name%3Dnone";
+    let mut events = t.watch(&format!("{quiet}&resourceVersion={from}")).await;
+    assert!(events.next().await.is_none(), "no bookmark says what the client said itself");
+    let mut events = t.watch(&format!("{quiet}&resourceVersion={from}")).await;
+    let (_, unseen) = t.post("configmaps", &config_map("unseen", "1")).await;
     let bookmark = events.next().await.unwrap();
     assert_eq!((&bookmark["type"], &bookmark["object"]["kind"]), (&json!("BOOKMARK"), &json!("ConfigMap")));
-    assert!(version(&bookmark["object"]) >= from);
+    assert!(version(&bookmark["object"]) >= version(&unseen), "it moves a watch past what its selector hides");
 }
 
 async fn refuses_in_the_real_words(t: &Target) {

@@ -1,5 +1,5 @@
 //! More of the conformance body: pages and deletion.
-use super::conformance::names;
+use super::conformance::{check, names};
 use super::target::*;
 use serde_json::json;
 
@@ -22,11 +22,20 @@ pub async fn pages_lists_consistently(t: &Target) {
 
 pub async fn deletes_on_conditions_and_in_bulk(t: &Target) {
     let path = t.path("configmaps/page-a");
-    let other = json!({"preconditions": {"uid": "other"}});
-    let (code, body) = t.call("DELETE", &path, "application/json", Some(&other)).await;
-    assert_eq!((code, &body["reason"]), (409, &json!("Conflict")));
-    assert!(body["message"].as_str().unwrap().contains("UID in precondition: other, UID in object meta: "), "{body}");
     let (_, map) = t.get("configmaps/page-a").await;
+    for (field, what, guess) in
+        [("uid", "UID", "deleted and then recreated"), ("resourceVersion", "ResourceVersion", "modified")]
+    {
+        let other = json!({"preconditions": {field: "other"}});
+        let refused = t.call("DELETE", &path, "application/json", Some(&other)).await;
+        let have = map["metadata"][field].as_str().unwrap();
+        let words = format!(
+            "Operation cannot be fulfilled on ConfigMap \"page-a\": the {what} in the precondition (other) does not \
+             match the {what} in record ({have}). The object might have been {guess}"
+        );
+        check(&refused, 409, "Conflict", &words);
+        assert_eq!(refused.1["details"], json!({"name": "page-a", "kind": "ConfigMap"}));
+    }
     let own = json!({"preconditions": {"uid": map["metadata"]["uid"]}});
     let (code, body) = t.call("DELETE", &path, "application/json", Some(&own)).await;
     assert_eq!((code, &body["status"]), (200, &json!("Success")));

@@ -4,10 +4,16 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use patroni::kubemem::{Options, Server};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Value, json};
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 
 /// No answer in a test takes longer.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -22,7 +28,13 @@ pub struct Target {
     pub address: String,
     pub token: String,
     pub namespace: String,
+    /// Speak TLS, and trust these.
+    pub tls: Option<Arc<ClientConfig>>,
 }
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// A server as strict as a real one, with quick bookmarks.
 pub async fn embedded() -> Server {
@@ -33,15 +45,27 @@ pub async fn embedded() -> Server {
 
 impl Target {
     pub fn of(server: &Server) -> Self {
-        Self { address: server.addr().to_string(), token: server.token().to_owned(), namespace: "default".to_owned() }
+        let (address, token) = (server.addr().to_string(), server.token().to_owned());
+        Self { address, token, namespace: "default".to_owned(), tls: None }
     }
 
-    /// `http://HOST:PORT` (a local proxy in front of a TLS server will do) and a token from the environment.
+    /// `KUBE_API_URL` (`http://HOST:PORT`, or `https://` with the file `KUBE_API_CA`) and `KUBE_API_TOKEN`.
     pub fn from_environment() -> Option<Self> {
         let url = std::env::var("KUBE_API_URL").ok()?;
         let token = std::env::var("KUBE_API_TOKEN").unwrap_or_default();
-        let address = url.trim_start_matches("http://").trim_end_matches('/').to_owned();
-        Some(Self { address, token, namespace: format!("kube-api-{}", std::process::id()) })
+        let (scheme, rest) = url.split_once("://").expect("KUBE_API_URL has a scheme");
+        let address = rest.trim_end_matches('/').to_owned();
+        let tls = (scheme == "https").then(|| trust(&std::env::var("KUBE_API_CA").expect("https needs KUBE_API_CA")));
+        Some(Self { address, token, namespace: format!("kube-api-{}", std::process::id()), tls })
+    }
+
+    async fn connect(&self) -> Result<Box<dyn Stream>, String> {
+        let stream = TcpStream::connect(&self.address).await.map_err(|e| e.to_string())?;
+        let Some(tls) = &self.tls else { return Ok(Box::new(stream)) };
+        let host = self.address.rsplit_once(':').map_or(self.address.as_str(), |(host, _)| host);
+        let name = ServerName::try_from(host.to_owned()).map_err(|e| e.to_string())?;
+        let stream = TlsConnector::from(Arc::clone(tls)).connect(name, stream).await.map_err(|e| e.to_string())?;
+        Ok(Box::new(stream))
     }
 
     pub fn path(&self, rest: &str) -> String {
@@ -56,7 +80,7 @@ impl Target {
         body: Option<&Value>,
     ) -> Result<hyper::Response<Incoming>, String> {
         let work = async {
-            let stream = TcpStream::connect(&self.address).await.map_err(|e| e.to_string())?;
+            let stream = self.connect().await?;
             let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
             let (mut sender, connection) = handshake.map_err(|e| e.to_string())?;
             tokio::spawn(connection);
@@ -106,6 +130,14 @@ impl Target {
         assert_eq!(response.status(), 200, "watch {rest}");
         Events { body: response.into_body(), text: String::new() }
     }
+}
+
+fn trust(file: &str) -> Arc<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(file).unwrap() {
+        roots.add(certificate.unwrap()).unwrap();
+    }
+    Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
 }
 
 /// An open watch.
