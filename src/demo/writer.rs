@@ -51,7 +51,8 @@ pub struct Target {
     pub address: watch::Receiver<Option<SocketAddr>>,
     /// Of the superuser.
     pub password: String,
-    /// A statement without an answer for this long is given up and the connection with it; `None`: waited for however long.
+    /// A statement without an answer for this long is given up and the connection with it, and so is a standby; `None`:
+    /// waited for however long.
     pub patience: Option<Duration>,
 }
 
@@ -242,6 +243,8 @@ async fn serve_connection(
     while !shared.stopped() && !client.is_closed() {
         match first_value(client, "SELECT pg_is_in_recovery()", patience).await {
             Some(Err(_)) | None => return,
+            // Whoever has patience with one member waits for its promotion; behind a Service another one may be the leader.
+            Some(Ok(answer)) if answer != ["f"] && patience.is_some() => return,
             Some(Ok(answer)) if answer != ["f"] => sleep(ASK_AGAIN).await,
             Some(Ok(_)) => write_until_refused(client, member, shared, every, patience).await,
         }

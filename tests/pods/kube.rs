@@ -79,6 +79,23 @@ impl Kube {
         self.script(&["down"]).await.map(drop)
     }
 
+    /// Loads the same image under another name into every node.
+    pub async fn load_as(&self, name: &str) -> Res<()> {
+        let work = std::env::temp_dir().join(format!("pods-image-{}", std::process::id()));
+        let unpacked = work.join("oci");
+        std::fs::create_dir_all(&unpacked)?;
+        let (archive, there) = (target().join("image/patroni.tar"), unpacked.to_string_lossy().into_owned());
+        self.must(Path::new("tar"), &["-xf", &archive.to_string_lossy(), "-C", &there]).await?;
+        let index = unpacked.join("index.json");
+        let old = format!("localhost/patroni-rs:{}", env!("CARGO_PKG_VERSION"));
+        std::fs::write(&index, std::fs::read_to_string(&index)?.replace(&old, name))?;
+        let renamed = work.join("renamed.tar").to_string_lossy().into_owned();
+        self.must(Path::new("tar"), &["-cf", &renamed, "-C", &there, "."]).await?;
+        let loaded = self.script(&["load", &renamed]).await;
+        std::fs::remove_dir_all(&work)?;
+        loaded.map(drop)
+    }
+
     async fn run(&self, what: &str, command: &mut Command, limit: Duration) -> Res<Output> {
         command.env("KUBECONFIG", &self.kubeconfig).stdin(Stdio::null()).kill_on_drop(true);
         match timeout(limit, command.output()).await {

@@ -1,6 +1,8 @@
 //! The list of pod tests, and how they are run: one cluster of three nodes for all of them, a release per group of tests.
 
+mod faults;
 mod kube;
+mod life;
 mod release;
 mod smoke;
 
@@ -62,6 +64,22 @@ macro_rules! tests {
 /// All of them.
 pub const TESTS: &[Test] = tests![
     smoke smoke::a_release_lives_through_a_day,
+    full faults::the_leader_pod_is_deleted,
+    full faults::the_postgres_container_is_killed,
+    full faults::the_sidecar_is_frozen_for_two_leases,
+    full faults::the_postgres_container_is_frozen_and_thawed,
+    full faults::a_node_is_cut_off_for_two_leases,
+    full faults::a_node_is_lost_and_comes_back,
+    full faults::a_pod_deleted_by_force_is_a_stranger,
+    full faults::a_short_outage_of_the_api_demotes_nobody,
+    full faults::a_long_outage_of_the_api_heals,
+    full life::it_scales_up_and_down,
+    full life::a_rolling_restart_hands_over_at_most_twice,
+    full life::a_new_image_of_the_sidecar_costs_nothing,
+    full life::a_drained_node_hands_over,
+    full life::it_is_installed_again_on_its_volumes,
+    full life::an_upgrade_changes_values,
+    full life::a_secret_is_rotated,
 ];
 
 /// Runs the chosen tests, one after the other, and tells how each ended.

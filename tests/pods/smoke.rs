@@ -42,13 +42,7 @@ pub async fn sidecar_killed(release: &Release) -> Res<()> {
     let started = || release.sql(leader.number(), "SELECT pg_postmaster_start_time()");
     let before = started().await?;
     let since = release.fault("container-kill", &leader.name, "patroni").await?;
-    super::kube::wait_for("the sidecar's restart", WHOLE, async || {
-        let pods = release.pods().await?;
-        let restarts = |p: &super::release::Seen| p.restarts.get("patroni").copied().unwrap_or_default();
-        let now = pods.iter().find(|p| p.name == leader.name).map(restarts);
-        Ok(if now > Some(restarts(&leader)) { Ok(()) } else { Err(format!("{now:?} restarts")) })
-    })
-    .await?;
+    super::faults::restarted(release, &leader, "patroni").await?;
     let now = release.whole(3).await?;
     if now.name != leader.name || started().await? != before {
         return fail(format!("{} leads, Postgres was started at {before:?} and {:?}", now.name, started().await?));
