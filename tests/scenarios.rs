@@ -359,12 +359,12 @@ impl World {
                         why: "switchover",
                         began: boot(self.now),
                         checkpoint_done: false,
-                        then_exit: false,
+                        in_any_case: false,
                         stopped: None,
                     })
                 }
                 "checkpointed" => l.handover.as_mut().unwrap().checkpoint_done = true,
-                "exiting" => l.handover.as_mut().unwrap().then_exit = true,
+                "exiting" => l.handover.as_mut().unwrap().in_any_case = true,
                 "terminate" => l.request = Some(Request::Terminate { leave_postgres: value == "leave" }),
                 "restart" => {
                     let filter =

@@ -268,7 +268,7 @@ mod tests {
             why: "switchover",
             began: at(3),
             checkpoint_done: true,
-            then_exit: false,
+            in_any_case: false,
             stopped: None,
         });
         stopping(&mut l, StopMode::Fast, at(3));

@@ -45,7 +45,7 @@ impl Agent {
     }
 
     async fn tick(&mut self) -> Done {
-        self.take_view();
+        self.take_view().await;
         if std::mem::take(&mut self.flags.reload) {
             self.reload_files().await;
         }
@@ -65,7 +65,7 @@ impl Agent {
     }
 
     /// The newest view into `Local`.
-    fn take_view(&mut self) {
+    async fn take_view(&mut self) {
         let view = self.view.borrow_and_update().clone();
         for warning in &view.warnings {
             if self.postgres.warned.insert(warning.clone()) {
@@ -80,7 +80,7 @@ impl Agent {
         let mine = view.cluster.leader.as_ref().is_some_and(|l| self.store.is_mine(l));
         let rested = self.local.last_attempt.is_none_or(|at| clock::boot() > at + CONTRADICTED_PAUSE);
         if observe::view_contradicts(&self.local, &view, mine) && self.local.lease_write.is_none() && rested {
-            self.begin_renew();
+            self.begin_renew().await;
         }
     }
 

@@ -91,8 +91,11 @@ fn publish_new_cluster(ctx: &Ctx<'_>, system_id: &str) -> Decision {
     if ctx.cluster.initialize == Initialize::InProgress {
         return d.then(Action::WriteSystemId { expect, system_id: system_id.to_owned() });
     }
-    if let LeaseVerdict::Held(other) = &ctx.verdict {
-        return ctx.wait(format!("a new cluster is initialized, but {other} holds the lock: waiting for that to end"));
+    if let LeaseVerdict::Held(other) = &ctx.verdict
+        && *other != ctx.local.me
+    {
+        // The new primary runs unfenced: it may not stay beside somebody else's (design §4 "Bootstrap").
+        return fail(ctx, &format!("{other} holds the lock"));
     }
     d.then(Action::AcquireLease { stood: ctx.local.lease.record.clone(), proven_dead: false })
 }

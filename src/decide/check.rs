@@ -43,7 +43,7 @@ fn broken_rule(ctx: &Ctx<'_>, d: &Decision, action: &Action) -> Option<&'static 
             }
             ctx.local.lease_write.is_some().then_some("two lease writes at once")
         }
-        Action::ReleaseLease { .. } => release(ctx, d),
+        Action::ReleaseLease { .. } => release(ctx),
         Action::RemoveDataDir { keep_as_failed, .. } => remove(ctx, *keep_as_failed),
         Action::Begin(kind) => begin(ctx, d, kind),
         Action::ClaimInitialize { .. } => initialize(ctx),
@@ -123,12 +123,12 @@ fn acquire(ctx: &Ctx<'_>, proven_dead: bool) -> Option<&'static str> {
     }
 }
 
-fn release(ctx: &Ctx<'_>, d: &Decision) -> Option<&'static str> {
+fn release(ctx: &Ctx<'_>) -> Option<&'static str> {
     if ctx.local.lease_write.is_some() {
         return Some("two lease writes at once");
     }
-    let stops = d.actions.iter().any(|a| matches!(a, Action::StopPostgres { .. }));
-    (ctx.writer() && !stops).then_some("releasing the lock under a running primary")
+    // A stop that has only begun is not enough: backends acknowledge until they are dead.
+    ctx.writer().then_some("releasing the lock under a running primary")
 }
 
 fn remove(ctx: &Ctx<'_>, keep_as_failed: bool) -> Option<&'static str> {

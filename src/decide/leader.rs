@@ -1,7 +1,9 @@
 //! What the lock holder does, and what stops a primary that is none (design §4; ha-decisions §10, §13, §16).
 
 use super::{Ctx, Hold, requests};
-use crate::model::{Action, Decision, LeaseVerdict, OwnLease, Permission, Role, StopMode, StoreLink, Timeline};
+use crate::model::{
+    Action, Decision, Handover, LeaseVerdict, OwnLease, Permission, Role, StopMode, StoreLink, Timeline,
+};
 
 /// A possible writer without an unexpired lease is stopped, before anything else is looked at.
 ///
@@ -86,6 +88,7 @@ fn promote(ctx: &Ctx<'_>, own: &OwnLease) -> Decision {
     if !ctx.settings.unsupported.is_empty() {
         return ctx
             .wait(format!("releasing the lock: {}", ctx.settings.unsupported.join("; ")))
+            .then(Action::Permit(Permission::None))
             .then(Action::ReleaseLease { optime: None });
     }
     if ctx.keeper_lost() {
@@ -110,11 +113,20 @@ fn stale_primary(ctx: &Ctx<'_>, timeline: Timeline) -> Option<Decision> {
     if timeline.0 == 0 || timeline >= recorded {
         return None;
     }
+    // The release comes with the hand-over's last step: once every process of Postgres is dead (design §7 "Dead").
+    let handover = Handover {
+        candidate: None,
+        why: "stale timeline",
+        began: ctx.now.boot,
+        checkpoint_done: true,
+        in_any_case: true,
+        stopped: None,
+    };
     Some(
         ctx.wait(format!("demoting self because my timeline {timeline} is behind the cluster's {recorded}"))
-            .then(Action::StopPostgres { mode: StopMode::Immediate, why: "stale timeline" })
+            .then(Action::BeginHandover(handover))
             .then(Action::Permit(Permission::None))
-            .then(Action::ReleaseLease { optime: None }),
+            .then(Action::StopPostgres { mode: StopMode::Immediate, why: "stale timeline" }),
     )
 }
 

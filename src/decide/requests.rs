@@ -69,8 +69,8 @@ pub(super) fn shutdown(ctx: &Ctx<'_>) -> Option<Decision> {
     }))
 }
 
-fn begin_handover(ctx: &Ctx<'_>, candidate: Option<MemberName>, why: &'static str, then_exit: bool) -> Decision {
-    let handover = Handover { candidate, why, began: ctx.now.boot, checkpoint_done: false, then_exit, stopped: None };
+fn begin_handover(ctx: &Ctx<'_>, candidate: Option<MemberName>, why: &'static str, in_any_case: bool) -> Decision {
+    let handover = Handover { candidate, why, began: ctx.now.boot, checkpoint_done: false, in_any_case, stopped: None };
     ctx.wait(format!("{why}: demoting myself")).then(Action::BeginHandover(handover)).then(Action::Checkpoint)
 }
 
@@ -117,7 +117,7 @@ fn stopped(ctx: &Ctx<'_>, h: &Handover) -> Decision {
         ctx.wait(text).then(Action::Permit(Permission::None)).then_if(free, || Action::ReleaseLease { optime })
     };
     let Some(position) = shutdown_position(ctx) else {
-        if h.then_exit {
+        if h.in_any_case {
             return release(None, format!("{}: Postgres did not stop cleanly, releasing the lock", h.why));
         }
         return give_up(ctx, h, "Postgres did not stop cleanly");
@@ -133,7 +133,7 @@ fn stopped(ctx: &Ctx<'_>, h: &Handover) -> Decision {
         );
     }
     if ctx.now.boot >= at + SHIPPED_WAIT || members.is_empty() {
-        return if h.then_exit {
+        return if h.in_any_case {
             release(
                 Some(position),
                 format!("{}: no standby has everything up to {position}; releasing the lock all the same", h.why),

@@ -333,9 +333,19 @@ impl Keeper {
         }
     }
 
+    /// A sidecar that is gone hands nothing over any more (design §7: "gone or silent for 1 s").
+    fn look_at_handover(&mut self, now: u64) {
+        let session = self.connections.iter().any(|c| c.session);
+        if let Some(t) = self.terminating.as_mut().filter(|t| t.handed_over && !session) {
+            t.handed_over = false;
+            t.since = now;
+        }
+    }
+
     /// Carries the fence's order out and says when to look again.
     fn fence(&mut self) -> u64 {
         let now = boot_now();
+        self.look_at_handover(now);
         let permitted = self.permission != Permission::None;
         let dying = self.postmaster.as_ref().is_some_and(|p| p.ended.is_some());
         let postgres = self.postmaster.as_mut().filter(|p| p.ended.is_none()).map(|p| p.facts(now, permitted));

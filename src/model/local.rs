@@ -267,8 +267,8 @@ pub struct Handover {
     pub began: BootInstant,
     /// The early checkpoint has ended (or failed, or was too slow).
     pub checkpoint_done: bool,
-    /// The whole process ends after it.
-    pub then_exit: bool,
+    /// The lock goes even when no standby has everything: the member ends, or may not lead.
+    pub in_any_case: bool,
     /// When Postgres was seen dead after the stop.
     pub stopped: Option<BootInstant>,
 }

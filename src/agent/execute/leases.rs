@@ -27,14 +27,11 @@ impl Agent {
     }
 
     /// Sends a renewal. From this moment the shorter of the confirmed and the attempted ttl counts (design §4).
-    pub(in crate::agent) fn begin_renew(&mut self) {
+    pub(in crate::agent) async fn begin_renew(&mut self) {
         let now = clock::boot();
-        let ttl = self.settings.ttl;
-        let left = match (&mut self.local.own, &self.local.reclaim) {
-            (Some(own), _) => {
-                own.ttl = own.ttl.min(ttl);
-                now.until(own.evidence + own.ttl)
-            }
+        let ttl = self.attempted_ttl().await;
+        let left = match (&self.local.own, &self.local.reclaim) {
+            (Some(own), _) => now.until(own.evidence + own.ttl),
             (None, Some(record)) => {
                 self.store.adopt(record.clone());
                 ttl
@@ -47,6 +44,23 @@ impl Agent {
         let want = Renew { ttl, status: self.leader_status(), deadline };
         let store = self.store.clone();
         self.begin(async move { Outcome::Renewed(store.renew(want).await) });
+    }
+
+    /// The ttl of the next attempt. A shorter one is sent only when the keeper's deadlines are the shorter ones already: the
+    /// attempt may land and its answer be lost.
+    async fn attempted_ttl(&mut self) -> Duration {
+        let wanted = self.settings.ttl;
+        let Some(own) = self.local.own.as_mut().filter(|own| wanted < own.ttl) else { return wanted };
+        let before = std::mem::replace(&mut own.ttl, wanted);
+        self.send_evidence().await;
+        let keeper_knows = matches!(self.local.keeper, KeeperLink::Connected { .. });
+        match self.local.own.as_mut() {
+            Some(own) if !keeper_knows => {
+                own.ttl = before;
+                before
+            }
+            Some(_) | None => wanted,
+        }
     }
 
     pub(super) fn begin_release(&mut self, optime: Option<Lsn>) {

@@ -96,7 +96,7 @@ impl Agent {
         match action {
             Action::ReadLease => self.begin_read_lease(),
             Action::AcquireLease { stood, proven_dead } => self.begin_acquire(stood, proven_dead),
-            Action::RenewLease => self.begin_renew(),
+            Action::RenewLease => self.begin_renew().await,
             Action::ReleaseLease { optime } => self.begin_release(optime),
             Action::ProveDeath { record, uid, pod, containers } => self.begin_prove_death(record, uid, pod, containers),
             // A write that has to wait is wished again by a later decision.
