@@ -17,3 +17,5 @@ mod kube_client;
 mod kubectl;
 #[path = "kube_api/target.rs"]
 mod target;
+#[path = "kube_api/words.rs"]
+mod words;

@@ -68,13 +68,38 @@ impl Call {
             "" | "0" => Ok(None),
             number => number.parse().map(Some).map_err(|_| {
                 Status::bad_request(format!(
-                    "Invalid value: {number:?}: strconv.ParseUint: parsing {number:?}: invalid syntax"
+                    "invalid resource version: resourceVersion: Invalid value: {number:?}: strconv.ParseUint: parsing \
+                     {number:?}: invalid syntax"
                 ))
             }),
         }
     }
 
+    /// A parameter that is a number.
+    fn number(&self, name: &str) -> Result<Option<i64>, Status> {
+        match text(&self.parameters, name) {
+            "" => Ok(None),
+            number => number
+                .parse()
+                .map(Some)
+                .map_err(|_| Status::bad_request(format!("strconv.ParseInt: parsing {number:?}: invalid syntax"))),
+        }
+    }
+
+    /// What `resourceVersionMatch` may not be said with.
+    fn check_match(&self) -> Result<(), Status> {
+        let parameter = |name| text(&self.parameters, name);
+        let why = match (parameter("resourceVersionMatch"), parameter("resourceVersion")) {
+            ("", _) => return Ok(()),
+            (_, "") => "resourceVersionMatch is forbidden unless resourceVersion is provided",
+            ("Exact", "0") => "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+            (_, _) => return Ok(()),
+        };
+        Err(Status::invalid_options(&FieldError::forbidden("resourceVersionMatch", why)))
+    }
+
     pub fn list(&self) -> Result<Response<Body>, Status> {
+        self.check_match()?;
         let (from, mut at) = match text(&self.parameters, "continue") {
             "" => (None, None),
             token => read_continue(token)?,
@@ -91,7 +116,7 @@ impl Call {
         }
         let selector = self.selector()?;
         let everything = selector.is_everything();
-        let limit = text(&self.parameters, "limit").parse().unwrap_or(0);
+        let limit = self.number("limit")?.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(0);
         let query = Query { namespace: &self.target.namespace, selector, limit, from, at };
         let page = self.shared.store.page(self.target.kind, &query)?;
         let items: Vec<Value> = page.items.iter().map(|item| bare(item)).collect();
@@ -123,7 +148,7 @@ impl Call {
         let store = self.shared.store.clone();
         let switches = self.shared.faults.switches();
         let cuts = switches.borrow().cuts(&self.client);
-        let timeout = text(&self.parameters, "timeoutSeconds").parse().ok().filter(|s| *s > 0);
+        let timeout = self.number("timeoutSeconds")?.and_then(|s| u64::try_from(s).ok()).filter(|s| *s > 0);
         let interval = self.shared.bookmark_interval;
         let mut watch = Watch {
             kind: self.target.kind,

@@ -81,6 +81,16 @@ impl Kind {
         if self.group.is_empty() { self.plural.to_owned() } else { format!("{}.{}", self.plural, self.group) }
     }
 
+    /// Where etcd keeps them.
+    pub fn registry(&self) -> String {
+        match self.plural {
+            "services" => "/registry/services/specs".to_owned(),
+            "endpoints" => "/registry/services/endpoints".to_owned(),
+            "nodes" => "/registry/minions".to_owned(),
+            plural => format!("/registry/{plural}"),
+        }
+    }
+
     /// `Pod` or `Lease.coordination.k8s.io`.
     pub fn title(&self) -> String {
         if self.group.is_empty() { self.kind.to_owned() } else { format!("{}.{}", self.kind, self.group) }

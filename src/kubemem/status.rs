@@ -117,6 +117,9 @@ impl Status {
         let causes: Vec<Value> =
             errors.iter().map(|e| json!({"reason": e.cause, "message": e.message, "field": e.field})).collect();
         status.details = json!({"name": name, "kind": kind.kind, "causes": causes});
+        if name.is_empty() {
+            status.details.as_object_mut().map(|details| details.shift_remove("name"));
+        }
         if !kind.group.is_empty() {
             status.details["group"] = json!(kind.group);
         }
@@ -160,12 +163,21 @@ impl Status {
         Self::new(413, "RequestEntityTooLarge", format!("Request entity too large: limit is {limit}"))
     }
 
+    /// Parameters of a list or watch that contradict each other.
+    pub(crate) fn invalid_options(error: &FieldError) -> Self {
+        let message = format!("ListOptions.meta.k8s.io \"\" is invalid: {}: {}", error.field, error.message);
+        let mut status = Self::new(422, "Invalid", message);
+        let cause = json!({"reason": error.cause, "message": error.message, "field": error.field});
+        status.details = json!({"group": "meta.k8s.io", "kind": "ListOptions", "causes": [cause]});
+        status
+    }
+
     pub(crate) fn expired(message: impl Into<String>) -> Self {
         Self::new(410, "Expired", message.into())
     }
 
     pub(crate) fn too_large_version(asked: u64, current: u64) -> Self {
-        let message = format!("Too large resource version: {asked}, current: {current}");
+        let message = format!("Timeout: Too large resource version: {asked}, current: {current}");
         let mut status = Self::new(504, "Timeout", message);
         status.details = json!({
             "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}],

@@ -450,7 +450,12 @@ fn check_expected(kind: &Kind, name: &str, old: &Value, new: &Value) -> Result<(
     if let (Some(have), Some(expected)) = (have.as_str(), expected.as_str().filter(|uid| !uid.is_empty()))
         && have != expected
     {
-        let why = format!("Precondition failed: UID in precondition: {expected}, UID in object meta: {have}");
+        let namespace = old["metadata"]["namespace"].as_str().unwrap_or("");
+        let why = format!(
+            "StorageError: invalid object, Code: 4, Key: {}/{namespace}/{name}, ResourceVersion: 0, AdditionalErrorMsg: \
+             Precondition failed: UID in precondition: {expected}, UID in object meta: {have}",
+            kind.registry()
+        );
         return Err(Status::conflict(kind, name, &why));
     }
     let expected = version_of(new);

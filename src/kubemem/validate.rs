@@ -114,8 +114,13 @@ pub(crate) fn validate(kind: &Kind, object: &Value, loopback: bool) -> Result<()
     if size > ANNOTATIONS_MAX {
         errors.push(FieldError::too_long("metadata.annotations", ANNOTATIONS_MAX));
     }
-    for value in metadata["labels"].as_object().into_iter().flatten().filter_map(|(_, value)| value.as_str()) {
-        check_label(value, &mut errors);
+    for key in annotations.into_iter().flatten().map(|(key, _)| key) {
+        // Upper case is welcome in the prefix of an annotation, and nowhere else.
+        check_key("metadata.annotations", key, &key.to_lowercase(), &mut errors);
+    }
+    for (key, value) in metadata["labels"].as_object().into_iter().flatten() {
+        check_key("metadata.labels", key, key, &mut errors);
+        check_label(value.as_str().unwrap_or(""), &mut errors);
     }
     match kind.plural {
         "endpoints" => check_subsets(&object["subsets"], loopback, &mut errors),
@@ -125,29 +130,75 @@ pub(crate) fn validate(kind: &Kind, object: &Value, loopback: bool) -> Result<()
     if errors.is_empty() { Ok(()) } else { Err(Status::invalid(kind, name, &errors)) }
 }
 
+const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', \
+                         and must start and end with an alphanumeric character (e.g. 'example.com', regex used for \
+                         validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
+const WORD: &str = "must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric \
+                    character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is \
+                    '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
+
 fn check_name(name: &str, errors: &mut Vec<FieldError>) {
     if name.is_empty() {
         errors.push(FieldError::required("metadata.name", "name or generateName is required"));
         return;
     }
-    let part = |part: &str| {
+    if name.len() > 253 {
+        errors.push(FieldError::invalid("metadata.name", name, "must be no more than 253 characters"));
+    }
+    if !is_subdomain(name) {
+        errors.push(FieldError::invalid("metadata.name", name, SUBDOMAIN));
+    }
+}
+
+fn is_subdomain(name: &str) -> bool {
+    name.split('.').all(|part| {
         let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
         edge(part.chars().next())
             && edge(part.chars().last())
             && part.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+    })
+}
+
+/// A word of letters, digits, `-`, `_` and `.` that begins and ends with a letter or digit.
+fn is_word(text: &str) -> bool {
+    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    edge(text.chars().next())
+        && edge(text.chars().last())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+}
+
+/// `NAME` or `PREFIX/NAME`. `key` is what the message shows, `checked` what is looked at.
+fn check_key(field: &str, key: &str, checked: &str, errors: &mut Vec<FieldError>) {
+    let mut refuse = |why: String| errors.push(FieldError::invalid(field, key, &why));
+    let (prefix, name) = match checked.split_once('/') {
+        Some((_, name)) if name.contains('/') => {
+            let what = if field == "metadata.labels" { "a valid label key" } else { "a qualified name" };
+            let hint = "with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')";
+            return refuse(format!("{what} {WORD} {hint}"));
+        }
+        Some((prefix, name)) => (Some(prefix), name),
+        None => (None, checked),
     };
-    if name.len() > 253 || !name.split('.').all(part) {
-        let why = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and \
-                   must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is \
-                   '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
-        errors.push(FieldError::invalid("metadata.name", name, why));
+    match prefix {
+        Some("") => refuse("prefix part must be non-empty".to_owned()),
+        Some(prefix) if !is_subdomain(prefix) => refuse(format!("prefix part {SUBDOMAIN}")),
+        Some(_) | None => {}
+    }
+    if name.is_empty() {
+        refuse("name part must be non-empty".to_owned());
+    } else if name.len() > 63 {
+        refuse("name part must be no more than 63 bytes".to_owned());
+    }
+    if !is_word(name) {
+        refuse(format!("name part {WORD}"));
     }
 }
 
 fn check_label(value: &str, errors: &mut Vec<FieldError>) {
-    let edge = |c: Option<char>| c.is_none_or(|c| c.is_ascii_alphanumeric());
-    let inner = value.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
-    if value.len() > 63 || !inner || !edge(value.chars().next()) || !edge(value.chars().last()) {
+    if value.len() > 63 {
+        errors.push(FieldError::invalid("metadata.labels", value, "must be no more than 63 bytes"));
+    }
+    if !value.is_empty() && !is_word(value) {
         let why = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and \
                    must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', \
                    regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')";

@@ -1,6 +1,7 @@
 //! What holds for every API server.
 use super::deletion::{deletes_on_conditions_and_in_bulk, pages_lists_consistently};
 use super::target::*;
+use super::words::{refuses_bad_labels_and_annotations, refuses_contradictions_in_lists};
 use serde_json::{Value, json};
 
 #[tokio::test]
@@ -38,6 +39,8 @@ async fn all(target: &Target) {
     pages_lists_consistently(target).await;
     deletes_on_conditions_and_in_bulk(target).await;
     refuses_in_the_real_words(target).await;
+    refuses_bad_labels_and_annotations(target).await;
+    refuses_contradictions_in_lists(target).await;
 }
 
 pub fn check(answer: &(u16, Value), code: u16, reason: &str, message: &str) {
@@ -106,8 +109,14 @@ async fn writes_without_a_version_are_unconditional(t: &Target, endpoints: &Valu
     assert_eq!((code, &body["reason"]), (422, &json!("Invalid")), "a patch cannot change the uid");
     let mut stranger = endpoints.clone();
     stranger["metadata"]["uid"] = json!("other");
-    let (code, body) = t.put("endpoints/lead", &stranger).await;
-    assert_eq!((code, &body["reason"]), (409, &json!("Conflict")), "in a PUT the uid is a precondition");
+    let words = format!(
+        "Operation cannot be fulfilled on endpoints \"lead\": StorageError: invalid object, Code: 4, Key: \
+         /registry/services/endpoints/{}/lead, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in \
+         precondition: other, UID in object meta: {}",
+        t.namespace,
+        first["metadata"]["uid"].as_str().unwrap()
+    );
+    check(&t.put("endpoints/lead", &stranger).await, 409, "Conflict", &words);
     let (code, _) = t.patch("endpoints/none", MERGE, &json!({"metadata": {"annotations": {"a": "3"}}})).await;
     assert_eq!(code, 404);
     assert_eq!(t.put("configmaps/none", &config_map("none", "1")).await.0, 404);
