@@ -134,6 +134,22 @@ fn the_rendered_configuration_is_one_that_patroni_takes_without_a_warning() {
     }
 }
 
+/// A member with `ctl.certfile` verifies the others' certificates, names included, and these are addresses of pods.
+#[test]
+fn only_patronictl_shows_a_client_certificate() {
+    let Some(helm) = helm() else { return };
+    for (name, objects) in renderings(&helm) {
+        let read = |file: &str| {
+            let text = kind(&objects, "ConfigMap")["data"][file].as_str()?.to_owned();
+            Some(config::load(&[SourceText { name: name.clone(), text }], &BTreeMap::new()).unwrap().config)
+        };
+        let member = read("patroni.yml").unwrap();
+        assert_eq!(member.ctl.certfile, None, "{name}");
+        let shown = read("patronictl.yml").and_then(|c| c.ctl.certfile);
+        assert_eq!(shown, member.restapi.certfile, "{name}");
+    }
+}
+
 /// Pod security `restricted`, but for a watchdog device of the node.
 #[test]
 fn pods_ask_for_no_privilege_but_with_a_watchdog_device() {

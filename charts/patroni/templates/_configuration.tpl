@@ -6,6 +6,14 @@
 {{ toYaml (mergeOverwrite $generated (deepCopy $v.config)) }}
 {{- end -}}
 
+{{/* For patronictl, where it needs more: it verifies certificates and shows its own. Members do not verify each other's, the
+     lease protects them; with ctl.certfile they would, and a certificate rarely names the addresses of pods. */}}
+{{- define "patroni.ctlConfiguration" -}}
+{{- $rest := .Values.tls.rest -}}
+{{- $ctl := dict "insecure" $rest.ctlInsecure "certfile" (printf "/tls/rest/%s" $rest.cert) "keyfile" (printf "/tls/rest/%s" $rest.key) -}}
+{{ toYaml (mergeOverwrite (dict "ctl" $ctl) (fromYaml (include "patroni.configuration" .))) }}
+{{- end -}}
+
 {{- define "patroni.generatedConfiguration" -}}
 {{- $v := .Values -}}
 scope: {{ include "patroni.scope" . | quote }}
@@ -34,10 +42,6 @@ restapi:
   cafile: /tls/rest/{{ . }}
   {{- end }}
   verify_client: {{ $v.tls.rest.verifyClient | quote }}
-ctl:
-  insecure: {{ $v.tls.rest.ctlInsecure }}
-  certfile: /tls/rest/{{ $v.tls.rest.cert }}
-  keyfile: /tls/rest/{{ $v.tls.rest.key }}
   {{- end }}
 kubernetes:
   use_endpoints: {{ eq $v.mode "endpoints" }}

@@ -20,7 +20,7 @@
 {{/* What patronictl needs, in whichever container it is called. */}}
 {{- define "patroni.ctlEnv" -}}
 - name: PATRONICTL_CONFIG_FILE
-  value: /etc/patroni/patroni.yml
+  value: /etc/patroni/{{ ternary "patronictl" "patroni" (not (empty .Values.tls.rest.secret)) }}.yml
 - name: PATRONI_KUBERNETES_NAMESPACE
   valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
 {{- if .Values.restapi.username }}

@@ -12,11 +12,11 @@
 {{- end -}}
 
 {{- define "patroni.image" -}}
-{{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) -}}
+{{- printf "%s:%s" .Values.image.repository (toString (default .Chart.AppVersion .Values.image.tag)) -}}
 {{- end -}}
 
 {{- define "patroni.postgresImage" -}}
-{{- printf "%s:%s" .Values.postgres.image.repository .Values.postgres.image.tag -}}
+{{- printf "%s:%s" .Values.postgres.image.repository (toString .Values.postgres.image.tag) -}}
 {{- end -}}
 
 {{/* The labels members find each other by: on pods and state objects, and on nothing else of the same kind. */}}
