@@ -3,6 +3,7 @@
 mod faults;
 mod kube;
 mod life;
+mod refusals;
 mod release;
 mod smoke;
 
@@ -80,6 +81,11 @@ pub const TESTS: &[Test] = tests![
     full life::it_is_installed_again_on_its_volumes,
     full life::an_upgrade_changes_values,
     full life::a_secret_is_rotated,
+    full refusals::without_a_verb_the_sidecar_names_it,
+    full refusals::a_wrong_uid_is_said_before_anything_starts,
+    full refusals::a_missing_keeper_is_waited_for_and_named,
+    full refusals::a_volume_of_another_cluster_is_refused,
+    full refusals::a_volume_in_two_pods_is_used_by_one,
 ];
 
 /// Runs the chosen tests, one after the other, and tells how each ended.

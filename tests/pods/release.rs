@@ -100,6 +100,32 @@ pub struct Release {
     pub thawed: Option<Instant>,
 }
 
+/// The values every test needs.
+pub fn fixed_values(members: usize) -> Vec<String> {
+    vec![
+        "image.repository=localhost/patroni-rs".to_owned(),
+        format!("image.tag={}", env!("CARGO_PKG_VERSION")),
+        "image.pullPolicy=Never".to_owned(),
+        "postgres.image.pullPolicy=Never".to_owned(),
+        "persistence.storageClassName=local".to_owned(),
+        "persistence.size=1Gi".to_owned(),
+        "postgres.resources.requests.cpu=10m".to_owned(),
+        "sidecar.resources.requests.cpu=10m".to_owned(),
+        format!("replicas={members}"),
+        format!("secret.passwords.superuser={PASSWORD}"),
+    ]
+}
+
+/// `helm VERB NAME charts/patroni` with values.
+pub async fn helm(kube: &SharedKube, verb: &str, name: &str, namespace: &str, values: &[&str]) -> Res<String> {
+    let chart = format!("{}/charts/patroni", env!("CARGO_MANIFEST_DIR"));
+    let mut words = vec![verb, name, &chart, "--namespace", namespace, "--set-string", "postgres.image.tag=15"];
+    for value in values {
+        words.extend(["--set", value]);
+    }
+    kube.helm(&words).await
+}
+
 /// What may be missing at the end.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Allowed {
@@ -113,20 +139,8 @@ impl Release {
     /// Installs the chart into a namespace of its own, with `values` over those every test needs, and waits until it is
     /// whole and written to.
     pub async fn install(kube: &SharedKube, name: &str, members: usize, values: &[&str]) -> Res<Release> {
-        let fixed = [
-            "image.repository=localhost/patroni-rs".to_owned(),
-            format!("image.tag={}", env!("CARGO_PKG_VERSION")),
-            "image.pullPolicy=Never".to_owned(),
-            "postgres.image.pullPolicy=Never".to_owned(),
-            "persistence.storageClassName=local".to_owned(),
-            "persistence.size=1Gi".to_owned(),
-            "postgres.resources.requests.cpu=10m".to_owned(),
-            "sidecar.resources.requests.cpu=10m".to_owned(),
-            "antiAffinity=preferred".to_owned(),
-            format!("replicas={members}"),
-            format!("secret.passwords.superuser={PASSWORD}"),
-        ];
-        let values: Vec<String> = fixed.into_iter().chain(values.iter().map(|v| (*v).to_owned())).collect();
+        let values: Vec<String> =
+            fixed_values(members).into_iter().chain(values.iter().map(|v| (*v).to_owned())).collect();
         let addresses = (0..MEMBERS_MAX).map(|_| Arc::new(watch::channel(None).0)).collect();
         let mut release = Release {
             kube: kube.clone(),
@@ -149,13 +163,8 @@ impl Release {
 
     /// `helm install` or `helm upgrade` with more values.
     pub async fn helm(&self, verb: &str, more: &[&str]) -> Res<String> {
-        let chart = format!("{}/charts/patroni", env!("CARGO_MANIFEST_DIR"));
-        let mut words =
-            vec![verb, &self.name, &chart, "--namespace", &self.name, "--set-string", "postgres.image.tag=15"];
-        for value in self.values.iter().map(String::as_str).chain(more.iter().copied()) {
-            words.extend(["--set", value]);
-        }
-        self.kube.helm(&words).await
+        let values: Vec<&str> = self.values.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        helm(&self.kube, verb, &self.name, &self.name, &values).await
     }
 
     /// `kubectl` in the release's namespace.
