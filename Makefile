@@ -3,6 +3,7 @@
 #   make demo            three members on this machine, a live table; Ctrl-C ends it
 #   make demo STORY=1    the scripted story: crash, lost member, rejoin, switchover, SIGTERM
 #   make test            unit tests, house rules, clusters with real Postgres (lease times scaled by five)
+#   make test-full       the same, and every test in real pods
 #   make bench           failover times, memory and API requests beside their targets (release build)
 #   make image           target/image/patroni.tar: the Dockerfile's image, made without a container engine
 #   make lint            format and clippy
@@ -17,7 +18,7 @@ NODES ?= 1
 UNSCALED := $(CURDIR)/target/unscaled
 PROGRAMS := patroni postgres-keeper patronictl
 
-.PHONY: demo test bench lint prepare unscaled image kube-up kube-down kube-shell
+.PHONY: demo test test-full bench lint prepare unscaled image kube-up kube-down kube-shell
 
 demo:
 	@echo "building the release binaries (minutes the first time)"
@@ -28,6 +29,10 @@ test: prepare unscaled image
 	$(CARGO) test --lib --test scenarios --test sim
 	PATRONI_UNSCALED_BIN_DIR=$(UNSCALED) $(CARGO) test --features test-time-scale --test '*' --no-fail-fast -- $(WORDS)
 	$(if $(WORDS),,tests/kube/with_api.sh $(CARGO) test --features test-time-scale --test kube_api -- a_real_server)
+
+# Everything there is: all tests in real pods, more seeds of the simulation. About an hour more on two cores.
+test-full:
+	PATRONI_PODS=full SIM_SEEDS=$${SIM_SEEDS:-300} $(MAKE) test
 
 # The same programs without the time scale, for the tests that run at true speed. Cargo keeps one copy of a program per
 # profile, so these are put aside before the scaled ones are built.

@@ -1,7 +1,7 @@
 //! The chart in real pods on a real cluster: kubelet, containerd, controllers, a stock Postgres image (tests/kube).
 //!
 //! `cargo test --test pods [WORD…]` runs the smoke part, or the tests whose name contains a word; `PATRONI_PODS=full` runs
-//! all of them (make test-full). Needs root, Go and cgroups, and the image of `make image`; where the cluster cannot run, every
+//! all of them (make test-full), `PATRONI_PODS=slice:DAY` the smoke part and a fifth of the rest, by the day. Needs root, Go and cgroups, and the image of `make image`; where the cluster cannot run, every
 //! test says why and counts as ignored. Each test prints what it cost: outage and lost rows as the clients saw them.
 
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
@@ -14,14 +14,18 @@ use std::time::Duration;
 
 use suite::{Outcome, TESTS, Test};
 
+/// So many days see every test once.
+const SLICES: usize = 5;
+
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let full = std::env::var_os("PATRONI_PODS").is_some_and(|v| v == "full");
-    let wanted = |t: &Test| match words.is_empty() {
-        true => full || t.smoke,
+    let tier = std::env::var("PATRONI_PODS").unwrap_or_default();
+    let day = tier.strip_prefix("slice:").and_then(|day| day.parse::<usize>().ok());
+    let wanted = |(i, t): &(usize, &Test)| match words.is_empty() {
+        true => t.smoke || tier == "full" || day.is_some_and(|day| (i + day) % SLICES == 0),
         false => words.iter().any(|w| t.name.contains(w.as_str())),
     };
-    let chosen: Vec<&Test> = TESTS.iter().filter(|t| wanted(t)).collect();
+    let chosen: Vec<&Test> = TESTS.iter().enumerate().filter(wanted).map(|(_, t)| t).collect();
     if std::env::args().any(|a| a == "--list") {
         chosen.iter().for_each(|t| println!("{}: test", t.name));
         return ExitCode::SUCCESS;
