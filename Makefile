@@ -5,6 +5,7 @@
 #   make test            unit tests, house rules, clusters with real Postgres (lease times scaled by five)
 #   make test-full       the same, and every test in real pods
 #   make bench           failover times, memory and API requests beside their targets (release build)
+#   make bench KUBE=1    the same in real pods
 #   make image           target/image/patroni.tar: the Dockerfile's image, made without a container engine
 #   make lint            format and clippy
 #   make kube-up         a real Kubernetes on this machine (NODES=1), see tests/kube/README.md; as root
@@ -45,8 +46,8 @@ unscaled:
 image:
 	@CARGO="$(CARGO)" sh deploy/image.sh
 
-bench: prepare
-	$(CARGO) bench --bench failover -- $(WORDS)
+bench: prepare $(if $(KUBE),image)
+	$(CARGO) bench --bench $(if $(KUBE),pods,failover) -- $(WORDS)
 
 lint:
 	$(CARGO) fmt --check

@@ -4,6 +4,9 @@
 //! `ROUNDS` (5) rounds each. Prints a table and writes `target/bench-failover.json`. `cargo bench --bench failover WORD…` runs
 //! only the measurements whose name contains a word. Nothing is asserted but what must never happen: two writers.
 
+#[path = "table.rs"]
+mod table;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,7 +14,8 @@ use std::time::Duration;
 use patroni::demo::cluster::{Cluster, Options};
 use patroni::demo::writer::{self, Writer};
 use patroni::demo::{Failure, Res, fail, machine, verdict};
-use serde_json::{Value, json};
+use serde_json::json;
+use table::{Table, memory_mb, processor_ms};
 use tokio::time::{Instant, sleep};
 
 const CLIENT_EVERY: Duration = Duration::from_millis(2);
@@ -20,29 +24,8 @@ const REST_AT_MOST_MS: u64 = 3000;
 /// How long the cluster is watched at rest.
 const AT_REST: Duration = Duration::from_secs(60);
 
-/// One line of the table.
-struct Row {
-    name: &'static str,
-    target: &'static str,
-    unit: &'static str,
-    values: Vec<f64>,
-}
-
-impl Row {
-    fn median(&self) -> Option<f64> {
-        let mut sorted = self.values.clone();
-        sorted.sort_by(f64::total_cmp);
-        let middle = sorted.len() / 2;
-        match sorted.len() {
-            0 => None,
-            n if n % 2 == 1 => sorted.get(middle).copied(),
-            _ => Some((sorted.get(middle - 1)? + sorted.get(middle)?) / 2.0),
-        }
-    }
-}
-
 struct Bench {
-    rows: Vec<Row>,
+    table: Table,
     rounds: usize,
     words: Vec<String>,
     acknowledged: usize,
@@ -53,7 +36,7 @@ struct Bench {
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let rounds = std::env::var("ROUNDS").ok().and_then(|r| r.parse().ok()).unwrap_or(5);
-    let mut bench = Bench { rows: Vec::new(), rounds, words, acknowledged: 0, lost: 0, double: 0 };
+    let mut bench = Bench { table: Table::default(), rounds, words, acknowledged: 0, lost: 0, double: 0 };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = match runtime {
         Ok(runtime) => runtime.block_on(async {
@@ -77,11 +60,7 @@ impl Bench {
     }
 
     fn put(&mut self, name: &'static str, target: &'static str, unit: &'static str, value: f64) {
-        println!("  {name}: {value:.2} {unit}");
-        match self.rows.iter_mut().find(|r| r.name == name) {
-            Some(row) => row.values.push(value),
-            None => self.rows.push(Row { name, target, unit, values: vec![value] }),
-        }
+        self.table.put(name, target, unit, value);
     }
 
     async fn run(&mut self) -> Res<()> {
@@ -245,29 +224,14 @@ impl Bench {
     }
 
     fn print(&self) {
-        println!("\n{:<56} {:>16} {:>10} {:>8} {:>8}", "", "target", "median", "least", "most");
-        for row in &self.rows {
-            let least = row.values.iter().copied().fold(f64::INFINITY, f64::min);
-            let most = row.values.iter().copied().fold(0.0, f64::max);
-            let median = row.median().unwrap_or_default();
-            println!("{:<56} {:>16} {median:>10.2} {least:>8.2} {most:>8.2} {}", row.name, row.target, row.unit);
-        }
+        self.table.print();
         println!(
             "{} rows acknowledged, {} lost, {} acknowledged by two primaries at once",
             self.acknowledged, self.lost, self.double
         );
-        let rows: Vec<Value> = self
-            .rows
-            .iter()
-            .map(|r| json!({"name": r.name, "target": r.target, "unit": r.unit, "median": r.median(), "values": r.values}))
-            .collect();
-        let all =
-            json!({"rows": rows, "acknowledged": self.acknowledged, "lost": self.lost, "two_primaries": self.double});
-        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/bench-failover.json");
-        match std::fs::write(&path, format!("{all:#}\n")) {
-            Ok(()) => println!("{}", path.display()),
-            Err(e) => eprintln!("bench: write {}: {e}", path.display()),
-        }
+        let all = json!({"rows": self.table.json(), "acknowledged": self.acknowledged, "lost": self.lost,
+            "two_primaries": self.double});
+        table::write("bench-failover.json", &all);
     }
 }
 
@@ -276,26 +240,4 @@ async fn settled(cluster: &mut Cluster) -> Res<usize> {
     cluster.wait_whole(Duration::from_secs(120)).await?;
     sleep(Duration::from_millis(rand::random_range(500..REST_AT_MOST_MS))).await;
     cluster.wait_whole(Duration::from_secs(120)).await
-}
-
-/// Time on the processor so far, user and system, in milliseconds.
-fn processor_ms(pid: i32) -> u64 {
-    let nanos: u64 = std::fs::read_dir(format!("/proc/{pid}/task"))
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|t| std::fs::read_to_string(t.path().join("schedstat")).ok())
-        .filter_map(|s| s.split_whitespace().next()?.parse::<u64>().ok())
-        .sum();
-    nanos / 1_000_000
-}
-
-/// PSS of a process in MB, and how much of it is anonymous.
-fn memory_mb(pid: i32) -> (f64, f64) {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-    let field = |name: &str| {
-        let line = text.lines().find(|l| l.starts_with(name));
-        line.and_then(|l| l.split_whitespace().nth(1)?.parse::<f64>().ok()).unwrap_or_default() / 1024.0
-    };
-    (field("Pss:"), field("Pss_Anon:"))
 }
