@@ -3,7 +3,7 @@
 #   make demo            three members on this machine, a live table; Ctrl-C ends it
 #   make demo STORY=1    the scripted story: crash, lost member, rejoin, switchover, SIGTERM
 #   make test            unit tests, house rules, clusters with real Postgres (lease times scaled by five)
-#   make test-full       the same, and every test in real pods
+#   make test-full       the same, every test in real pods, and the oldest API server that is tested
 #   make bench           failover times, memory and API requests beside their targets (release build)
 #   make bench KUBE=1    the same in real pods
 #   make image           target/image/patroni.tar: the Dockerfile's image, made without a container engine
@@ -34,6 +34,7 @@ test: prepare unscaled image
 # Everything there is: all tests in real pods, more seeds of the simulation. About an hour more on two cores.
 test-full:
 	PATRONI_PODS=full SIM_SEEDS=$${SIM_SEEDS:-300} $(MAKE) test
+	tests/kube/with_api.sh --oldest $(CARGO) test --features test-time-scale --test kube_api -- a_real_server
 
 # The same programs without the time scale, for the tests that run at true speed. Cargo keeps one copy of a program per
 # profile, so these are put aside before the scaled ones are built.

@@ -28,7 +28,7 @@ pub(crate) fn document(segments: &[&str], address: SocketAddr) -> Option<Value> 
         }
         ["apis", name, "v1"] if GROUPS.contains(name) => Some(resources(name)),
         ["version"] => Some(json!({
-            "major": "1", "minor": "34", "gitVersion": "v1.34.0+patroni-demo", "gitCommit": "", "gitTreeState": "clean",
+            "major": "1", "minor": "36", "gitVersion": "v1.36.3+patroni-demo", "gitCommit": "", "gitTreeState": "clean",
             "buildDate": "1970-01-01T00:00:00Z", "goVersion": "", "compiler": "rustc", "platform": "linux/amd64",
         })),
         ["openapi", "v3"] => Some(openapi_index()),

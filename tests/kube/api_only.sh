@@ -5,7 +5,8 @@
 up_api_only() {
     local started port
     command -v openssl >/dev/null || skip "no openssl to make certificates with"
-    "$here/build.sh" etcd kube-apiserver kubectl
+    "$here/build.sh" etcd kubectl $([ -n "$oldest" ] || echo kube-apiserver)
+    if [ -n "$oldest" ]; then "$here/build_oldest.sh"; fi
     lock
     clean
     state_directory
@@ -17,7 +18,7 @@ up_api_only() {
     plain_daemon etcd $(etcd_flags "$etcd" "$peer")
     # The address it would publish is loopback, which no Endpoints object may hold. Nothing makes service accounts here.
     # shellcheck disable=SC2046
-    plain_daemon kube-apiserver $(api_server_flags "$etcd" 127.0.0.1 "$port" 127.0.0.1 10.96.0.0/16) \
+    plain_daemon "kube-apiserver$oldest" $(api_server_flags "$etcd" 127.0.0.1 "$port" 127.0.0.1 10.96.0.0/16) \
         --endpoint-reconciler-type none --disable-admission-plugins ServiceAccount
     until_ok 60 "the API server" kubectl get --raw /readyz
     environment >"$dir/env"
@@ -39,7 +40,7 @@ free_port() {
 
 # By command line: every flag of theirs that names a file names one of this directory.
 api_only_pids() {
-    pgrep -f -- "^$cache/bin/(etcd|kube-apiserver) .*$dir/(etcd|pki)"
+    pgrep -f -- "^$cache/bin/(etcd|kube-apiserver[0-9.-]*) .*$dir/(etcd|pki)"
 }
 
 api_only_gone() {

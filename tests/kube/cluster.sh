@@ -3,7 +3,8 @@
 # mounts and network go. See README.md beside this file for where things are and how to look inside.
 #
 #   cluster.sh up [--nodes N] [--dir DIR]    start it (cleans up a half-dead one first); prints how to reach it
-#   cluster.sh up --api-only [--dir DIR]     etcd and API server alone on loopback; needs no root
+#   cluster.sh up --api-only [--oldest]      etcd and API server alone on loopback; needs no root. The oldest server
+#                                            that is tested is 1.20.2, built from Debian's source package
 #   cluster.sh down [--dir DIR]              end it and leave nothing
 #   cluster.sh shell                         a shell with KUBECONFIG, kubectl and helm
 #   cluster.sh env                           how to reach it, as lines for a shell
@@ -21,6 +22,8 @@ done
 
 nodes=1
 api_only=
+# What the name of the API server's program ends with.
+oldest=
 # How long a silent node stays Ready; Kubernetes' own default is 50s since 1.32, 40s before.
 node_grace=${PATRONI_KUBE_NODE_GRACE:-40s}
 packages="runc containernetworking-plugins iptables busybox-static debootstrap openssl iproute2 procps"
@@ -35,9 +38,11 @@ options() {
         --nodes) nodes=${2:?a number of nodes} && shift 2 ;;
         --dir) dir=${2:?a directory} && shift 2 ;;
         --api-only) api_only=yes && shift ;;
+        --oldest) oldest=-1.20.2 && shift ;;
         *) die "unknown option $1" ;;
         esac
     done
+    [ -z "$oldest" ] || [ -n "$api_only" ] || die "--oldest goes with --api-only: no kubelet of ours talks to it"
     [[ $nodes =~ ^[1-9]$ ]] || die "--nodes takes 1 to $NODES_MAX"
     dir=$(realpath -m "$dir")
     case $dir/ in
@@ -55,22 +60,6 @@ require_machine() {
     unshare --mount --pid --uts --net --fork true 2>/dev/null || skip "no namespaces can be made"
 }
 
-install_packages() {
-    local package missing=""
-    for package in $packages; do
-        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q ' installed' || missing="$missing $package"
-    done
-    [ -n "$missing" ] || return 0
-    command -v apt-get >/dev/null || skip "missing, and no apt-get to install them:$missing"
-    echo "installing$missing"
-    mkdir -p "$cache"
-    # shellcheck disable=SC2086  # a list of words
-    {
-        apt-get update -q
-        DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $missing
-    } >"$cache/apt.log" 2>&1 || skip "cannot install$missing; see $cache/apt.log"
-}
-
 node_ready() { # number
     [ "$(kubectl get node "node$1" -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}')" = True ]
 }
@@ -82,7 +71,8 @@ dns_ready() {
 up_nodes() {
     local n started=$SECONDS jobs=()
     require_machine "$([ -d /sys/fs/cgroup/pids ] && echo pids)"
-    install_packages
+    # shellcheck disable=SC2086  # a list of words
+    install_packages $packages
     "$here/build.sh"
     "$here/stock_images.sh"
     lock

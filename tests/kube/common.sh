@@ -29,6 +29,31 @@ find_go() {
     command -v go || { [ -x /usr/local/go/bin/go ] && echo /usr/local/go/bin/go; }
 }
 
+# What is missing, with apt.
+install_packages() { # package...
+    local package missing=""
+    for package in "$@"; do
+        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q ' installed' || missing="$missing $package"
+    done
+    [ -n "$missing" ] || return 0
+    [ "$(id -u)" = 0 ] || skip "not root, and missing:$missing"
+    command -v apt-get >/dev/null || skip "missing, and no apt-get to install them:$missing"
+    echo "installing$missing"
+    mkdir -p "$cache"
+    # shellcheck disable=SC2086  # a list of words
+    {
+        apt-get update -q
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $missing
+    } >"$cache/apt.log" 2>&1 || skip "cannot install$missing; see $cache/apt.log"
+}
+
+# Mirror and release of this machine: "address suite".
+mirror() {
+    # shellcheck disable=SC2016
+    apt-get indextargets --format '$(REPO_URI) $(CODENAME) $(COMPONENT)' 'Created-By: Packages' 'Origin: Debian' |
+        awk '$3 == "main" && $2 !~ /-/ { print $1, $2; exit }'
+}
+
 # Names and addresses of cluster number $1. Two clusters share nothing, so they may run side by side.
 name_everything() {
     number=$1

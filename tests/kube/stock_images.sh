@@ -31,13 +31,6 @@ busybox_image() {
         cmd='["/bin/sleep","2147483647"]' env.PATH=/bin
 }
 
-# Mirror and release of this machine: "address suite".
-mirror() {
-    # shellcheck disable=SC2016
-    apt-get indextargets --format '$(REPO_URI) $(CODENAME) $(COMPONENT)' 'Created-By: Packages' 'Origin: Debian' |
-        awk '$3 == "main" && $2 !~ /-/ { print $1, $2; exit }'
-}
-
 postgres_image() {
     local root=$work/postgres from suite
     read -r from suite < <(mirror)
@@ -91,7 +84,7 @@ main() {
     mkdir -p "$images"
     exec 9>"$images/.lock"
     flock 9
-    recipe=$(cat "$here/stock_images.sh" "$here/image.sh" | sha256sum)
+    recipe=$({ declare -f busybox_image postgres_image && cat "$here/image.sh"; } | sha256sum)
     work=$(mktemp -d "$images/.work.XXXXXX")
     # shellcheck disable=SC2064
     trap "rm -rf '$work'" EXIT

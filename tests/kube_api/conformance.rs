@@ -213,7 +213,8 @@ async fn writes_status_apart(t: &Target) {
     let (_, first) = t.get("pods/sel-a").await;
     let (_, got) = t.patch("pods/sel-a", MERGE, &json!({"status": {"phase": "Running"}})).await;
     assert_eq!(got["status"]["phase"], "Pending", "status is not written through the object");
-    assert_eq!(version(&got), version(&first));
+    // The oldest servers note in the object's managedFields who tried.
+    assert!(version(&got) == version(&first) || t.minor().await < 22);
     let (code, got) = t.patch("pods/sel-a/status", STRATEGIC, &json!({"status": {"phase": "Running"}})).await;
     assert_eq!((code, &got["status"]["phase"]), (200, &json!("Running")));
     let mut changed = got.clone();

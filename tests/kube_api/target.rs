@@ -105,6 +105,12 @@ impl Target {
         (code, value)
     }
 
+    /// 36 of Kubernetes 1.36. What changed over the years is asserted for the servers that have it.
+    pub async fn minor(&self) -> u32 {
+        let (_, version) = self.call("GET", "/version", "application/json", None).await;
+        version["minor"].as_str().unwrap().trim_end_matches('+').parse().unwrap()
+    }
+
     pub async fn get(&self, rest: &str) -> (u16, Value) {
         self.call("GET", &self.path(rest), "application/json", None).await
     }

@@ -3,6 +3,9 @@ use super::conformance::check;
 use super::target::*;
 use serde_json::json;
 
+/// Older servers refuse the same, some of it in other words (seen: 1.20 and 1.36).
+const SAME_WORDS_SINCE: u32 = 36;
+
 const WORD: &str = "must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric \
                     character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is \
                     '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
@@ -47,9 +50,13 @@ pub async fn refuses_bad_labels_and_annotations(t: &Target) {
             "metadata.annotations: Too long: may not be more than 262144 bytes".to_owned(),
         ),
     ];
+    let minor = t.minor().await;
     for (metadata, words) in cases {
         let answer = t.patch("endpoints/words", MERGE, &json!({"metadata": metadata})).await;
-        check(&answer, 422, "Invalid", &format!("Endpoints \"words\" is invalid: {words}"));
+        assert_eq!((answer.0, &answer.1["reason"]), (422, &json!("Invalid")), "{words}");
+        if minor >= SAME_WORDS_SINCE {
+            check(&answer, 422, "Invalid", &format!("Endpoints \"words\" is invalid: {words}"));
+        }
     }
     let fine = json!({"labels": {"example.com/A_b.c": "", "x": "y"}, "annotations": {"Example.com/A": "any thing/!"}});
     assert_eq!(t.patch("endpoints/words", MERGE, &json!({"metadata": fine})).await.0, 200);
@@ -74,5 +81,7 @@ pub async fn refuses_contradictions_in_lists(t: &Target) {
     check(&t.get("endpoints?limit=abc").await, 400, "BadRequest", words);
     let words = "invalid resource version: resourceVersion: Invalid value: \"abc\": strconv.ParseUint: parsing \"abc\": \
                  invalid syntax";
-    check(&t.get("endpoints?resourceVersion=abc").await, 400, "BadRequest", words);
+    if t.minor().await >= SAME_WORDS_SINCE {
+        check(&t.get("endpoints?resourceVersion=abc").await, 400, "BadRequest", words);
+    }
 }
