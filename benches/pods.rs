@@ -93,20 +93,33 @@ impl Bench {
             let leader = settled(release).await?;
             let since = Instant::now();
             release.patronictl(&leader.name, &["switchover", "--leader", &leader.name, "--force"]).await?;
-            self.outage(release, since, "switchover, writes stopped", "<= 0.5").await?;
+            self.outage(release, since, ["switchover, writes stopped", "  through the Service (switchover)"], "<= 0.5")
+                .await?;
         }
         if self.wanted("delete") {
             let leader = settled(release).await?;
             let since = Instant::now();
             release.kubectl(&["delete", "pod", &leader.name, "--wait=false"]).await?;
-            self.outage(release, since, "leader pod deleted (SIGTERM), writes stopped", "<= 0.6").await?;
+            self.outage(
+                release,
+                since,
+                ["leader pod deleted (SIGTERM), writes stopped", "  through the Service (deleted)"],
+                "<= 0.6",
+            )
+            .await?;
         }
         if self.wanted("postgres") {
             let leader = settled(release).await?;
             let since = Instant::now();
             let kill = "kill -9 $(head -n 1 $PGDATA/postmaster.pid)";
             release.kubectl(&["exec", &leader.name, "-c", "postgres", "--", "sh", "-c", kill]).await?;
-            self.outage(release, since, "Postgres killed, writes stopped", "<= 1").await?;
+            self.outage(
+                release,
+                since,
+                ["Postgres killed, writes stopped", "  through the Service (Postgres killed)"],
+                "<= 1",
+            )
+            .await?;
         }
         if self.wanted("leader") {
             self.leader_killed(release).await?;
@@ -118,17 +131,17 @@ impl Bench {
     }
 
     /// Waits for the end of an outage and notes it as both clients saw it.
-    async fn outage(&mut self, release: &Release, since: Instant, name: &'static str, target: &'static str) -> Res<()> {
+    async fn outage(
+        &mut self,
+        release: &Release,
+        since: Instant,
+        [name, through]: [&'static str; 2],
+        target: &'static str,
+    ) -> Res<()> {
         release.whole(3).await?;
         release.accepts(Instant::now(), WHOLE).await?;
         let (service, direct) = release.outage(since);
         self.table.put(name, target, "s", direct.as_secs_f64());
-        let through: &'static str = match name {
-            "switchover, writes stopped" => "  through the Service: switchover",
-            "Postgres killed, writes stopped" => "  through the Service: Postgres killed",
-            "member frozen, writes stopped" => "  through the Service: member frozen",
-            _ => "  through the Service: leader pod deleted",
-        };
         self.table.put(through, "", "s", service.as_secs_f64());
         Ok(())
     }
@@ -173,7 +186,8 @@ impl Bench {
             release.fault("container-thaw", &leader.name, container).await?;
         }
         taken?;
-        self.outage(release, since, "member frozen, writes stopped", "<= 30.7").await
+        self.outage(release, since, ["member frozen, writes stopped", "  through the Service (frozen)"], "<= 30.7")
+            .await
     }
 
     async fn at_rest(&mut self, release: &Release) -> Res<()> {
