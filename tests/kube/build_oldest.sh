@@ -44,7 +44,7 @@ main() {
     local work stamp from suite started=$SECONDS
     stamp=$(sha256sum "$here/build_oldest.sh" | cut -d' ' -f1)
     mkdir -p "$cache"
-    exec 9>"$cache/build.lock"
+    exec 9>"$cache/oldest.lock"
     flock 9
     if [ -x "$program" ] && [ "$(cat "$program.stamp" 2>/dev/null)" = "$stamp" ]; then return 0; fi
     read -r from suite < <(mirror)
