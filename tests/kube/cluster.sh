@@ -75,6 +75,7 @@ up_nodes() {
     install_packages $packages
     "$here/build.sh"
     "$here/stock_images.sh"
+    images=$("$here/stock_images.sh" path)
     lock
     clean
     state_directory

@@ -81,8 +81,7 @@ kubelet_start() { # number
 node_prepare() { # number
     cgroups_make "node$1"
     node_files "$1"
-    # Not while another tree's `up` makes the store anew.
-    (flock -s 7 && store_copy "$cache/images/store" "$dir/node$1/var/lib/containerd") 7<"$cache/images/.lock"
+    store_copy "$images/store" "$dir/node$1/var/lib/containerd"
     runtime_start "$1"
 }
 

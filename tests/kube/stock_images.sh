@@ -5,20 +5,17 @@
 #   postgres:15              Debian with postgresql-15, arranged as the stock image is: user postgres is 999:999, its
 #                            programs are on PATH, data belongs under /var/lib/postgresql/data. No entry point script.
 #
-# Cold about a minute, nearly all of it debootstrap from the mirror this machine itself uses.
+#   stock_images.sh          makes them if need be
+#   stock_images.sh path     prints the directory: NAME.tar, and `store`, a containerd's data with all of them unpacked
+#
+# Cold about a minute, nearly all of it debootstrap from the mirror this machine itself uses. The directory is named
+# after the recipe and complete from the moment it is there, so trees of different age do not fight over it.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=tests/kube/common.sh
 source "$here/common.sh"
-images=$cache/images
-
-# Done already, by this very recipe?
-current() { # archive
-    [ -e "$1" ] && [ "$(cat "$1.stamp" 2>/dev/null)" = "$recipe" ]
-}
-
 busybox_image() {
-    local root=$work/busybox
+    local root=$work/root/busybox
     mkdir -p "$root"/{bin,etc,tmp,proc,sys,dev,run,root}
     chmod 1777 "$root/tmp"
     cp "$(command -v busybox)" "$root/bin/busybox"
@@ -27,14 +24,13 @@ busybox_image() {
     done
     echo root:x:0:0:root:/root:/bin/sh >"$root/etc/passwd"
     echo root:x:0: >"$root/etc/group"
-    "$here/image.sh" pause:kube,busybox:1 "$root" out="$images/busybox.tar" \
+    "$here/image.sh" pause:kube,busybox:1 "$root" out="$work/busybox.tar" \
         cmd='["/bin/sleep","2147483647"]' env.PATH=/bin
 }
 
 postgres_image() {
-    local root=$work/postgres from suite
+    local root=$work/root/postgres from suite
     read -r from suite < <(mirror)
-    [ "$suite" = bookworm ] || skip "the stock Postgres 15 image is made from Debian 12, and this is '$suite'"
     debootstrap --variant=minbase "$suite" "$root" "$from"
     # The package would make a cluster, and take whatever uid is free.
     mkdir -p "$root/etc/postgresql-common"
@@ -50,7 +46,7 @@ postgres_image() {
     rm -rf "$root"/usr/lib/x86_64-linux-gnu/lib{LLVM,z3}* "$root"/usr/lib/postgresql/15/lib/{llvmjit*,bitcode} \
         "$root"/usr/share/{doc,man,info,locale,i18n,lintian}/* "$root"/usr/lib/x86_64-linux-gnu/perl/*/CORE \
         "$root"/var/cache/* "$root"/var/lib/apt/lists/* "$root"/var/log/*.log
-    "$here/image.sh" postgres:15 "$root" out="$images/postgres.tar" cmd='["postgres"]' \
+    "$here/image.sh" postgres:15 "$root" out="$work/postgres.tar" cmd='["postgres"]' \
         env.PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/lib/postgresql/15/bin \
         env.PGDATA=/var/lib/postgresql/data env.PG_MAJOR=15 env.LANG=C.UTF-8
 }
@@ -58,48 +54,60 @@ postgres_image() {
 # A containerd's data directory with all images unpacked. Every node starts from a copy made of hard links: nothing is
 # unpacked again, and nothing large is deleted at the end.
 store_make() {
-    local store=$work/store image pid failed=""
+    local image pid failed=""
     # Without the plugins that would leave directories below /run and /opt.
     cat >"$work/containerd.toml" <<TOML
 version = 3
 disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime",
     "io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt"]
 TOML
-    "$cache/bin/containerd" --config "$work/containerd.toml" --root "$store" --state "$work/state" \
+    "$cache/bin/containerd" --config "$work/containerd.toml" --root "$work/store" --state "$work/state" \
         --address "$work/socket" --log-level warn &
     pid=$!
     until_ok 20 "containerd" "$cache/bin/ctr" -a "$work/socket" version
-    for image in "$images"/*.tar; do
+    for image in "$work"/*.tar; do
         "$cache/bin/ctr" -a "$work/socket" -n k8s.io images import "$image" || failed=yes
     done
     kill "$pid"
     wait "$pid" || true
-    [ -z "$failed" ] || return 1
-    rm -rf "$images/store"
-    mv "$store" "$images/store"
+    [ -z "$failed" ]
+}
+
+# Directories of recipes nobody has used for three days go.
+forget_old() {
+    find "$cache/images" -mindepth 1 -maxdepth 1 -type d -mtime +3 -exec rm -rf {} +
 }
 
 main() {
-    local image recipe work
-    mkdir -p "$images"
-    exec 9>"$images/.lock"
+    local recipe images work step suite
+    recipe=$({
+        declare -f busybox_image postgres_image store_make
+        cat "$here/image.sh" "$cache/bin/containerd.stamp"
+    } | sha256sum | cut -c1-12)
+    images=$cache/images/$recipe
+    if [ "${1:-}" = path ]; then
+        echo "$images"
+        return 0
+    fi
+    mkdir -p "$cache/images"
+    exec 9>"$cache/images/.lock"
     flock 9
-    recipe=$({ declare -f busybox_image postgres_image && cat "$here/image.sh"; } | sha256sum)
-    work=$(mktemp -d "$images/.work.XXXXXX")
+    if [ -d "$images" ]; then
+        touch "$images"
+        return 0
+    fi
+    read -r _ suite < <(mirror)
+    [ "$suite" = bookworm ] || skip "the stock Postgres 15 image is made from Debian 12, and this is '$suite'"
+    echo "making the images busybox and postgres, about a minute"
+    forget_old
+    work=$(mktemp -d "$cache/images/.work.XXXXXX")
     # shellcheck disable=SC2064
     trap "rm -rf '$work'" EXIT
-    for image in busybox postgres; do
-        current "$images/$image.tar" && continue
-        echo "making the image $image$([ $image = busybox ] || echo ', about a minute')"
-        "${image}_image" >"$images/$image.log" 2>&1 || die "cannot make the image $image; see $images/$image.log"
-        echo "$recipe" >"$images/$image.tar.stamp"
-        rm -f "$images/store.stamp"
+    for step in busybox_image postgres_image store_make; do
+        "$step" >"$cache/images.log" 2>&1 || die "$step failed; see $cache/images.log"
     done
-    recipe="$recipe $(cat "$cache/bin/containerd.stamp")"
-    if [ "$(cat "$images/store.stamp" 2>/dev/null)" != "$recipe" ]; then
-        store_make >"$images/store.log" 2>&1 || die "cannot unpack the images; see $images/store.log"
-        echo "$recipe" >"$images/store.stamp"
-    fi
+    rm -rf "$work"/{root,state,socket*,containerd.toml}
+    mv "$work" "$images"
 }
 
 main "$@"
