@@ -134,7 +134,7 @@ fn the_rendered_configuration_is_one_that_patroni_takes_without_a_warning() {
     }
 }
 
-/// A member with `ctl.certfile` verifies the others' certificates, names included, and these are addresses of pods.
+/// A certificate that has expired may stop people, not a failover: members with `ctl.certfile` verify each other.
 #[test]
 fn only_patronictl_shows_a_client_certificate() {
     let Some(helm) = helm() else { return };

@@ -2,7 +2,7 @@
 //!
 //! A failed question is an answer too: `Unreachable`, with words for the log. Server certificates are not verified, as in
 //! Patroni: the lease is the protection, a forged answer can only delay a promotion. With `ctl.certfile` our client
-//! certificate is sent and the server is verified against `ctl.cacert`.
+//! certificate is sent and the server is verified against `ctl.cacert`, but not its name.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
@@ -38,7 +39,7 @@ const LIVE_AGE: Duration = Duration::from_secs(1);
 /// `ctl.certfile`, `ctl.keyfile`, `ctl.cacert`: how this member shows itself to the others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeerTls {
-    /// PEM client certificate chain; set = servers are verified.
+    /// PEM client certificate chain; set = servers are verified, but not by name.
     pub certfile: Option<String>,
     /// PEM key; else read from `certfile`.
     pub keyfile: Option<String>,
@@ -221,21 +222,27 @@ fn client_config(tls: &PeerTls) -> Result<ClientConfig, String> {
     let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|e| format!("prepare TLS for members: {e}"))?;
+    let provider = rustls::crypto::ring::default_provider();
     let Some(certfile) = &tls.certfile else {
-        let nobody = Arc::new(Unverified(rustls::crypto::ring::default_provider()));
-        return Ok(builder.dangerous().with_custom_certificate_verifier(nobody).with_no_client_auth());
+        let anybody = Arc::new(MemberVerifier { provider, anchors: Vec::new(), webpki: None });
+        return Ok(builder.dangerous().with_custom_certificate_verifier(anybody).with_no_client_auth());
     };
+    let cacert =
+        tls.cacert.as_deref().ok_or("ctl.certfile is set: name the CA of the members in ctl.cacert as well")?;
+    let anchors = certificates("ctl.cacert", cacert)?;
     let mut roots = RootCertStore::empty();
-    if let Some(cacert) = &tls.cacert {
-        for certificate in certificates("ctl.cacert", cacert)? {
-            roots.add(certificate).map_err(|e| format!("ctl.cacert: {cacert}: {e}"))?;
-        }
+    for certificate in &anchors {
+        roots.add(certificate.clone()).map_err(|e| format!("ctl.cacert: {cacert}: {e}"))?;
     }
+    let webpki = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::new(provider.clone()));
+    let webpki = webpki.build().map_err(|e| format!("ctl.cacert: {cacert}: {e}"))?;
     let keyfile = tls.keyfile.as_ref().unwrap_or(certfile);
     let key =
         PrivateKeyDer::from_pem_file(keyfile).map_err(|e| format!("ctl.keyfile: read key from {keyfile}: {e}"))?;
+    let members = Arc::new(MemberVerifier { provider, anchors, webpki: Some(webpki) });
     builder
-        .with_root_certificates(roots)
+        .dangerous()
+        .with_custom_certificate_verifier(members)
         .with_client_auth_cert(certificates("ctl.certfile", certfile)?, key)
         .map_err(|e| format!("ctl.certfile: use {certfile}: {e}"))
 }
@@ -245,20 +252,36 @@ fn certificates(key: &str, file: &str) -> Result<Vec<CertificateDer<'static>>, S
     read.map_err(|e| format!("{key}: read certificates from {file}: {e}"))
 }
 
-/// Accepts every server certificate (see the story above).
+/// Whose server certificate is accepted: everybody's, or whatever the members' CA has signed, and the anchors themselves (one
+/// self-signed certificate for everything). Never by name: members are found by the addresses of their pods, and a
+/// certificate rarely names these.
 #[derive(Debug)]
-struct Unverified(rustls::crypto::CryptoProvider);
+struct MemberVerifier {
+    provider: rustls::crypto::CryptoProvider,
+    anchors: Vec<CertificateDer<'static>>,
+    webpki: Option<Arc<WebPkiServerVerifier>>,
+}
 
-impl ServerCertVerifier for Unverified {
+impl ServerCertVerifier for MemberVerifier {
     fn verify_server_cert(
         &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
+        use rustls::CertificateError::{NotValidForName, NotValidForNameContext};
+        let Some(webpki) = &self.webpki else { return Ok(ServerCertVerified::assertion()) };
+        if self.anchors.iter().any(|anchor| anchor.as_ref() == end_entity.as_ref()) {
+            return Ok(ServerCertVerified::assertion());
+        }
+        match webpki.verify_server_cert(end_entity, intermediates, name, ocsp, now) {
+            Err(rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. })) => {
+                Ok(ServerCertVerified::assertion())
+            }
+            other => other,
+        }
     }
     fn verify_tls12_signature(
         &self,
@@ -266,7 +289,7 @@ impl ServerCertVerifier for Unverified {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
     }
     fn verify_tls13_signature(
         &self,
@@ -274,10 +297,10 @@ impl ServerCertVerifier for Unverified {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
     }
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 

@@ -4,6 +4,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use patroni::agent::handle::ApiSettings;
+use patroni::agent::peers::{PeerClient, PeerTls};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -136,9 +137,9 @@ impl Pki {
                 &subject(name),
             );
         }
-        for name in ["server", "client"] {
+        for (name, address) in [("server", "IP:127.0.0.1"), ("client", "IP:127.0.0.1"), ("pod", "DNS:demo")] {
             pki.openssl(
-                &format!("req {key} -keyout {name}.key -out {name}.csr -addext subjectAltName=IP:127.0.0.1"),
+                &format!("req {key} -keyout {name}.key -out {name}.csr -addext subjectAltName={address}"),
                 &subject(name),
             );
             let sign = "-CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -copy_extensions copy";
@@ -227,6 +228,26 @@ async fn client_certificates_are_asked_for_as_configured() {
         let reply = exchange(&mut stream, "GET", "/primary", &[], None).await;
         assert_eq!((reply.status, reply.header("x-over")), (200, Some("tls")), "{verify} {client:?}");
     }
+}
+
+/// Members find each other by the addresses of their pods, which no certificate names (configuration §4.4).
+#[tokio::test]
+async fn members_verify_each_others_issuer_but_not_the_name() {
+    let pki = Pki::new();
+    for (server, client, trusted) in [("pod", "ca", true), ("alone", "alone", true), ("stranger", "ca", false)] {
+        let world = world(pki.settings(server, "ca", "none")).await;
+        let url = format!("https://127.0.0.1:{}/patroni", world.addr.port());
+        let tls = PeerTls {
+            certfile: Some(pki.file("client.crt")),
+            keyfile: Some(pki.file("client.key")),
+            cacert: Some(pki.file(&format!("{client}.crt"))),
+        };
+        assert_eq!(PeerClient::new(&tls).unwrap().anybody_home(&url).await, trusted, "{server}");
+        let believing = PeerClient::new(&PeerTls::default()).unwrap();
+        assert!(believing.anybody_home(&url).await, "without ctl.certfile nothing is verified");
+    }
+    let lonely = PeerTls { certfile: Some(pki.file("client.crt")), ..PeerTls::default() };
+    assert!(PeerClient::new(&lonely).err().unwrap().contains("ctl.cacert"));
 }
 
 /// `openssl req -x509` makes one certificate that people use as CA and client at once (design §8).

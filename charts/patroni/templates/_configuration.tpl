@@ -6,8 +6,8 @@
 {{ toYaml (mergeOverwrite $generated (deepCopy $v.config)) }}
 {{- end -}}
 
-{{/* For patronictl, where it needs more: it verifies certificates and shows its own. Members do not verify each other's, the
-     lease protects them; with ctl.certfile they would, and a certificate rarely names the addresses of pods. */}}
+{{/* For patronictl, where it needs more: it verifies certificates and shows its own. Members ask each other without either,
+     so that a certificate that has expired stops people, not a failover. */}}
 {{- define "patroni.ctlConfiguration" -}}
 {{- $rest := .Values.tls.rest -}}
 {{- $ctl := dict "insecure" $rest.ctlInsecure "certfile" (printf "/tls/rest/%s" $rest.cert) "keyfile" (printf "/tls/rest/%s" $rest.key) -}}
