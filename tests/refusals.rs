@@ -61,8 +61,8 @@ enum As {
     Root,
 }
 
-/// Exit code and everything printed. It has ten seconds.
-fn run(file: &Path, who: As) -> (i32, String) {
+/// The running program and where it prints to.
+fn begin(file: &Path, who: &As) -> (std::process::Child, PathBuf) {
     let dir = file.parent().unwrap();
     let built = PathBuf::from(env!("CARGO_BIN_EXE_patroni"));
     let built = std::env::var_os("PATRONI_BIN_DIR").map_or_else(|| built.with_file_name(""), PathBuf::from);
@@ -74,20 +74,31 @@ fn run(file: &Path, who: As) -> (i32, String) {
         command.env_remove(name);
     }
     command.arg(file).env("KUBECONFIG", dir.join("kubeconfig")).env("HOME", dir).stdin(Stdio::null());
-    if let (As::Member, Some((uid, gid))) = (who, machine::User::find().unwrap().ids()) {
+    if let (As::Member, Some((uid, gid))) = (who, user.ids()) {
         command.uid(uid).gid(gid);
     }
-    let out = std::fs::File::create(dir.join("out")).unwrap();
-    let mut child = command.stdout(out.try_clone().unwrap()).stderr(out).spawn().unwrap();
+    let printed = dir.join("out");
+    let out = std::fs::File::create(&printed).unwrap();
+    (command.stdout(out.try_clone().unwrap()).stderr(out).spawn().unwrap(), printed)
+}
+
+/// Exit code and everything printed. It has ten seconds.
+fn end(mut child: std::process::Child, printed: &Path) -> (i32, String) {
+    let said = || std::fs::read_to_string(printed).unwrap();
     for _ in 0..1000 {
         if let Some(status) = child.try_wait().unwrap() {
-            return (status.code().unwrap_or(-1), std::fs::read_to_string(dir.join("out")).unwrap());
+            return (status.code().unwrap_or(-1), said());
         }
         std::thread::sleep(Duration::from_millis(10));
     }
     child.kill().unwrap();
     child.wait().unwrap();
-    (-1, format!("still running after 10 s:\n{}", std::fs::read_to_string(dir.join("out")).unwrap()))
+    (-1, format!("still running after 10 s:\n{}", said()))
+}
+
+fn run(file: &Path, who: As) -> (i32, String) {
+    let (child, printed) = begin(file, &who);
+    end(child, &printed)
 }
 
 /// Runs it and checks: exit 1, every word said, at most `lines` lines that are errors or worse, no data directory.
@@ -176,4 +187,23 @@ fn root_is_refused() {
     let place = Place::new();
     let ports = free(2);
     refused(&place, &place.file(&config(&place.0, ports[0], ports[1], &bin)), As::Root, &["root"]);
+}
+
+/// A pod that is deleted while the API server cannot be reached ends at once, not after its grace period.
+#[test]
+fn sigterm_ends_a_member_that_waits_for_the_api_server() {
+    let Some(bin) = postgres() else { return };
+    let place = Place::new();
+    let ports = free(2);
+    let (child, printed) = begin(&place.file(&config(&place.0, ports[0], ports[1], &bin)), &As::Member);
+    let began = std::fs::metadata(&printed).unwrap().modified().unwrap();
+    while !std::fs::read_to_string(&printed).unwrap().contains("waiting for the store") {
+        assert!(began.elapsed().unwrap() < Duration::from_secs(20), "it does not say that it waits");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
+    let (code, said) = end(child, &printed);
+    let left = patroni::demo::processes::kill_all(&place.0, 100);
+    assert_eq!((code, left.len()), (0, 0), "{said}");
+    assert!(said.contains("told to end before this member had begun"), "{said}");
 }

@@ -259,7 +259,7 @@ impl Agent {
             Outcome::CheckAgain => self.local.checking = false,
             Outcome::Checkpoint(result) => self.checkpointed(result),
             Outcome::Slots(result) => self.slots_synced(result),
-            Outcome::BootstrapEnded(result) => self.bootstrap_ended(result),
+            Outcome::BootstrapEnded(result) => self.bootstrap_ended(result).await,
             Outcome::PrePromote(result) => self.pre_promoted(result).await,
             Outcome::PendingRestart(reasons) => self.pending_restart_found(reasons),
         }

@@ -45,20 +45,23 @@ pub struct Started {
     pub handle: Handle,
 }
 
-/// Connects everything.
+/// Connects everything. `None`: asked to end (SIGTERM) while something was still waited for.
 ///
 /// # Errors
 /// One line (a configuration may have several): the process exits with 1.
-pub async fn start(source: Source, api: Arc<ApiSettings>, config: Config) -> Result<Started, String> {
+pub async fn start(source: Source, api: Arc<ApiSettings>, config: Config) -> Result<Option<Started>, String> {
     refuse_root()?;
     let began = clock::boot();
-    let (signals_tx, signals) = mpsc::channel(SIGNALS_MAX);
+    let (signals_tx, mut signals) = mpsc::channel(SIGNALS_MAX);
     listen_to_signals(signals_tx)?;
     let session = format!("{:016x}", rand::random::<u64>());
     let peers = PeerClient::new(&settings::peers(&config))?;
     let first = settings::read(&config, &Dynamic::default(), &source.home, "", 0);
-    let (keeper, standing, binaries) = keeper_and_programs(&config, &first.setup).await?;
-    let (store, view, pod) = connect_store(&config, &first.settings, &session, &peers).await?;
+    let connecting = connect(&config, &first, &session, &peers);
+    let ((keeper, standing, binaries), (store, view, pod)) = tokio::select! {
+        connected = connecting => connected?,
+        () = told_to_end(&mut signals) => return Ok(None),
+    };
     let (dynamic_document, dynamic_text) = dynamic_document(&view.borrow(), &first.setup.data_dir, &config);
     let (dynamic, warnings) = Dynamic::parse(&dynamic_document);
     let read = settings::read(&config, &dynamic, &source.home, &pod.uid, binaries.major);
@@ -117,7 +120,30 @@ pub async fn start(source: Source, api: Arc<ApiSettings>, config: Config) -> Res
     agent.warn_once(warnings);
     agent.serve_status(first_snapshot, setups_rx);
     agent.look_at_data();
-    Ok(Started { agent, handle })
+    Ok(Some(Started { agent, handle }))
+}
+
+type Kept = (KeeperSide, Standing, Binaries);
+
+/// Whatever has to be waited for: the keeper and the programs in its container, the API server.
+async fn connect(
+    config: &Config,
+    first: &settings::Read,
+    session: &str,
+    peers: &PeerClient,
+) -> Result<(Kept, Connected), String> {
+    let kept = keeper_and_programs(config, &first.setup).await?;
+    Ok((kept, connect_store(config, &first.settings, session, peers).await?))
+}
+
+/// Nothing was begun yet: a pod that is deleted need not wait for an API server that nobody can reach.
+async fn told_to_end(signals: &mut mpsc::Receiver<Signal>) {
+    while let Some(signal) = signals.recv().await {
+        if matches!(signal, Signal::Terminate) {
+            return info!("told to end before this member had begun");
+        }
+    }
+    std::future::pending().await
 }
 
 /// Postgres refuses to run as root, and so does everything that writes its files.

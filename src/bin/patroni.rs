@@ -155,7 +155,7 @@ async fn member(source: Source) -> Result<u8, String> {
     }
     let api_settings = Arc::new(settings::api(&loaded.config));
     let bound = api::bind(&api_settings)?;
-    let started = startup::start(source, api_settings, loaded.config).await?;
+    let Some(started) = startup::start(source, api_settings, loaded.config).await? else { return Ok(0) };
     tokio::spawn(bound.serve(started.handle));
     let ended = started.agent.run().await;
     info!("{}", ended.message);

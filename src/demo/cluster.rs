@@ -61,6 +61,8 @@ pub struct Options {
     pub rewind: bool,
     /// Lines (with indentation 4) added to `bootstrap.dcs`.
     pub dcs_extra: String,
+    /// Lines of `bootstrap`, indented by two.
+    pub bootstrap_extra: String,
     /// Lines (indentation 6) added to `bootstrap.dcs.postgresql`.
     pub dcs_postgresql_extra: String,
     /// Lines (indentation 2) added to `postgresql`.
@@ -87,6 +89,7 @@ impl Options {
             trust: false,
             rewind: true,
             dcs_extra: String::new(),
+            bootstrap_extra: String::new(),
             dcs_postgresql_extra: String::new(),
             postgresql_extra: String::new(),
             extra: String::new(),

@@ -108,7 +108,7 @@ impl Member {
              bootstrap:\n  dcs:\n    ttl: {ttl}\n    loop_wait: {wait}\n    retry_timeout: {retry}\n    \
              maximum_lag_on_failover: 1048576\n{dcs}    postgresql:\n      use_pg_rewind: {rewind}\n{dcs_postgresql}      \
              parameters:\n        max_connections: 50\n        shared_buffers: 16MB\n        wal_keep_size: 64MB\n  \
-             initdb:\n  - encoding: UTF8\n  - data-checksums\n\
+             initdb:\n  - encoding: UTF8\n  - data-checksums\n{bootstrap}\
              postgresql:\n  listen: 127.0.0.1:{port}\n  connect_address: 127.0.0.1:{port}\n  data_dir: {dir}/data\n  \
              bin_dir: {bin}\n  pgpass: {dir}/pgpass\n  authentication:\n    \
              superuser: {{username: postgres, password: {PASSWORD}}}\n    \
@@ -127,6 +127,7 @@ impl Member {
             dcs_postgresql = o.dcs_postgresql_extra,
             postgresql = o.postgresql_extra,
             extra = o.extra,
+            bootstrap = o.bootstrap_extra,
             bin = o.postgres.display(),
             run = run.display(),
         )

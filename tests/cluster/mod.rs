@@ -75,6 +75,7 @@ pub const TESTS: &[Test] = tests![
     scaled endpoints start::three_members_start_from_nothing,
     scaled configmaps start::three_members_start_from_nothing,
     scaled endpoints start::a_bootstrap_killed_half_way_is_finished,
+    scaled endpoints start::a_custom_method_makes_the_cluster,
     scaled endpoints start::a_cluster_killed_whole_comes_back,
     scaled endpoints handover::a_switchover_to_a_candidate_loses_nothing,
     scaled configmaps handover::a_switchover_through_rest_loses_nothing,

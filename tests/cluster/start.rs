@@ -123,3 +123,22 @@ pub async fn the_demo_tells_its_story(options: Options) -> Res<()> {
     let left = dir.is_none_or(|d| std::path::Path::new(&d).exists());
     must(!left, format!("the demo left its directory behind\n{told}"))
 }
+
+/// `bootstrap.method`: a script makes the data directory, and afterwards everybody comes in as with initdb.
+pub async fn a_custom_method_makes_the_cluster(mut options: Options) -> Res<()> {
+    let initdb = options.postgres.join("initdb");
+    options.bootstrap_extra = format!(
+        "  method: mine\n  mine:\n    command: >-\n      sh -c 'echo made by mine; {} -k -E UTF8 -U postgres -A trust -D \"${{2#--datadir=}}\" >&2' sh\n",
+        initdb.display()
+    );
+    let (mut trial, leader) = Trial::begin(options).await?;
+    let result = made_by_the_method(&mut trial.cluster, leader).await;
+    trial.end(result, Allowed::Nothing).await
+}
+
+async fn made_by_the_method(cluster: &mut Cluster, leader: usize) -> Res<()> {
+    let log = cluster.members[leader].log();
+    must(log.contains("made by mine"), "the log of the leader does not name the method")?;
+    let rules = cluster.sql(leader, "SELECT count(*) FROM pg_hba_file_rules WHERE database = '{replication}'").await?;
+    must(rules.first().and_then(|r| r.first()).is_some_and(|n| n != "0"), format!("rules for replication: {rules:?}"))
+}

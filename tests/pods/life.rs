@@ -129,7 +129,9 @@ pub async fn a_secret_is_rotated(kube: SharedKube) -> Res<()> {
     let leader: Seen = release.whole(3).await?;
     release.sql(leader.number(), "ALTER USER standby PASSWORD 'another-one'").await?;
     let patch = r#"{"stringData":{"replication-password":"another-one"}}"#;
-    release.kubectl(&["patch", "secret", &release.name, "--type=merge", "-p", patch]).await?;
+    release
+        .kubectl(&["patch", "secret", &format!("{}-credentials", release.name), "--type=merge", "-p", patch])
+        .await?;
     release.kubectl(&["rollout", "restart", &format!("statefulset/{}", release.name)]).await?;
     rolled(&release).await?;
     release.judge(3, since, Allowed::Nothing).await?;

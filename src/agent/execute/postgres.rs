@@ -382,22 +382,34 @@ impl Agent {
         if std::mem::replace(&mut self.flags.ending_bootstrap, true) {
             return;
         }
-        let setup = self.setup.clone();
+        let (setup, binaries) = (self.setup.clone(), self.postgres.binaries.clone());
         self.begin(async move {
-            let work = tokio::task::spawn_blocking(move || bootstrap::finished(&setup).map_err(|e| e.to_string()));
+            let work = tokio::task::spawn_blocking(move || {
+                if setup.bootstrap_method.is_some() {
+                    // What changed takes effect with the reload after it.
+                    drop(start::leave_custom_bootstrap(&setup, &binaries)?);
+                }
+                bootstrap::finished(&setup).map_err(|e| e.to_string())
+            });
             Outcome::BootstrapEnded(work.await.unwrap_or_else(|e| Err(e.to_string())))
         });
     }
 
-    pub(in crate::agent) fn bootstrap_ended(&mut self, result: Result<(), String>) {
+    pub(in crate::agent) async fn bootstrap_ended(&mut self, result: Result<(), String>) {
         self.flags.ending_bootstrap = false;
         match result {
             Ok(()) => {
                 self.local.bootstrapping = false;
                 self.save_dynamic();
+                // Recovery after a custom method let nobody in but this machine.
+                if self.setup.bootstrap_method.is_some()
+                    && let Err(e) = self.keeper.hup().await
+                {
+                    warn!("could not reload the configuration after the bootstrap: {}", e.text);
+                }
             }
             Err(e) => {
-                warn!("could not remove the bootstrap marker {}: {e}", datadir::marker_path(&self.setup).display())
+                warn!("could not end the bootstrap ({}): {e}", datadir::marker_path(&self.setup).display())
             }
         }
     }
