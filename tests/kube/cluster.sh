@@ -105,7 +105,7 @@ up_nodes() {
         "$((SECONDS - started)) s"
 }
 
-# Everything below is only ever deleted with this file in it.
+# Everything below is only ever deleted with this file in it, or with a claim that points here.
 state_directory() {
     [ ! -e "$dir" ] || [ -z "$(ls -A "$dir")" ] || die "$dir exists and is not a cluster's"
     mkdir -p "$dir/logs"
@@ -136,10 +136,13 @@ tunables_restore() {
 
 # Ends whatever is left of this directory's cluster, however it came to be left.
 clean() {
+    local ours=
+    if [ -e "$dir/.patroni-kube" ]; then ours=yes; fi
     api_only_end
     machines_end
     if number=$(claimed); then
         name_everything "$number"
+        ours=yes
         clean_names
         rm -f "$CLAIMS/$number"
         if ! ls "$CLAIMS"/[0-9]* >/dev/null 2>&1; then
@@ -147,7 +150,7 @@ clean() {
             rmdir "$CLAIMS" 2>/dev/null || true
         fi
     fi
-    if [ -e "$dir/.patroni-kube" ]; then rm -rf --one-file-system "$dir"; fi
+    if [ -n "$ours" ]; then rm -rf --one-file-system "$dir"; fi
 }
 
 # Everything that is named by the cluster's number.

@@ -74,12 +74,13 @@ claimed() {
     return 1
 }
 
-# Takes a free number for this directory. A claim whose directory is gone is nobody's.
+# Takes a free number for this directory. A claim whose directory was deleted is nobody's: its cluster is ended.
 claim() {
     local n
     mkdir -p "$CLAIMS"
     for ((n = 0; n < CLUSTERS_MAX; n++)); do
-        [ -e "$CLAIMS/$n" ] || rm -f "$CLAIMS/$n"
+        if [ -L "$CLAIMS/$n" ] && [ ! -e "$CLAIMS/$n" ]; then (dir=$(readlink "$CLAIMS/$n") && clean); fi
+        mkdir -p "$CLAIMS"
         # -T: a link to an existing directory is not a place to put links into.
         ln -sT "$dir" "$CLAIMS/$n" 2>/dev/null && { echo "$n"; return 0; }
     done
