@@ -77,13 +77,7 @@ pub async fn start(source: Source, api: Arc<ApiSettings>, config: Config) -> Res
     let (setups, setups_rx) = watch::channel(setup.clone());
     let (outcome, outcomes) = mpsc::channel(OUTCOMES_MAX);
     let timer = clock::BootTimer::new().map_err(|e| format!("open a timer: {e}"))?;
-    let postgres = execute::PostgresSide {
-        sql: Arc::new(Sql::local(&setup, "Patroni heartbeat")),
-        binaries,
-        data_seen: Default::default(),
-        warned: BTreeSet::new(),
-        role: standing.postgres.unwrap_or(StartRole::Standby),
-    };
+    let postgres = postgres_side(&setup, binaries, &standing);
     let (handle, ends, first_snapshot) = door(&local, &read.settings, &read.wishes, &api, peers.clone());
     let mut agent = Agent {
         store,
@@ -121,6 +115,16 @@ pub async fn start(source: Source, api: Arc<ApiSettings>, config: Config) -> Res
     agent.serve_status(first_snapshot, setups_rx);
     agent.look_at_data();
     Ok(Some(Started { agent, handle }))
+}
+
+fn postgres_side(setup: &Setup, binaries: Binaries, standing: &Standing) -> execute::PostgresSide {
+    execute::PostgresSide {
+        sql: Arc::new(Sql::local(setup, "Patroni heartbeat")),
+        binaries,
+        data_seen: Default::default(),
+        warned: BTreeSet::new(),
+        role: standing.postgres.unwrap_or(StartRole::Standby),
+    }
 }
 
 type Kept = (KeeperSide, Standing, Binaries);

@@ -119,7 +119,7 @@ async fn kill_the_leader(kube: &SharedKube, namespace: &str) -> Res<String> {
 pub async fn a_wrong_uid_is_said_before_anything_starts(kube: SharedKube) -> Res<()> {
     kube.kubectl(&["create", "namespace", "uid"]).await?;
     install(&kube, "uid", "uid", 1, &["postgres.uid=998"]).await?;
-    let line = says(&kube, "uid", "uid-0", "check", &["postgres.uid is 998", "Set postgres.uid"]).await?;
+    let line = says(&kube, "uid", "uid-0", "check", &["runs as user 998", "Set postgres.uid"]).await?;
     println!("  {line}");
     remove(&kube, "uid").await
 }
