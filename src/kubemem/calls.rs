@@ -188,8 +188,14 @@ impl Call {
         }
         let object = self.json(&body)?;
         self.refuse_dry_run()?;
+        self.namespace_exists()?;
         let made = self.shared.store.create_part(kind, namespace, object, Part::Main)?;
         Ok(reply(201, &made))
+    }
+
+    fn namespace_exists(&self) -> Result<(), Status> {
+        let Target { kind, namespace, .. } = &self.target;
+        if kind.namespaced { self.shared.store.get("namespaces", "", namespace).map(|_| ()) } else { Ok(()) }
     }
 
     fn refuse_dry_run(&self) -> Result<(), Status> {
@@ -210,6 +216,7 @@ impl Call {
         let store = &self.shared.store;
         match store.write(kind, namespace, name, self.part(), |_| Ok(object.clone())) {
             Err(status) if status.code == 404 && kind.put_creates && !self.target.status => {
+                self.namespace_exists()?;
                 let mut object = object;
                 if object["metadata"]["name"].as_str() != Some(name) {
                     let said = object["metadata"]["name"].as_str().unwrap_or("");

@@ -72,6 +72,14 @@ async fn creates_once_and_says_so(t: &Target) {
     assert!(answer.1["message"].as_str().unwrap().contains(message), "{}", answer.1);
     let (code, _) = t.post("configmaps", &config_map("Not_A_Name", "1")).await;
     assert_eq!(code, 422);
+    let nowhere = Target { namespace: "nowhere".to_owned(), ..t.clone() };
+    let answer = nowhere.post("configmaps", &config_map("lost", "1")).await;
+    check(&answer, 404, "NotFound", "namespaces \"nowhere\" not found");
+    assert_eq!(answer.1["details"], json!({"name": "nowhere", "kind": "namespaces"}));
+    let answer = nowhere.put("endpoints/lost", &json!({"metadata": {"name": "lost"}})).await;
+    check(&answer, 404, "NotFound", "namespaces \"nowhere\" not found");
+    let (code, list) = nowhere.get("configmaps").await;
+    assert_eq!((code, names(&list)), (200, vec![]));
 }
 
 async fn refuses_stale_writes(t: &Target) {
