@@ -111,9 +111,10 @@ cp_start() {
         $(api_server_flags 127.0.0.1:2379 0.0.0.0 6443 "$cp_ip" "$service_net.0/16") \
         --kubelet-preferred-address-types InternalIP --enable-admission-plugins NodeRestriction
     until_ok 60 "the API server" kubectl get --raw /readyz
+    # At its usual 20 requests per second the first service account is four seconds late.
     daemon cp kube-controller-manager --kubeconfig "$pki/kube-controller-manager.kubeconfig" --leader-elect=false \
         --root-ca-file "$pki/ca.crt" --service-account-private-key-file "$pki/service-account.key" \
-        --use-service-account-credentials=true --node-monitor-grace-period "$node_grace" \
+        --use-service-account-credentials=true --kube-api-qps 200 --kube-api-burst 400 --node-monitor-grace-period "$node_grace" \
         --controllers '*,-cloud-node-lifecycle-controller,-service-lb-controller,-node-route-controller,-node-ipam-controller'
     daemon cp kube-scheduler --kubeconfig "$pki/kube-scheduler.kubeconfig" --leader-elect=false
     proxy_start cp node1
