@@ -29,7 +29,8 @@ demo:
 test: prepare unscaled image
 	$(CARGO) test --lib --test scenarios --test sim
 	PATRONI_UNSCALED_BIN_DIR=$(UNSCALED) $(CARGO) test --features test-time-scale --test '*' --no-fail-fast -- $(WORDS)
-	$(if $(WORDS),,tests/kube/with_api.sh $(CARGO) test --features test-time-scale --test kube_api -- a_real_server)
+	$(if $(WORDS),,PATRONI_UNSCALED_BIN_DIR=$(UNSCALED) tests/kube/with_api.sh $(CARGO) test --features test-time-scale \
+		--test kube_api --test cluster --no-fail-fast -- a_real_server endpoints:: configmaps::)
 
 # Everything there is: all tests in real pods, more seeds of the simulation. About an hour more on two cores.
 test-full:

@@ -194,10 +194,11 @@ impl Bench {
         settled(cluster).await?;
         println!("at rest for {} s", AT_REST.as_secs());
         let daemons: Vec<i32> = cluster.members.iter_mut().filter_map(|m| m.sidecar()).collect();
-        cluster.api.server().reset_request_counts();
+        let Some(api) = cluster.api.server() else { return fail("requests are counted by the embedded API only") };
+        api.reset_request_counts();
         let before: Vec<u64> = daemons.iter().map(|p| processor_ms(*p)).collect();
         sleep(AT_REST).await;
-        let counts = cluster.api.server().request_counts();
+        let counts = api.request_counts();
         let minutes = AT_REST.as_secs_f64() / 60.0;
         for (pid, before) in daemons.iter().zip(before) {
             let used = (processor_ms(*pid) - before) as f64 / minutes;

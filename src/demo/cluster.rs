@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::apiserver::ApiServer;
+use super::apiserver::{ApiServer, External};
 use super::http::Http;
 use super::machine::{self, User};
 use super::member::{Member, Said};
@@ -55,6 +55,8 @@ pub struct Options {
     pub ports: (u16, u16),
     /// First port tried for the API; 0 lets the kernel choose.
     pub api_port: u16,
+    /// A real API server instead of the embedded one.
+    pub external: Option<External>,
     /// pg_hba says `trust` instead of `scram-sha-256`: debug builds hash slowly.
     pub trust: bool,
     /// `use_pg_rewind`.
@@ -86,6 +88,7 @@ impl Options {
             postgres,
             ports: (25_432, 28_008),
             api_port: 0,
+            external: None,
             trust: false,
             rewind: true,
             dcs_extra: String::new(),
@@ -142,7 +145,10 @@ impl Cluster {
     pub async fn prepare(options: Options) -> Res<Cluster> {
         let user = User::find_or_make()?;
         let dir = machine::private_dir("patroni")?;
-        let api = ApiServer::start(([127, 0, 0, 1], options.api_port).into())?;
+        let api = match &options.external {
+            None => ApiServer::start(([127, 0, 0, 1], options.api_port).into())?,
+            Some(server) => ApiServer::external(server, &options.scope).await?,
+        };
         let kubeconfig = dir.join("kubeconfig");
         let mut cluster =
             Cluster { api, members: Vec::new(), http: Http::new(None), user, kubeconfig, dir: dir.clone(), options };
@@ -155,7 +161,7 @@ impl Cluster {
         for (i, (port, rest)) in ports.into_iter().zip(rest).enumerate() {
             let name = format!("{}-{i}", cluster.options.scope);
             let member = Member::new(name.clone(), dir.join(&name), port, rest);
-            member.prepare(&cluster.options, &cluster.user)?;
+            member.prepare(&cluster.options, &cluster.user, &cluster.api)?;
             let labels = json!({"application": "patroni", "cluster-name": cluster.options.scope});
             cluster.api.create_pod(&name, &labels, member.generation).await?;
             cluster.members.push(member);

@@ -1,12 +1,17 @@
 //! One HTTP request with a deadline: the harness reads REST and the embedded API with it.
 
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 
 use super::{Res, fail};
@@ -14,14 +19,35 @@ use super::{Res, fail};
 /// A client that keeps its connections.
 #[derive(Clone)]
 pub struct Http {
-    client: Client<HttpConnector, Full<Bytes>>,
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     token: Option<String>,
 }
 
 impl Http {
     /// With a bearer token, if the server wants one.
     pub fn new(token: Option<String>) -> Self {
-        Http { client: Client::builder(TokioExecutor::new()).build_http(), token }
+        Http::trusting(token, RootCertStore::empty())
+    }
+
+    /// As [`Http::new`], and `https` to servers of the CAs in this file.
+    ///
+    /// # Errors
+    /// It cannot be read, or holds no certificate.
+    pub fn with_ca(token: Option<String>, ca: &Path) -> Res<Self> {
+        let mut roots = RootCertStore::empty();
+        let certificates = CertificateDer::pem_file_iter(ca).map_err(|e| format!("read {}: {e}", ca.display()));
+        for certificate in certificates.map_err(super::Failure)? {
+            roots.add(certificate.map_err(|e| super::Failure(format!("{}: {e}", ca.display())))?)?;
+        }
+        Ok(Http::trusting(token, roots))
+    }
+
+    fn trusting(token: Option<String>, roots: RootCertStore) -> Self {
+        // The first provider stays; all are the same.
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let tls = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
+        Http { client: Client::builder(TokioExecutor::new()).build(connector), token }
     }
 
     /// Sends `body` (if any) and reads the whole answer; a body that is not JSON comes back as a string.

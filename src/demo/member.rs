@@ -12,6 +12,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tokio::process::{Child, Command};
 
+use super::apiserver::ApiServer;
 use super::cluster::Options;
 use super::http::Http;
 use super::machine::User;
@@ -84,26 +85,26 @@ impl Member {
     ///
     /// # Errors
     /// The file system refused.
-    pub fn prepare(&self, options: &Options, user: &User) -> Res<()> {
+    pub fn prepare(&self, options: &Options, user: &User, api: &ApiServer) -> Res<()> {
         let run = self.dir.join("run");
         for dir in [&self.dir, &run] {
             fs::create_dir_all(dir).doing(format!("create {}", dir.display()))?;
             user.own(dir)?;
         }
         let path = self.config_path();
-        fs::write(&path, self.config(options)).doing(format!("write {}", path.display()))?;
+        fs::write(&path, self.config(options, api)).doing(format!("write {}", path.display()))?;
         user.own(&path)
     }
 
-    fn config(&self, o: &Options) -> String {
+    fn config(&self, o: &Options, api: &ApiServer) -> String {
         let (name, rest, port) = (&self.name, self.rest, self.port);
         let (dir, run) = (self.dir.display(), self.dir.join("run"));
         let hba = if o.trust { "trust" } else { "scram-sha-256" };
         format!(
             "scope: {scope}\nname: {name}\n\
              restapi:\n  listen: 127.0.0.1:{rest}\n  connect_address: 127.0.0.1:{rest}\n\
-             kubernetes:\n  context: ''\n  namespace: default\n  labels: {{application: patroni}}\n  \
-             scope_label: cluster-name\n  use_endpoints: {endpoints}\n  pod_ip: 127.0.0.1\n  \
+             kubernetes:\n  context: ''\n  namespace: {namespace}\n  labels: {{application: patroni}}\n  \
+             scope_label: cluster-name\n  use_endpoints: {endpoints}\n  pod_ip: {pod_ip}\n  \
              ports: [{{name: postgresql, port: {port}}}]\n\
              bootstrap:\n  dcs:\n    ttl: {ttl}\n    loop_wait: {wait}\n    retry_timeout: {retry}\n    \
              maximum_lag_on_failover: 1048576\n{dcs}    postgresql:\n      use_pg_rewind: {rewind}\n{dcs_postgresql}      \
@@ -118,6 +119,8 @@ impl Member {
              - host replication replicator 127.0.0.1/32 {hba}\n  - host all all 127.0.0.1/32 {hba}\n{postgresql}\
              watchdog:\n  mode: off\n{extra}",
             scope = o.scope,
+            namespace = api.namespace(),
+            pod_ip = api.pod_ip(),
             endpoints = o.mode == super::cluster::StoreMode::Endpoints,
             ttl = o.ttl,
             wait = o.loop_wait,

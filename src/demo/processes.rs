@@ -67,6 +67,16 @@ pub fn of_member(dir: &Path) -> Vec<Proc> {
     found
 }
 
+/// Processes whose command line (arguments end with a zero byte) has all these words.
+pub fn with_words(words: &[&str]) -> Vec<i32> {
+    let has = |entry: std::fs::DirEntry| {
+        let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+        let line = String::from_utf8_lossy(&std::fs::read(entry.path().join("cmdline")).ok()?).into_owned();
+        words.iter().all(|w| line.contains(w)).then_some(pid)
+    };
+    std::fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(has).collect()
+}
+
 /// The postmaster among `procs`: the `postgres` started with `-D` that no other `postgres` is the parent of.
 pub fn postmaster(procs: &[Proc]) -> Option<&Proc> {
     let servers: Vec<&Proc> = procs.iter().filter(|p| p.name == "postgres" || p.name == "postmaster").collect();

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
+use patroni::demo::apiserver::External;
 use patroni::demo::cluster::{Cluster, Options, StoreMode};
 use patroni::demo::writer::{self, Writer};
 use patroni::demo::{Res, fail, machine, verdict};
@@ -155,6 +156,7 @@ fn options(test: &Test) -> Res<Options> {
     let mut options = Options::new(bin_dir, postgres);
     (options.ttl, options.loop_wait, options.retry_timeout) = (20, 1, 3);
     options.mode = test.mode;
+    options.external = External::from_environment();
     options.trust = test.scaled;
     options.scope = "test".into();
     if !test.scaled {
