@@ -91,11 +91,12 @@ fn publish_new_cluster(ctx: &Ctx<'_>, system_id: &str) -> Decision {
     if ctx.cluster.initialize == Initialize::InProgress {
         return d.then(Action::WriteSystemId { expect, system_id: system_id.to_owned() });
     }
-    if let LeaseVerdict::Held(other) = &ctx.verdict
-        && *other != ctx.local.me
-    {
+    match &ctx.verdict {
+        // My own write, or one of an earlier life: what became of it shows with the next read.
+        LeaseVerdict::Held(me) if *me == ctx.local.me => return d,
         // The new primary runs unfenced: it may not stay beside somebody else's (design §4 "Bootstrap").
-        return fail(ctx, &format!("{other} holds the lock"));
+        LeaseVerdict::Held(other) => return fail(ctx, &format!("{other} holds the lock")),
+        LeaseVerdict::Released | LeaseVerdict::Expired(_) | LeaseVerdict::Silence { .. } | LeaseVerdict::Vacant => {}
     }
     d.then(Action::AcquireLease { stood: ctx.local.lease.record.clone(), proven_dead: false })
 }
