@@ -6,13 +6,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
+#[path = "support/runner.rs"]
+mod runner;
 #[path = "pods/mod.rs"]
 mod suite;
 
 use std::process::ExitCode;
-use std::time::Duration;
 
-use suite::{Outcome, TESTS, Test};
+use runner::Report;
+use suite::{TESTS, Test};
 
 /// So many days see every test once.
 const SLICES: usize = 5;
@@ -31,27 +33,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     println!("\nrunning {} tests", chosen.len());
-    let (mut failed, mut skipped, mut passed, mut total) = (Vec::new(), Vec::new(), 0, Duration::ZERO);
-    suite::run(&chosen, |test, outcome, took| {
-        total += took;
-        println!("test {} ... {} ({:.1} s)", test.name, outcome.word(), took.as_secs_f64());
-        match outcome {
-            Outcome::Passed => passed += 1,
-            Outcome::Skipped(why) => skipped.push(format!("skipped {}: {why}", test.name)),
-            Outcome::Failed(why) => {
-                println!("{why}");
-                failed.push(format!("failed {}", test.name));
-            }
-        }
-    });
-    skipped.iter().chain(&failed).for_each(|line| println!("{line}"));
-    println!(
-        "\ntest result: {}. {passed} passed; {} failed; {} ignored; 0 measured; {} filtered out; finished in {:.2}s\n",
-        if failed.is_empty() { "ok" } else { "FAILED" },
-        failed.len(),
-        skipped.len(),
-        TESTS.len() - chosen.len(),
-        total.as_secs_f64()
-    );
-    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let mut report = Report::default();
+    suite::run(&chosen, |test, outcome, took| report.tell(test.name, outcome, took));
+    report.end(TESTS.len() - chosen.len())
 }

@@ -24,6 +24,8 @@ use patroni::demo::writer::{self, Writer};
 use patroni::demo::{Res, fail, machine, verdict};
 use tokio::time::Instant;
 
+use super::runner::Outcome;
+
 /// One test.
 pub struct Test {
     /// MODE::FILE::SENTENCE, with `unscaled::` before it when it runs at true speed.
@@ -31,27 +33,6 @@ pub struct Test {
     mode: StoreMode,
     scaled: bool,
     body: fn(Options) -> LocalBoxFuture<'static, Res<()>>,
-}
-
-/// How it ended.
-pub enum Outcome {
-    /// Well.
-    Passed,
-    /// It could not run here; why.
-    Skipped(String),
-    /// What was wrong.
-    Failed(String),
-}
-
-impl Outcome {
-    /// As cargo's own runner says it.
-    pub fn word(&self) -> &'static str {
-        match self {
-            Outcome::Passed => "ok",
-            Outcome::Skipped(_) => "ignored",
-            Outcome::Failed(_) => "FAILED",
-        }
-    }
 }
 
 macro_rules! tests {

@@ -17,6 +17,8 @@ use kube::{Kube, NoCluster, SharedKube};
 use patroni::demo::Res;
 use tokio::time::Instant;
 
+use super::runner::Outcome;
+
 /// Nodes of the cluster.
 const NODES: u32 = 3;
 
@@ -27,27 +29,6 @@ pub struct Test {
     /// Part of `make test`.
     pub smoke: bool,
     body: fn(SharedKube) -> LocalBoxFuture<'static, Res<()>>,
-}
-
-/// How it ended.
-pub enum Outcome {
-    /// Well.
-    Passed,
-    /// It could not run here; why.
-    Skipped(String),
-    /// What was wrong.
-    Failed(String),
-}
-
-impl Outcome {
-    /// As cargo's own runner says it.
-    pub fn word(&self) -> &'static str {
-        match self {
-            Outcome::Passed => "ok",
-            Outcome::Skipped(_) => "ignored",
-            Outcome::Failed(_) => "FAILED",
-        }
-    }
 }
 
 macro_rules! tests {

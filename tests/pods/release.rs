@@ -309,6 +309,13 @@ impl Release {
             acks.len(),
             lost.rows
         );
+        for gone in acks.iter().filter(|a| !present.contains(&a.id)) {
+            let since = gone.at.saturating_duration_since(since).as_secs_f64();
+            println!(
+                "  lost: row {} of member {} on timeline {}, acknowledged {since:.3} s after the fault",
+                gone.id, gone.member, gone.timeline
+            );
+        }
         if let Some(first) = double.first() {
             return fail(format!("two writers, {} times: {first}", double.len()));
         }
