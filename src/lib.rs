@@ -33,6 +33,7 @@
 //! | [`api`] | the REST API, from the loop's snapshot | touch the store or Postgres |
 //! | [`ctl`] | `patronictl` | share state with a running member |
 //! | [`config`] | file + environment + dynamic configuration → typed values | IO beyond the text it is given |
+//! | [`tls`] | whose server certificate is accepted | choose how strictly |
 //! | [`kubemem`] | an embedded Kubernetes API for the demo and the tests | import anything of ours |
 //! | [`demo`] | members from outside: the demo, the cluster tests and the benchmark drive them with it | |
 //!
@@ -74,6 +75,8 @@ pub mod api;
 pub mod ctl;
 
 pub mod config;
+
+pub mod tls;
 
 pub mod kubemem;
 

@@ -49,7 +49,7 @@ const IMPORTS: &[Layer] = &[
     },
     Layer {
         module: "postgres",
-        ours: &["model", "keeper::protocol", "keeper::boot_id"],
+        ours: &["model", "keeper::protocol", "keeper::boot_id", "tls"],
         never: &["kube::", "k8s_openapi::", "axum::"],
         why: "Postgres is driven through the keeper and SQL; it knows no store and no decision",
     },
@@ -67,7 +67,7 @@ const IMPORTS: &[Layer] = &[
     },
     Layer {
         module: "agent",
-        ours: &["model", "decide", "dcs", "postgres", "watchdog", "keeper::protocol", "config"],
+        ours: &["model", "decide", "dcs", "postgres", "watchdog", "keeper::protocol", "config", "tls"],
         never: &["axum::", "kube::", "k8s_openapi::"],
         why: "the agent carries out decisions; formats and servers are its neighbours' business",
     },
@@ -79,7 +79,7 @@ const IMPORTS: &[Layer] = &[
     },
     Layer {
         module: "ctl",
-        ours: &["model", "dcs", "config"],
+        ours: &["model", "dcs", "config", "tls"],
         never: &["axum::"],
         why: "patronictl is a client: it reads the store and calls REST like anybody else",
     },
@@ -88,6 +88,12 @@ const IMPORTS: &[Layer] = &[
         ours: &["model"],
         never: &["tokio::", "kube::", "axum::", "std::fs", "std::net", "fs_err::"],
         why: "configuration is text in, settings out",
+    },
+    Layer {
+        module: "tls",
+        ours: &[],
+        never: &["tokio::", "kube::", "axum::", "tokio_postgres::"],
+        why: "one rule whose certificate is accepted; who asks, and how strictly, is the callers' business",
     },
     Layer {
         module: "kubemem",

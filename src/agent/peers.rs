@@ -15,17 +15,16 @@ use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::ClientConfig;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Map, Value};
 use tokio::sync::Mutex;
 
 use super::clock;
 use super::handle::LiveMember;
 use crate::model::{BootInstant, Cluster, Lsn, MemberName, PeerAnswer, PeerRole, Tags, Timeline};
+use crate::tls::{Verify, client};
 
 /// One question, connection included (rest-api §2.2).
 const PEER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -219,89 +218,24 @@ fn truthy(value: &Value) -> bool {
 }
 
 fn client_config(tls: &PeerTls) -> Result<ClientConfig, String> {
-    let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|e| format!("prepare TLS for members: {e}"))?;
-    let provider = rustls::crypto::ring::default_provider();
     let Some(certfile) = &tls.certfile else {
-        let anybody = Arc::new(MemberVerifier { provider, anchors: Vec::new(), webpki: None });
-        return Ok(builder.dangerous().with_custom_certificate_verifier(anybody).with_no_client_auth());
+        return Ok(client(Verify::Nothing, Vec::new())?.with_no_client_auth());
     };
     let cacert =
         tls.cacert.as_deref().ok_or("ctl.certfile is set: name the CA of the members in ctl.cacert as well")?;
-    let anchors = certificates("ctl.cacert", cacert)?;
-    let mut roots = RootCertStore::empty();
-    for certificate in &anchors {
-        roots.add(certificate.clone()).map_err(|e| format!("ctl.cacert: {cacert}: {e}"))?;
-    }
-    let webpki = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::new(provider.clone()));
-    let webpki = webpki.build().map_err(|e| format!("ctl.cacert: {cacert}: {e}"))?;
+    // Never by name: members are found by the addresses of their pods, and a certificate rarely names these.
+    let builder = client(Verify::Issuer, certificates("ctl.cacert", cacert)?)
+        .map_err(|e| format!("ctl.cacert: {cacert}: {e}"))?;
     let keyfile = tls.keyfile.as_ref().unwrap_or(certfile);
     let key =
         PrivateKeyDer::from_pem_file(keyfile).map_err(|e| format!("ctl.keyfile: read key from {keyfile}: {e}"))?;
-    let members = Arc::new(MemberVerifier { provider, anchors, webpki: Some(webpki) });
     builder
-        .dangerous()
-        .with_custom_certificate_verifier(members)
         .with_client_auth_cert(certificates("ctl.certfile", certfile)?, key)
         .map_err(|e| format!("ctl.certfile: use {certfile}: {e}"))
 }
 
 fn certificates(key: &str, file: &str) -> Result<Vec<CertificateDer<'static>>, String> {
-    let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    read.map_err(|e| format!("{key}: read certificates from {file}: {e}"))
-}
-
-/// Whose server certificate is accepted: everybody's, or whatever the members' CA has signed, and the anchors themselves (one
-/// self-signed certificate for everything). Never by name: members are found by the addresses of their pods, and a
-/// certificate rarely names these.
-#[derive(Debug)]
-struct MemberVerifier {
-    provider: rustls::crypto::CryptoProvider,
-    anchors: Vec<CertificateDer<'static>>,
-    webpki: Option<Arc<WebPkiServerVerifier>>,
-}
-
-impl ServerCertVerifier for MemberVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        use rustls::CertificateError::{NotValidForName, NotValidForNameContext};
-        let Some(webpki) = &self.webpki else { return Ok(ServerCertVerified::assertion()) };
-        if self.anchors.iter().any(|anchor| anchor.as_ref() == end_entity.as_ref()) {
-            return Ok(ServerCertVerified::assertion());
-        }
-        match webpki.verify_server_cert(end_entity, intermediates, name, ocsp, now) {
-            Err(rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. })) => {
-                Ok(ServerCertVerified::assertion())
-            }
-            other => other,
-        }
-    }
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
+    crate::tls::certificates(file).map_err(|e| format!("{key}: read certificates from {file}: {e}"))
 }
 
 #[cfg(test)]

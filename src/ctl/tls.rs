@@ -4,36 +4,17 @@
 //! or everything. A certificate that is byte-equal to a given CA certificate is accepted as its own issuer, because
 //! people use one self-signed certificate for all roles.
 
-use std::sync::Arc;
-
-use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring};
+use rustls::ClientConfig;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::error::{CtlError, Result};
 use super::rest::RestOptions;
+use crate::tls::{self, Verify};
 
 /// Where distributions keep the public CAs.
 const SYSTEM_CAS: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verify {
-    Nothing,
-    Issuer,
-    IssuerAndName,
-}
-
-#[derive(Debug)]
-struct Verifier {
-    how: Verify,
-    provider: Arc<CryptoProvider>,
-    anchors: Vec<CertificateDer<'static>>,
-    webpki: Option<Arc<WebPkiServerVerifier>>,
-}
 
 /// The configuration for calls to members.
 ///
@@ -77,76 +58,16 @@ fn verified_by(
     how: Verify,
     mut anchors: Vec<CertificateDer<'static>>,
 ) -> Result<rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>> {
-    let provider = Arc::new(ring::default_provider());
     if anchors.is_empty() && how != Verify::Nothing {
-        anchors = SYSTEM_CAS.iter().find_map(|f| certificates(f, "system").ok()).unwrap_or_default();
+        anchors = SYSTEM_CAS.iter().find_map(|f| tls::certificates(f).ok()).unwrap_or_default();
     }
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(anchors.iter().cloned());
-    let webpki = if roots.is_empty() {
-        None
-    } else {
-        let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build();
-        Some(built.map_err(|e| CtlError::plain(format!("Can not use the CA certificates: {e}")))?)
-    };
-    let verifier = Verifier { how, provider: provider.clone(), anchors, webpki };
-    Ok(ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|e| CtlError::plain(e.to_string()))?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier)))
+    tls::client(how, anchors).map_err(|e| CtlError::plain(format!("Can not use the CA certificates: {e}")))
 }
 
 fn certificates(file: &str, key: &str) -> Result<Vec<CertificateDer<'static>>> {
-    let list: std::result::Result<Vec<_>, _> = CertificateDer::pem_file_iter(file).and_then(Iterator::collect);
     let bad = |why: String| CtlError::plain(format!("Can not read certificates from {file} ({key}): {why}"));
-    let list = list.map_err(|e| bad(e.to_string()))?;
+    let list = tls::certificates(file).map_err(bad)?;
     if list.is_empty() { Err(bad("there are none in it".into())) } else { Ok(list) }
-}
-
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> std::result::Result<ServerCertVerified, Error> {
-        if self.how == Verify::Nothing || self.anchors.iter().any(|a| a.as_ref() == end_entity.as_ref()) {
-            return Ok(ServerCertVerified::assertion());
-        }
-        let webpki = self.webpki.as_ref().ok_or_else(|| {
-            Error::General("no CA certificates: set ctl.cacert (or restapi.cafile), or use --insecure".into())
-        })?;
-        match webpki.verify_server_cert(end_entity, intermediates, server_name, ocsp, now) {
-            Err(Error::InvalidCertificate(
-                rustls::CertificateError::NotValidForName | rustls::CertificateError::NotValidForNameContext { .. },
-            )) if self.how == Verify::Issuer => Ok(ServerCertVerified::assertion()),
-            other => other,
-        }
-    }
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
-    }
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
-    }
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 #[cfg(test)]
@@ -157,6 +78,10 @@ mod tests {
     use http::Method;
 
     use super::super::rest::{Answer, Rest};
+    use std::sync::Arc;
+
+    use rustls::crypto::ring;
+
     use super::*;
 
     /// A self-signed `CA:TRUE` certificate as people make it, and a server with it that answers one request per connection.

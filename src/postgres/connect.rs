@@ -2,21 +2,17 @@
 
 use std::io::ErrorKind;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio_postgres::config::SslMode;
 use tokio_postgres::{Client, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::conninfo::Address;
 use super::setup::{Credentials, Setup};
+use crate::tls::{Verify, certificates, client};
 
 /// Why a question to a server was not answered. One line each.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -212,8 +208,8 @@ fn os_user() -> String {
 fn tls_config(who: &Credentials) -> Result<rustls::ClientConfig, SqlError> {
     let bad =
         |what: &str, file: &str, e: String| SqlError::Config(format!("postgresql.authentication {what} {file}: {e}"));
-    let provider = Arc::new(ring::default_provider());
-    let mut roots = Vec::new();
+    // libpq: verify-ca the issuer, verify-full the name as well, anything else nothing.
+    let (mut how, mut roots) = (Verify::Nothing, Vec::new());
     let mode = who.sslmode().unwrap_or("prefer");
     if matches!(mode, "verify-ca" | "verify-full") {
         let file = who
@@ -221,13 +217,9 @@ fn tls_config(who: &Credentials) -> Result<rustls::ClientConfig, SqlError> {
             .get("sslrootcert")
             .ok_or_else(|| SqlError::Config(format!("postgresql.authentication: sslmode {mode} needs sslrootcert")))?;
         roots = certificates(file).map_err(|e| bad("sslrootcert", file, e))?;
+        how = if mode == "verify-full" { Verify::IssuerAndEveryName } else { Verify::Issuer };
     }
-    let verifier = Verifier::new(roots, mode == "verify-full", &provider).map_err(SqlError::Config)?;
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|e| SqlError::Config(e.to_string()))?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier));
+    let builder = client(how, roots).map_err(SqlError::Config)?;
     match (who.options.get("sslcert"), who.options.get("sslkey")) {
         (Some(cert), Some(key)) => {
             let chain = certificates(cert).map_err(|e| bad("sslcert", cert, e))?;
@@ -235,79 +227,6 @@ fn tls_config(who: &Credentials) -> Result<rustls::ClientConfig, SqlError> {
             builder.with_client_auth_cert(chain, key_der).map_err(|e| bad("sslcert", cert, e.to_string()))
         }
         _ => Ok(builder.with_no_client_auth()),
-    }
-}
-
-fn certificates(file: &str) -> Result<Vec<CertificateDer<'static>>, String> {
-    let all: Result<Vec<_>, _> = CertificateDer::pem_file_iter(file).map_err(|e| e.to_string())?.collect();
-    all.map_err(|e| e.to_string())
-}
-
-/// libpq's rules: without roots anything goes (prefer, require); with roots the chain must fit, the name only for
-/// verify-full; and a certificate that *is* a root is trusted, CA flag or not.
-#[derive(Debug)]
-struct Verifier {
-    inner: Option<Arc<WebPkiServerVerifier>>,
-    roots: Vec<CertificateDer<'static>>,
-    names: bool,
-    provider: Arc<CryptoProvider>,
-}
-
-impl Verifier {
-    fn new(roots: Vec<CertificateDer<'static>>, names: bool, provider: &Arc<CryptoProvider>) -> Result<Self, String> {
-        let mut store = RootCertStore::empty();
-        let (added, _) = store.add_parsable_certificates(roots.iter().cloned());
-        let inner = match added {
-            0 => None,
-            _ => Some(
-                WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider.clone())
-                    .build()
-                    .map_err(|e| e.to_string())?,
-            ),
-        };
-        Ok(Verifier { inner, roots, names, provider: provider.clone() })
-    }
-}
-
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
-        &self,
-        end: &CertificateDer<'_>,
-        chain: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let pinned = self.roots.iter().any(|r| r.as_ref() == end.as_ref());
-        if self.roots.is_empty() || (pinned && !self.names) {
-            return Ok(ServerCertVerified::assertion());
-        }
-        let Some(inner) = &self.inner else { return Err(CertificateError::UnknownIssuer.into()) };
-        match inner.verify_server_cert(end, chain, name, ocsp, now) {
-            Err(rustls::Error::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) if !self.names => Ok(ServerCertVerified::assertion()),
-            other => other,
-        }
-    }
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 
