@@ -31,12 +31,14 @@ struct Bench {
     acknowledged: usize,
     lost: usize,
     double: usize,
+    thaws: Vec<Instant>,
 }
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let rounds = std::env::var("ROUNDS").ok().and_then(|r| r.parse().ok()).unwrap_or(5);
-    let mut bench = Bench { table: Table::default(), rounds, words, acknowledged: 0, lost: 0, double: 0 };
+    let mut bench =
+        Bench { table: Table::default(), rounds, words, acknowledged: 0, lost: 0, double: 0, thaws: Vec::new() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = match runtime {
         Ok(runtime) => runtime.block_on(async {
@@ -88,7 +90,7 @@ impl Bench {
         let present = writer::present(cluster.members[leader].port).await?;
         self.acknowledged = acks.len();
         self.lost = verdict::loss(&acks, &present).rows;
-        self.double = verdict::two_writers(&acks, None).len();
+        self.double = verdict::two_writers(&acks, &self.thaws).len();
         if self.double > 0 { fail("two members accepted writes at once") } else { Ok(()) }
     }
 
@@ -183,7 +185,7 @@ impl Bench {
         let old = settled(cluster).await?;
         let frozen = cluster.freeze(old);
         let taken = client.wait_for_ack(frozen, Duration::from_secs(90), |a| a.member != old).await;
-        cluster.thaw(old);
+        self.thaws.push(cluster.thaw(old));
         taken?;
         self.put("member frozen, writes stopped", "<= 30.7 s", "s", client.longest_gap(frozen).as_secs_f64());
         Ok(())

@@ -181,7 +181,7 @@ impl Bench {
         }
         let Some(direct) = &release.direct else { return fail("nobody writes") };
         let taken = direct.wait_for_ack(since, WHOLE, |a| a.member != leader.number()).await;
-        release.thawed = Some(Instant::now());
+        release.thaws.push(Instant::now());
         for container in ["postgres", "patroni"] {
             release.fault("container-thaw", &leader.name, container).await?;
         }

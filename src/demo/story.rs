@@ -123,7 +123,7 @@ async fn close(cluster: &mut Cluster, client: Writer, say: &dyn Fn(&str)) -> Res
     let acks = client.finish();
     let present: BTreeSet<u64> = writer::present(cluster.members[last].port).await?;
     let lost = verdict::loss(&acks, &present);
-    let double = verdict::two_writers(&acks, None);
+    let double = verdict::two_writers(&acks, &[]);
     say(&format!(
         "end: {} rows acknowledged, {} lost, two writable primaries: {}",
         acks.len(),

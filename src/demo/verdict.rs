@@ -16,11 +16,11 @@ use super::writer::Ack;
 const KEEPER_SCHEDULED: Duration = Duration::from_millis(500);
 
 /// Every acknowledgement that breaks S2, in words. A whole pod that was frozen past its lease without a watchdog is promised
-/// nothing for statements in flight when it was `thawed`.
-pub fn two_writers(acks: &[Ack], thawed: Option<Instant>) -> Vec<String> {
+/// nothing for statements in flight when it was thawed; `thaws` are those moments.
+pub fn two_writers(acks: &[Ack], thaws: &[Instant]) -> Vec<String> {
     let mut broken = Vec::new();
     let mut newest: Option<&Ack> = None;
-    let in_flight = |a: &&Ack| thawed.is_some_and(|t| a.at >= t && a.at <= t + KEEPER_SCHEDULED);
+    let in_flight = |a: &&Ack| thaws.iter().any(|t| a.at >= *t && a.at <= *t + KEEPER_SCHEDULED);
     for ack in acks.iter().filter(|a| !in_flight(a)) {
         match newest {
             Some(first) if ack.timeline < first.timeline && ack.member != first.member => {
@@ -95,22 +95,18 @@ mod tests {
 
     #[test]
     fn an_acknowledgement_of_the_old_leader_after_the_new_one_wrote_is_seen() {
-        assert!(two_writers(&acks(&[(1, 0, 1), (2, 1, 2), (3, 1, 2), (4, 0, 3)]), None).is_empty());
-        assert_eq!(two_writers(&acks(&[(1, 0, 1), (2, 1, 2), (3, 0, 1)]), None).len(), 1);
-        assert_eq!(two_writers(&acks(&[(1, 0, 1), (2, 1, 1)]), None).len(), 1);
+        assert!(two_writers(&acks(&[(1, 0, 1), (2, 1, 2), (3, 1, 2), (4, 0, 3)]), &[]).is_empty());
+        assert_eq!(two_writers(&acks(&[(1, 0, 1), (2, 1, 2), (3, 0, 1)]), &[]).len(), 1);
+        assert_eq!(two_writers(&acks(&[(1, 0, 1), (2, 1, 1)]), &[]).len(), 1);
     }
 
     #[test]
     fn what_a_thawed_pod_answers_later_than_its_keeper_needs_is_seen() {
         let mut acks = acks(&[(1, 0, 1), (2, 1, 2), (3, 0, 1)]);
         let thawed = acks[1].at;
-        assert!(two_writers(&acks, Some(thawed + Duration::from_millis(1))).is_empty());
+        assert!(two_writers(&acks, &[thawed + Duration::from_millis(1)]).is_empty());
         acks[2].at = thawed + Duration::from_secs(1);
-        assert_eq!(
-            two_writers(&acks, Some(thawed + Duration::from_millis(1))).len(),
-            1,
-            "in flight, but much too late"
-        );
+        assert_eq!(two_writers(&acks, &[thawed + Duration::from_millis(1)]).len(), 1, "in flight, but much too late");
     }
 
     #[test]

@@ -58,6 +58,8 @@ pub const TESTS: &[Test] = tests![
     scaled configmaps start::three_members_start_from_nothing,
     scaled endpoints start::a_bootstrap_killed_half_way_is_finished,
     scaled endpoints start::a_custom_method_makes_the_cluster,
+    scaled endpoints start::a_data_directory_of_another_version_is_refused,
+    scaled endpoints start::sighup_applies_the_changed_file,
     scaled endpoints start::a_cluster_killed_whole_comes_back,
     scaled endpoints handover::a_switchover_to_a_candidate_loses_nothing,
     scaled configmaps handover::a_switchover_through_rest_loses_nothing,
@@ -215,7 +217,7 @@ impl Trial {
         let acks = self.client.acks();
         let present = writer::present(self.cluster.members[leader].port).await?;
         let lost = verdict::loss(&acks, &present);
-        let double = verdict::two_writers(&acks, self.thawed);
+        let double = verdict::two_writers(&acks, self.thawed.as_slice());
         if !double.is_empty() {
             return fail(format!("two writers, {} times: {}", double.len(), double[0]));
         }

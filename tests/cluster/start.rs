@@ -142,3 +142,48 @@ async fn made_by_the_method(cluster: &mut Cluster, leader: usize) -> Res<()> {
     let rules = cluster.sql(leader, "SELECT count(*) FROM pg_hba_file_rules WHERE database = '{replication}'").await?;
     must(rules.first().and_then(|r| r.first()).is_some_and(|n| n != "0"), format!("rules for replication: {rules:?}"))
 }
+
+/// A data directory of another major version: one line says which, nothing is changed, and the right one goes on.
+pub async fn a_data_directory_of_another_version_is_refused(options: Options) -> Res<()> {
+    let (mut trial, leader) = Trial::begin(options).await?;
+    let result = another_version(&mut trial, (leader + 1) % 3).await;
+    trial.end(result, Allowed::Nothing).await
+}
+
+async fn another_version(trial: &mut Trial, replica: usize) -> Res<()> {
+    let cluster = &mut trial.cluster;
+    let file = cluster.members[replica].data_dir().join("PG_VERSION");
+    let right = std::fs::read_to_string(&file)?;
+    cluster.kill_member(replica).await?;
+    std::fs::write(&file, "12\n")?;
+    cluster.start_member(replica).await?;
+    let said = "is of PostgreSQL 12";
+    let deadline = cluster.options.secs(60.0);
+    cluster.wait_for(said, deadline, async |c| c.members[replica].log().contains(said).then_some(())).await?;
+    cluster.kill_member(replica).await?;
+    std::fs::write(&file, right)?;
+    cluster.start_member(replica).await
+}
+
+/// SIGHUP: the file is read again, and Postgres takes what it may take without a restart.
+pub async fn sighup_applies_the_changed_file(options: Options) -> Res<()> {
+    let (mut trial, leader) = Trial::begin(options).await?;
+    let result = changed_file(&mut trial.cluster, leader).await;
+    trial.end(result, Allowed::Nothing).await
+}
+
+async fn changed_file(cluster: &mut Cluster, leader: usize) -> Res<()> {
+    let path = cluster.members[leader].config_path();
+    let text = std::fs::read_to_string(&path)?;
+    let changed = text.replace("    unix_socket_directories:", "    work_mem: 7MB\n    unix_socket_directories:");
+    must(changed != text, "the file has no place for a parameter")?;
+    std::fs::write(&path, changed)?;
+    cluster.members[leader].signal_sidecar(rustix::process::Signal::HUP)?;
+    let deadline = cluster.options.secs(60.0);
+    cluster
+        .wait_for("work_mem of 7MB", deadline, async |c| {
+            let rows = c.sql(leader, "SHOW work_mem").await.ok()?;
+            (rows == [["7MB"]]).then_some(())
+        })
+        .await
+}

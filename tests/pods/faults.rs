@@ -83,7 +83,7 @@ pub async fn the_postgres_container_is_frozen_and_thawed(kube: SharedKube) -> Re
     let (mut release, leader) = install(&kube, "pgfrozen").await?;
     let since = release.fault("container-freeze", &leader.name, "postgres").await?;
     sleep(TWO_LEASES).await;
-    release.thawed = Some(Instant::now());
+    release.thaws.push(Instant::now());
     release.fault("container-thaw", &leader.name, "postgres").await?;
     release.judge(3, since, Allowed::Tail).await?;
     release.remove().await

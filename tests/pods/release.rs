@@ -97,7 +97,7 @@ pub struct Release {
     /// Through the Service.
     pub service: Option<Writer>,
     /// Statements in flight over a freeze are promised nothing without a watchdog (design §10 S2).
-    pub thawed: Option<Instant>,
+    pub thaws: Vec<Instant>,
 }
 
 /// The values every test needs.
@@ -151,7 +151,7 @@ impl Release {
             follower: None,
             direct: None,
             service: None,
-            thawed: None,
+            thaws: Vec::new(),
         };
         release.kube.kubectl(&["create", "namespace", name]).await?;
         release.helm("install", &[]).await?;
@@ -298,7 +298,7 @@ impl Release {
         self.accepts(Instant::now(), WHOLE).await?;
         let (service, direct) = self.outage(since);
         let (Some(by_service), Some(by_pods)) = (&self.service, &self.direct) else { return fail("nobody writes") };
-        let double = verdict::two_writers(&by_pods.acks(), self.thawed);
+        let double = verdict::two_writers(&by_pods.acks(), &self.thaws);
         let acks: Vec<Ack> = by_service.acks().into_iter().chain(by_pods.acks()).collect();
         let present = writer::present_at(&self.target(leader.number())).await?;
         let lost = verdict::loss(&acks, &present);
