@@ -54,9 +54,15 @@ async fn looks_like_patroni(cluster: &mut Cluster, leader: usize) -> Res<()> {
     }
     let slots = cluster.sql(leader, "SELECT slot_name FROM pg_replication_slots WHERE active ORDER BY 1").await?;
     must(slots.len() == cluster.members.len() - 1, format!("active slots on the leader: {slots:?}"))?;
-    let (code, table, stderr) = cluster.patronictl(&["list"]).await?;
-    must(code == 0 && table.matches("Replica").count() == 2, format!("patronictl list: {code}\n{table}{stderr}"))?;
-    must(table.contains("Leader") && table.matches("streaming").count() == 2, table)
+    // A member publishes that it streams a moment after it says so itself.
+    let deadline = cluster.options.secs(20.0);
+    cluster
+        .wait_for("a list with a leader and two streaming replicas", deadline, async |c| {
+            let (code, table, _) = c.patronictl(&["list"]).await.ok()?;
+            let whole = table.matches("Replica").count() == 2 && table.matches("streaming").count() == 2;
+            (code == 0 && table.contains("Leader") && whole).then_some(())
+        })
+        .await
 }
 
 /// Design §4, Bootstrap: "the same pod restarted clears its own half-made directory (the only case) and starts again".

@@ -42,6 +42,10 @@ async fn death_is_proven_by_every_container_and_a_valid_mark_only() {
         };
         let none = |got: Result<Option<_>, DcsError>, why: &str| assert_eq!(got, Ok(None), "{mode:?}: {why}");
         none(prove(&mark.uid, &mark.containers).await, "alive");
+        let failed = json!({"status": {"phase": "Failed", "reason": "somebody said so",
+            "conditions": [{"type": "Ready", "status": "False"}]}, "metadata": {"deletionTimestamp": "2025-06-01T00:00:00Z"}});
+        w.server.store().merge("pods", "default", "a", &failed).unwrap();
+        none(prove(&mark.uid, &mark.containers).await, "phase, conditions and deletionTimestamp prove nothing");
         report(&w, &[("postgres", P, true, None), ("patroni", S, false, None)]);
         none(prove(&mark.uid, &mark.containers).await, "one container of two");
         report(&w, &[("postgres", "containerd://new", true, None), ("patroni", S, true, None)]);
