@@ -129,6 +129,8 @@ struct Flags {
     leave_at: Option<BootInstant>,
     /// The keeper's container is ending.
     keeper_ends: bool,
+    /// When the keeper that the store was told of began: the same one, met again, is the same life.
+    keeper_began: Option<BootInstant>,
 }
 
 /// The kubelet signals the containers of a pod one by one: how long a sidecar waits for the keeper to say that it is ending

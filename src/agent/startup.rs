@@ -97,7 +97,7 @@ pub async fn start(source: Source, api: Arc<ApiSettings>, config: Config) -> Res
         publisher: publish::Publisher::default(),
         told: callbacks::Told::default(),
         slots: execute::SlotsKept::default(),
-        flags: Flags { keeper_ends: standing.terminating, ..Flags::default() },
+        flags: Flags { keeper_ends: standing.terminating, keeper_began: standing.began, ..Flags::default() },
         requests: VecDeque::new(),
         scheduled_restart: None,
         pending_restart: Default::default(),

@@ -447,9 +447,11 @@ impl Agent {
     }
 
     /// The store learns which life of the pod's containers this is.
-    fn keeper_lives(&self, keeper_began: Option<BootInstant>) {
+    fn keeper_lives(&mut self, keeper_began: Option<BootInstant>) {
+        let another = std::mem::replace(&mut self.flags.keeper_began, keeper_began) != keeper_began;
         // A keeper of ours that was started again is in the same container as before.
-        if self.keeper.separate_container()
+        if another
+            && self.keeper.separate_container()
             && let Some(life) = keeper::life(&self.wishes.config, keeper_began, clock::boot())
         {
             self.store.set_life(life);
