@@ -193,6 +193,8 @@ impl World {
             retain_slots: Vec::new(),
             failsafe: None,
             addresses: Vec::new(),
+            released: None,
+            claim: None,
         });
         let record = self.cluster.leader.as_ref().map(|l| l.lease.clone());
         let _changed = self.local.lease.observe(record, boot(self.now), self.settings.ttl);

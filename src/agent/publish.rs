@@ -83,9 +83,9 @@ impl Agent {
         let mut status =
             MemberStatus::new(self.setup.conn_url(), self.wishes.api_url.clone(), pg.state.clone(), pg.role);
         status.proxy_url = self.wishes.proxy_url.clone();
-        status.tags = self.effective_tags();
+        status.tags = serde_json::Value::Object(self.effective_tags()).to_string().into();
         status.pending_restart_reason = self.pending_restart.clone();
-        status.scheduled_restart = self.scheduled_restart.clone();
+        status.scheduled_restart = self.scheduled_restart.clone().map(|d| Value::Object(d).to_string().into());
         let leader = self.leader_until().is_some_and(|until| clock::boot() < until);
         let mut status = status_of(&self.local, status, leader);
         if status.replication_state.is_none()

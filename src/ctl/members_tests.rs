@@ -36,6 +36,8 @@ pub fn demo() -> Cluster {
         retain_slots: Vec::new(),
         failsafe: None,
         addresses: Vec::new(),
+        released: None,
+        claim: None,
     };
     let members = [
         ("pg-0", member("10.0.0.4:5432", json!({"role": "primary", "xlog_location": 0x7000000}))),

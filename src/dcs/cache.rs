@@ -11,7 +11,7 @@ use super::View;
 use super::objects::{Kind, Names, Pod, Subset, object_labels, version_number};
 use super::options::StoreOptions;
 use super::schema;
-use crate::model::{BootInstant, Cluster, LeaseRecord, Member, MemberName, StoreLink};
+use crate::model::{BootInstant, Cluster, LeaseRecord, Member, MemberName, OwnPod, StoreLink};
 
 /// One of the two watched collections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -297,7 +297,17 @@ impl Cache {
             failover,
             sync,
         };
-        View { cluster: Arc::new(cluster), lease_received: self.lease_received, link: self.link(), warnings }
+        let me = self.own_pod.as_ref().map(|p| OwnPod {
+            uid: p.metadata.uid.clone().unwrap_or_default(),
+            leaving: p.metadata.deletion_timestamp.is_some(),
+        });
+        View {
+            cluster: Arc::new(cluster),
+            lease_received: self.lease_received,
+            link: self.link(),
+            me: me.unwrap_or_default(),
+            warnings,
+        }
     }
 }
 

@@ -26,13 +26,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::BoxFuture;
-use serde_json::{Map, Value};
-
 use crate::model::{
-    BootInstant, Cluster, DeathProof, HistoryRow, LeaderRecord, LeaseRecord, Lsn, MemberName, PostgresState, Role,
-    StoreLink, Timeline, Version, WallTime,
+    BootInstant, DeathProof, HistoryRow, LeaderRecord, LeaseRecord, Lsn, MemberName, Version, WallTime,
 };
+pub use crate::model::{LeaderStatus, MemberStatus, RequestText, View, WriteResult};
+use futures::future::BoxFuture;
 
 /// The contract version published in member data; peers parse it (kubernetes-objects §2.5).
 pub const CONTRACT_VERSION: &str = "4.1.5";
@@ -41,20 +39,6 @@ pub const IMPLEMENTATION: &str = env!("CARGO_PKG_VERSION");
 
 /// A pending answer of the store. The boxed form keeps [`Dcs`] usable as `Arc<dyn Dcs>`.
 pub type Reply<'a, T> = BoxFuture<'a, T>;
-
-/// The cluster as last seen, and how much it can be trusted.
-#[derive(Clone, Debug, PartialEq)]
-pub struct View {
-    /// Everything the store knows.
-    pub cluster: Arc<Cluster>,
-    /// When the last change of the five lease keys was received (watch, fresh read or own write), by our own clock.
-    /// The start of the process while nothing has been received.
-    pub lease_received: BootInstant,
-    /// Whether the view is kept up to date.
-    pub link: StoreLink,
-    /// What a person should know: unreadable annotations, pods with a foreign leader label.
-    pub warnings: Vec<String>,
-}
 
 /// Why the store could not be asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,17 +77,6 @@ pub struct Acquire {
     pub ttl: Duration,
     /// For everything together.
     pub deadline: Duration,
-}
-
-/// What the leader publishes with a renewal (kubernetes-objects §4.3).
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct LeaderStatus {
-    /// Own WAL position; `None`: unknown, and the status annotations stay as they are.
-    pub optime: Option<Lsn>,
-    /// Slot name → position; empty removes the annotation.
-    pub slots: BTreeMap<String, Lsn>,
-    /// Slots to be kept on every node; empty removes the annotation.
-    pub retain_slots: Vec<String>,
 }
 
 /// A wish to renew the lease.
@@ -151,92 +124,6 @@ pub enum Renewal {
     LostTo(Option<MemberName>),
     /// Nobody knows; in words, the last error.
     Unknown(String),
-}
-
-/// How any other conditional write ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[must_use]
-pub enum WriteResult {
-    /// Done; the new version of the object.
-    Written(Version),
-    /// The object is not what was expected. The view has the present one.
-    Conflict,
-    /// Refused definitely; one line.
-    Refused(String),
-    /// Nobody knows; one line.
-    Unknown(String),
-}
-
-/// A failover or switchover request as written into the store (kubernetes-objects §1.1).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RequestText {
-    /// Who is to step down; present = switchover.
-    pub leader: Option<MemberName>,
-    /// Who is to take over.
-    pub candidate: Option<MemberName>,
-    /// ISO 8601 with offset. Refused when it does not parse: an unreadable text makes Patroni members lose their view.
-    pub scheduled_at: Option<String>,
-}
-
-/// What this member publishes about itself (kubernetes-objects §2.1).
-#[derive(Clone, Debug, PartialEq)]
-pub struct MemberStatus {
-    /// `postgres://host:port/database`, no credentials.
-    pub conn_url: String,
-    /// `http://host:port/patroni`.
-    pub api_url: String,
-    /// State of Postgres.
-    pub state: PostgresState,
-    /// Role of Postgres.
-    pub role: Role,
-    /// `postgres://host:port/database` of a proxy, if configured.
-    pub proxy_url: Option<String>,
-    /// Leader with the post-promotion checkpoint not confirmed yet.
-    pub checkpoint_pending: bool,
-    /// Effective tags as they are printed; empty = left out.
-    pub tags: Map<String, Value>,
-    /// A restart is pending.
-    pub pending_restart: bool,
-    /// Parameter → (old, new).
-    pub pending_restart_reason: BTreeMap<String, (String, String)>,
-    /// WAL position.
-    pub xlog_location: Option<Lsn>,
-    /// Standby: received.
-    pub receive_lsn: Option<Lsn>,
-    /// Standby: replayed.
-    pub replay_lsn: Option<Lsn>,
-    /// `streaming` or `in archive recovery`.
-    pub replication_state: Option<String>,
-    /// Timeline.
-    pub timeline: Option<Timeline>,
-    /// Scheduled restart, as printed.
-    pub scheduled_restart: Option<Map<String, Value>>,
-    /// I hold the lock (decides the role label; not serialised).
-    pub is_leader: bool,
-}
-
-impl MemberStatus {
-    /// With nothing but the required fields.
-    pub fn new(conn_url: impl Into<String>, api_url: impl Into<String>, state: PostgresState, role: Role) -> Self {
-        MemberStatus {
-            conn_url: conn_url.into(),
-            api_url: api_url.into(),
-            state,
-            role,
-            proxy_url: None,
-            checkpoint_pending: false,
-            tags: Map::new(),
-            pending_restart: false,
-            pending_restart_reason: BTreeMap::new(),
-            xlog_location: None,
-            receive_lsn: None,
-            replay_lsn: None,
-            replication_state: None,
-            timeline: None,
-            scheduled_restart: None,
-            is_leader: false,
-        }
-    }
 }
 
 /// What the store knows of the pod this member runs in.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::{LeaseRecord, Lsn, Member, MemberName, Timeline, WallTime};
+use super::{LeaseRecord, Lsn, Member, MemberName, Released, Shutdown, Timeline, TimelineClaim, WallTime};
 
 /// The version of an object in the store. Opaque outside `dcs`: it is only handed back in a conditional write.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -49,9 +49,40 @@ pub struct LeaderRecord {
     pub failsafe: Option<BTreeMap<String, String>>,
     /// Endpoints mode: the addresses clients are sent to. Empty in ConfigMaps mode.
     pub addresses: Vec<String>,
+    /// The last release by a member of ours, as long as it stands in the object.
+    pub released: Option<Released>,
+    /// The number claimed for the next promotion, if it belongs to the record that stands: see
+    /// [`LeaderRecord::claimed_timeline`].
+    pub claim: Option<TimelineClaim>,
 }
 
 impl LeaderRecord {
+    /// The number that the promotion of the acquisition that stands will take, or has taken.
+    pub fn claimed_timeline(&self) -> Option<Timeline> {
+        self.claim
+            .as_ref()
+            .filter(|c| {
+                Some(&c.acquire_time) == self.lease.acquire_time.as_ref()
+                    && Some(&c.transitions) == self.lease.transitions.as_ref()
+            })
+            .map(|c| c.timeline)
+    }
+    /// Was the lock given up by its holder, in its own words? The release and the holder's mark must name the acquisition
+    /// that stands without a leader; an object that was re-made or stripped of its keys is silence, not a release.
+    pub fn released_by_holder(&self) -> bool {
+        let of_this_acquisition = self.released.as_ref().is_some_and(|r| {
+            Some(&r.acquire_time) == self.lease.acquire_time.as_ref()
+                && Some(&r.transitions) == self.lease.transitions.as_ref()
+        });
+        self.lease.leader.is_none() && of_this_acquisition && self.valid_holder().is_some()
+    }
+    /// The clean shutdown that nobody whose WAL ends before it may lead past. A running holder that has renewed beyond it
+    /// has ended it, whether or not it removed the words.
+    pub fn oath(&self) -> Option<&Shutdown> {
+        let shutdown = self.released.as_ref()?.shutdown.as_ref()?;
+        let renewed_beyond = self.optime.is_some_and(|optime| optime > shutdown.position);
+        (!renewed_beyond).then_some(shutdown)
+    }
     /// Who the record names; `None` when released.
     pub fn named(&self) -> Option<&MemberName> {
         self.lease.leader.as_ref()

@@ -13,6 +13,7 @@ pub mod lease;
 pub mod local;
 pub mod member;
 pub mod settings;
+pub mod store;
 pub mod time;
 pub mod timings;
 pub mod wal;
@@ -29,6 +30,10 @@ pub use local::{
 };
 pub use member::{Member, MemberName, PostgresState, Role, Tags};
 pub use settings::{ProofOfDeath, RestartFilter, Settings, WatchdogMode};
+pub use store::{
+    Change, LeaderStatus, LeaderWrite, LeaderWritten, MemberStatus, OwnPod, Periods, PodFacts, ReadFailed, Released,
+    RequestText, Shutdown, StoreWrite, TimelineClaim, View, WriteResult,
+};
 pub use time::{BootInstant, Now, WallTime};
 pub use timings::{Timings, TooTight, time_scale};
 pub use wal::{Lsn, Timeline};

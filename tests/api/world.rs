@@ -220,6 +220,8 @@ pub fn leader() -> Snapshot {
             retain_slots: Vec::new(),
             failsafe: None,
             addresses: Vec::new(),
+            released: None,
+            claim: None,
         }),
         members: [
             (me.clone(), member(5432, PostgresState::Running, Role::Primary)),

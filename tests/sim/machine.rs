@@ -105,6 +105,8 @@ impl World {
             retain_slots: Vec::new(),
             failsafe: None,
             addresses: Vec::new(),
+            released: None,
+            claim: None,
         });
         record
     }

@@ -122,8 +122,8 @@ pub fn status_text(s: &MemberStatus, primary_word: &str) -> String {
     if s.checkpoint_pending {
         o.insert("checkpoint_after_promote".into(), false.into());
     }
-    if !s.tags.is_empty() {
-        o.insert("tags".into(), Value::Object(s.tags.clone()));
+    if let Some(tags) = object_of(&s.tags).filter(|tags| !tags.is_empty()) {
+        o.insert("tags".into(), Value::Object(tags));
     }
     if s.pending_restart {
         o.insert("pending_restart".into(), true.into());
@@ -150,10 +150,15 @@ pub fn status_text(s: &MemberStatus, primary_word: &str) -> String {
     if let Some(timeline) = s.timeline.filter(|t| t.0 != 0) {
         o.insert("timeline".into(), timeline.0.into());
     }
-    if let Some(restart) = &s.scheduled_restart {
-        o.insert("scheduled_restart".into(), Value::Object(restart.clone()));
+    if let Some(restart) = s.scheduled_restart.as_deref().and_then(object_of) {
+        o.insert("scheduled_restart".into(), Value::Object(restart));
     }
     Value::Object(o).to_string()
+}
+
+/// A JSON object out of its text; anything else is nothing.
+fn object_of(text: &str) -> Option<Map<String, Value>> {
+    serde_json::from_str(text).ok()
 }
 
 /// The annotations of the own pod.

@@ -86,6 +86,8 @@ pub fn leader_from(version: &str, a: &Annotations, addresses: Vec<String>, warni
             .and_then(Value::as_object)
             .map(|m| m.iter().filter_map(|(k, v)| v.as_str().map(|v| (k.clone(), v.to_owned()))).collect()),
         addresses,
+        released: None,
+        claim: None,
     }
 }
 
