@@ -4,6 +4,7 @@
 #   make demo STORY=1    the scripted story: crash, lost member, rejoin, switchover, SIGTERM
 #   make test            unit tests, house rules, clusters with real Postgres (lease times scaled by five)
 #   make test-full       the same, every test in real pods, and the oldest API server that is tested
+#   make sim SEEDS=1000  more seeds of the simulation (FROM=1: the first)
 #   make bench           failover times, memory and API requests beside their targets (release build)
 #   make bench KUBE=1    the same in real pods
 #   make image           target/image/patroni.tar: the Dockerfile's image, made without a container engine
@@ -16,10 +17,12 @@ CARGO ?= cargo
 WORDS ?=
 DEMO_ARGS ?=
 NODES ?= 1
+SEEDS ?= 1000
+FROM ?= 1
 UNSCALED := $(CURDIR)/target/unscaled
 PROGRAMS := patroni postgres-keeper patronictl
 
-.PHONY: demo test test-full bench lint prepare unscaled image kube-up kube-down kube-shell
+.PHONY: demo test test-full sim bench lint prepare unscaled image kube-up kube-down kube-shell
 
 demo:
 	@echo "building the release binaries (minutes the first time)"
@@ -31,6 +34,10 @@ test: prepare unscaled image
 	PATRONI_UNSCALED_BIN_DIR=$(UNSCALED) $(CARGO) test --features test-time-scale --test '*' --no-fail-fast -- $(WORDS)
 	$(if $(WORDS),,PATRONI_UNSCALED_BIN_DIR=$(UNSCALED) tests/kube/with_api.sh $(CARGO) test --features test-time-scale \
 		--test kube_api --test cluster --no-fail-fast -- a_real_server endpoints:: configmaps::)
+
+# Whole clusters of the shipping machines under drawn faults: `make sim SEEDS=1000 FROM=1`.
+sim:
+	SIM_SEEDS=$(SEEDS) SIM_FROM=$(FROM) $(CARGO) test --test sim -- --nocapture
 
 # Everything there is: all tests in real pods, more seeds of the simulation. About an hour more on two cores.
 test-full:

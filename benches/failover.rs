@@ -1,4 +1,4 @@
-//! How long writes stop, what a member weighs, what the API server sees: `make bench`, beside the targets of design §11.
+//! How long writes stop, what a member weighs, what the API server sees: `make bench`, beside its targets.
 //!
 //! Three members with real Postgres at 30/10/10, one client writing every 2 ms straight to the members; medians of
 //! `ROUNDS` (5) rounds each. Prints a table and writes `target/bench-failover.json`. `cargo bench --bench failover WORD…` runs

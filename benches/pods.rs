@@ -1,4 +1,4 @@
-//! The table of design §11 in real pods: `make bench KUBE=1`. A cluster of three nodes (tests/kube), the chart at 30/10/10.
+//! The benchmark's table in real pods: `make bench KUBE=1`. A cluster of three nodes (tests/kube), the chart at 30/10/10.
 //!
 //! Two clients write every 10 ms: one through the primary Service, one to every pod directly. A takeover is counted from the
 //! kill and from the moment the kubelet reports the containers terminated. `ROUNDS` (3) rounds each, `WORD…` chooses. Nothing

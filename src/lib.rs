@@ -7,30 +7,34 @@
 //!  Endpoints/ConfigMaps/Pods            postgres container            peers, people
 //!         │ watch                           │ socket, SQL                │ REST
 //!         ▼                                 ▼                            ▼
-//!    dcs::watch → dcs::schema          postgres::{keeper_client,sql}     agent::peers, api
-//!         └──────────► agent::observe ◄─────┴────────────────────────────┘
-//!                          │  (Cluster, Local, now)
+//!    dcs::watch → dcs::desk            postgres::{keeper_client,sql}     driver::peers, api → door
+//!         └──────────► driver: View · Keeper · Reply(id) · Asked · Settings · Signal · Due ◄──┘
+//!                          │  Input, now
 //!                          ▼
-//!                  decide::decide ──► Decision { reason, actions, wake_at }
-//!                          │
-//!                  decide::check   (refuses what breaks an invariant)
+//!            member: absorb ► decide ► check ► emit          (pure: no IO, no clock, no async, no log)
+//!                          │  effects with ids and deadlines, log lines, wake_at
 //!                          ▼
-//!                  agent::execute ──► dcs (lease + addresses, status)      ──► Kubernetes
-//!                          │     └──► postgres (start, stop, promote, …)   ──► keeper ──► postmaster
-//!                          ▼
-//!                  outcomes → Local → next tick
+//!                       driver ──► dcs (lease + addresses, status)      ──► Kubernetes
+//!                          │  └──► postgres (start, stop, promote, …)   ──► keeper ──► postmaster
+//!                          └────── answers, each with the id of its effect: the next input
 //! ```
+//! What decides is a value that takes inputs and returns effects. There are three such machines, and the production program,
+//! the scenarios and the simulation drive the same ones: the member ([`member::Member`]), its lease attempt
+//! ([`member::lease::Lease`]), and the keeper's core ([`keeper::core`]). Around each stands a thin shell that does IO and
+//! chooses nothing.
 //!
 //! | module | is | deliberately does not |
 //! |---|---|---|
 //! | [`model`] | plain values: time, WAL, members, cluster, lease, deadlines, local state, decisions | IO, clocks, wire formats |
+//! | [`member`] | the machine: what is known, the decision, the check on it, the effects; the lease attempt | wait, read a clock, log, fail |
 //! | [`decide`] | the whole decision, one file per situation; the check on it | remember, log, await, fail |
-//! | [`dcs`] | the store: lease, views, conditional writes; `schema` spells every annotation key | decide, parse others' timestamps |
+//! | [`driver`] | the loop, and the IO of each effect; configuration into values | choose: it knows no role, no lease, no timeline |
+//! | [`dcs`] | the store's client; `desk` is all of it but the connection, `schema` spells every annotation key | decide, parse others' timestamps |
 //! | [`postgres`] | files, SQL, control data, commands of this member's Postgres; the client of the keeper | start processes |
-//! | [`keeper`] | the daemon that owns the postmaster and fences it when its permission lapses | know Kubernetes, leases, SQL |
+//! | [`keeper`] | the daemon that owns the postmaster and fences it when its permission lapses; `core` is what it decides | know Kubernetes, leases, SQL |
 //! | [`watchdog`] | the watchdog device | |
-//! | [`agent`] | the loop: observe, decide, execute; peers, callbacks, reload | decide anything itself |
-//! | [`api`] | the REST API, from the loop's snapshot | touch the store or Postgres |
+//! | [`door`] | what others may see of a member and ask of it | know HTTP, the machine, the driver |
+//! | [`api`] | the REST API, through the door | touch the store or Postgres |
 //! | [`ctl`] | `patronictl` | share state with a running member |
 //! | [`config`] | file + environment + dynamic configuration → typed values | IO beyond the text it is given |
 //! | [`tls`] | whose server certificate is accepted | choose how strictly |
@@ -38,9 +42,12 @@
 //! | [`demo`] | members from outside: the demo, the cluster tests and the benchmark drive them with it | |
 //!
 //! # Where to begin
+//! * One event from watch to action: [`member::Input`], `member/absorb/`, [`decide::decide`], `member/emit/`, [`member::Effect`],
+//!   `driver/perform.rs`.
 //! * A rule of the cluster: [`decide::decide`], then the file of the situation, then its script in `tests/scenarios/`.
-//! * What stops a primary that lost its lease: `decide/leader.rs` (`fence`), `keeper/fence.rs`, [`model::Timings`].
+//! * What stops a primary that lost its lease: `decide/leader.rs` (`fence`), `keeper/core/fence.rs`, [`model::Timings`].
 //! * What is on the wire: [`dcs::schema`] and [`keeper::protocol`].
+//! * What always holds, and which tests would see its loss: `docs/invariants.md`.
 //! * `src/bin/` only wires.
 //!
 //! # Words
@@ -60,6 +67,8 @@ pub mod model;
 
 pub mod decide;
 
+pub mod member;
+
 pub mod dcs;
 
 pub mod postgres;
@@ -68,7 +77,9 @@ pub mod keeper;
 
 pub mod watchdog;
 
-pub mod agent;
+pub mod driver;
+
+pub mod door;
 
 pub mod api;
 

@@ -1,4 +1,4 @@
-//! Whose server certificate is accepted: one rule for members, patronictl and Postgres (design §8).
+//! Whose server certificate is accepted: one rule for members, patronictl and Postgres.
 //!
 //! OpenSSL accepts in Patroni's setups what rustls alone refuses: one self-signed certificate that is CA, server and client
 //! certificate at once. So a certificate that is byte-equal to a given anchor is its own issuer. The rest is rustls' own.

@@ -1,4 +1,4 @@
-//! The watchdog device (ha-decisions §27). This version opens none: `off` and `automatic` run without a device, as Patroni
+//! The watchdog device. This version opens none: `off` and `automatic` run without a device, as Patroni
 //! does where there is none, and `required` is refused in words, because promising a reset that never comes would be
 //! worse than not leading.
 

@@ -1,4 +1,4 @@
-//! The REST API against its contract (rest-api.md), table by table. The member behind it is made of values
+//! The REST API against its contract, table by table. The member behind it is made of values
 //! (`api/world.rs`); the server, the sockets, TLS and the bytes are real.
 
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]

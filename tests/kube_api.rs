@@ -11,6 +11,8 @@ mod conformance;
 mod deletion;
 #[path = "kube_api/embedded.rs"]
 mod embedded;
+#[path = "kube_api/in_process.rs"]
+mod in_process;
 #[path = "kube_api/kube_client.rs"]
 mod kube_client;
 #[path = "kube_api/kubectl.rs"]

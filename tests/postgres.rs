@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, Output, Stdio};
 use std::time::Duration;
 
-use patroni::model::{BootInstant, ClusterState, DataDir, Lsn, StartRole, Timeline, Upstream};
+use patroni::model::{BootInstant, ClusterState, DataDir, Lsn, Probe, StartRole, Timeline, Upstream, WantedSlot};
 use patroni::postgres::binaries::{self, Binaries};
 use patroni::postgres::conninfo::Address;
 use patroni::postgres::datadir::Work;
@@ -17,8 +17,11 @@ use patroni::postgres::rewind::Divergence;
 use patroni::postgres::sql::{Readiness, Sql};
 use patroni::postgres::{
     Command, Credentials, CustomMethod, ReplicaMethod, Setup, bootstrap, control, datadir, history, remote, replica,
-    rewind, slots, start,
+    rewind, start,
 };
+
+#[path = "postgres/timelines.rs"]
+mod timelines;
 
 const BIN: &str = "/usr/lib/postgresql/15/bin";
 
@@ -287,7 +290,7 @@ async fn a_copy_streams_gets_its_slot_and_sees_the_shutdown_of_its_leader() {
     let mut a = Node::primary(base.path(), "pg-0").await;
     let existing = a.sql().slots().await.unwrap();
     assert_eq!(existing, []);
-    let want = [slots::Wanted { name: "pg_1".into(), expected_active: true, advance_to: None }];
+    let want = [WantedSlot { name: "pg_1".into(), expected_active: true, advance_to: None }];
     let synced = a.sql().sync_slots(&want).await.unwrap();
     assert!(synced.failed.is_empty() && synced.positions.contains_key("pg_1"), "{synced:?}");
 
@@ -327,7 +330,7 @@ async fn a_copy_streams_gets_its_slot_and_sees_the_shutdown_of_its_leader() {
 
     a.start(StartRole::Standby, &b.upstream()).await;
     let old = a.sql();
-    let slot = [slots::Wanted { name: "pg_0".into(), expected_active: true, advance_to: None }];
+    let slot = [WantedSlot { name: "pg_0".into(), expected_active: true, advance_to: None }];
     b.sql().sync_slots(&slot).await.unwrap();
     until("the old leader follows", async || {
         old.probe(at()).await.is_ok_and(|p| p.streaming && p.timeline == Timeline(2))
@@ -340,7 +343,7 @@ async fn a_copy_streams_gets_its_slot_and_sees_the_shutdown_of_its_leader() {
 async fn a_crashed_leader_with_writes_of_its_own_is_recovered_rewound_and_follows() {
     let base = scratch();
     let mut a = Node::primary(base.path(), "pg-0").await;
-    let want = [slots::Wanted { name: "pg_1".into(), expected_active: true, advance_to: None }];
+    let want = [WantedSlot { name: "pg_1".into(), expected_active: true, advance_to: None }];
     a.sql().sync_slots(&want).await.unwrap();
     let mut b = Node::copy_of(base.path(), "pg-1", &a).await;
     let sql = b.sql();
@@ -362,14 +365,15 @@ async fn a_crashed_leader_with_writes_of_its_own_is_recovered_rewound_and_follow
     let local = rewind::local_end(&a.setup.data_dir, None);
     assert_eq!(rewind::check(local.as_ref(), &leader), Divergence::Diverged, "{local:?}");
 
-    let command = rewind::command(&a.setup, &a.binaries, &b.url()).unwrap();
+    let rehearsal = rewind::command(&a.setup, &a.binaries, &b.url(), true).unwrap();
+    hand_over(a.home());
+    run(&rehearsal);
+    assert_eq!(rewind::local_end(&a.setup.data_dir, None), local, "the rehearsal has changed nothing");
+    let command = rewind::command(&a.setup, &a.binaries, &b.url(), false).unwrap();
     assert!(command.argv.iter().all(|w| !w.contains("password")));
     hand_over(a.home());
     run(&command);
-    b.sql()
-        .sync_slots(&[slots::Wanted { name: "pg_0".into(), expected_active: true, advance_to: None }])
-        .await
-        .unwrap();
+    b.sql().sync_slots(&[WantedSlot { name: "pg_0".into(), expected_active: true, advance_to: None }]).await.unwrap();
     a.start(StartRole::Standby, &b.upstream()).await;
     let old = a.sql();
     until("it follows", async || old.probe(at()).await.is_ok_and(|p| p.streaming && p.timeline == Timeline(2))).await;

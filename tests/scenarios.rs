@@ -14,6 +14,10 @@ use std::time::Duration;
 use patroni::decide::{check, decide};
 use patroni::model::*;
 
+#[path = "scenarios/words.rs"]
+mod words;
+use words::*;
+
 /// Scenario time 0, so that "before" can be expressed.
 const EPOCH_S: f64 = 1000.0;
 const SYSTEM_ID: &str = "7000000000000000001";
@@ -37,6 +41,7 @@ impl World {
         local.uid = "uid-a".into();
         local.store = StoreLink::Following;
         local.postgres.checkpointed = true;
+        local.data_stale = false;
         local.postgres.server_version = Some(150_018);
         World { cluster: Cluster::default(), local, settings, now: 0.0 }
     }
@@ -67,9 +72,11 @@ impl World {
                 self.cluster.config = Some(ConfigRecord { version: Version("c1".into()), document });
             }
             "history" => {
-                let row = |tl| HistoryRow {
+                // `history 3 120 150`: timeline 1 ended at 120, timeline 2 at 150; without numbers everything ended at 1000.
+                let ends: Vec<u64> = args[1..].iter().map(|e| e.parse().unwrap()).collect();
+                let row = |tl: u32| HistoryRow {
                     timeline: Timeline(tl),
-                    lsn: Lsn(1),
+                    lsn: Lsn(ends.get(tl as usize - 1).copied().unwrap_or(1000)),
                     reason: "r".into(),
                     at: None,
                     new_leader: None,
@@ -91,26 +98,43 @@ impl World {
             "task" => {
                 self.local.task = task_kind(args[0]).map(|kind| Task { kind, since: boot(self.now), progress: None });
             }
-            "task-end" => {
-                let result = if args[1] == "ok" { Ok(()) } else { Err(args[1..].join(" ")) };
-                self.local.task = None;
-                self.local.task_end = Some(TaskEnd { kind: task_kind(args[0]).unwrap(), at: boot(self.now), result });
-            }
-            "rewind" => {
-                self.local.rewind = match args[0] {
-                    "initial" => RewindState::Initial,
-                    "check" => RewindState::Check,
-                    "need" => RewindState::Need,
-                    "not-needed" => RewindState::NotNeeded,
-                    "success" => RewindState::Success,
-                    "failed" => RewindState::Failed("boom".into()),
-                    other => panic!("rewind {other}"),
-                }
-            }
+            "task-end" => self.task_end(&args),
+            "rewind" => self.rewind(&args),
             "local" => self.local_flags(&args),
             "decide" => self.decide(out),
             other => panic!("unknown command {other}"),
         }
+    }
+
+    fn rewind(&mut self, args: &[&str]) {
+        let opt = |key: &str| args.iter().find_map(|a| a.strip_prefix(key).and_then(|v| v.strip_prefix('=')));
+        // About b on timeline 2 unless said otherwise.
+        let timeline = Timeline(opt("tl").map_or(2, |t| t.parse().unwrap()));
+        let about = Compared { leader: opt("about").unwrap_or("b").into(), timeline };
+        self.local.rewind_checked = Some(boot(self.now));
+        self.local.rewind = match args[0] {
+            "initial" => RewindState::Initial,
+            "check" => RewindState::Check,
+            "need" => RewindState::Need(about),
+            "not-needed" => RewindState::NotNeeded(about),
+            "success" => RewindState::Success(about),
+            "failed" => RewindState::Failed { about, why: "boom".into() },
+            other => panic!("rewind {other}"),
+        }
+    }
+
+    fn task_end(&mut self, args: &[&str]) {
+        let why = || args[2..].join(" ");
+        let result = match args[1] {
+            "ok" => TaskOutcome::Done,
+            "gone" => TaskOutcome::LeaderGone(why()),
+            "interrupted" => TaskOutcome::Interrupted(why()),
+            _ => TaskOutcome::Failed(args[1..].join(" ")),
+        };
+        let kind = task_kind(args[0]).unwrap();
+        self.local.rewind = self.local.rewind.after_task(&kind, &result);
+        self.local.task = None;
+        self.local.task_end = Some(TaskEnd { kind, at: boot(self.now), result });
     }
 
     fn set(&mut self, key: &str, value: &str) {
@@ -172,16 +196,22 @@ impl World {
         let old = self.cluster.leader.take();
         let optime = opt("optime").map(|o| Lsn(o.parse().unwrap())).or(old.and_then(|l| l.optime));
         let renew = opt("renew").unwrap_or("r1").to_owned();
+        let stripped = args[0] == "stripped";
+        let words = args.contains(&"released");
         self.cluster.leader = (args[0] != "gone").then(|| LeaderRecord {
             version: Version("l1".into()),
-            lease: LeaseRecord {
-                leader: (args[0] != "none").then(|| args[0].into()),
-                ttl: Some(self.settings.ttl.as_secs().to_string()),
-                acquire_time: Some("t0".into()),
-                renew_time: Some(renew.clone()),
-                transitions: Some("1".into()),
+            lease: if stripped {
+                LeaseRecord::default()
+            } else {
+                LeaseRecord {
+                    leader: (args[0] != "none").then(|| args[0].into()),
+                    ttl: Some(self.settings.ttl.as_secs().to_string()),
+                    acquire_time: Some("t0".into()),
+                    renew_time: Some(renew.clone()),
+                    transitions: Some("1".into()),
+                }
             },
-            holder: opt("holder").map(|uid| HolderMark {
+            holder: opt("holder").or(words.then_some("uid-was")).map(|uid| HolderMark {
                 uid: uid.to_owned(),
                 session: "s".into(),
                 containers: BTreeMap::from([("postgres".to_owned(), "id1".to_owned())]),
@@ -193,11 +223,18 @@ impl World {
             retain_slots: Vec::new(),
             failsafe: None,
             addresses: Vec::new(),
-            released: None,
-            claim: None,
+            released: (words || opt("sworn").is_some()).then(|| Released {
+                acquire_time: "t0".into(),
+                transitions: if words { "1" } else { "0" }.into(),
+                shutdown: opt("sworn").map(shutdown),
+            }),
+            claim: opt("claim").map(|t| TimelineClaim {
+                timeline: Timeline(t.parse().unwrap()),
+                acquire_time: "t0".into(),
+                transitions: "1".into(),
+            }),
         });
-        let record = self.cluster.leader.as_ref().map(|l| l.lease.clone());
-        let _changed = self.local.lease.observe(record, boot(self.now), self.settings.ttl);
+        let _changed = self.local.lease.observe(self.cluster.leader.as_ref(), boot(self.now), self.settings.ttl);
     }
 
     fn own(&mut self, args: &[&str]) {
@@ -247,6 +284,8 @@ impl World {
         pg.crashed = flag("crashed");
         pg.checkpointed = !flag("no-checkpoint");
         pg.failed_starts = opt("failed").map_or(0, |n| n.parse().unwrap());
+        pg.login_refused = flag("login-refused").then(|| "password authentication failed (SQLSTATE 28P01)".into());
+        pg.streamed = flag("streaming").then(|| boot(self.now)).or(pg.streamed);
         if let Some(death) = opt("death") {
             pg.last_death = Some(boot(death.parse().unwrap()));
         }
@@ -271,6 +310,7 @@ impl World {
             "empty" => DataDir::Empty,
             "half-made" => DataDir::HalfMade,
             "unusable" => DataDir::Unusable("permission denied".into()),
+            "half-rewound" => DataDir::HalfRewound { control: None },
             "no-control" => DataDir::Present { control: None, standby_signal: false },
             word => {
                 let (state, clean) = match word {
@@ -301,21 +341,18 @@ impl World {
         let answers = args[1..].iter().map(|a| {
             let (name, answer) = a.split_once('=').unwrap();
             let answer = match answer.split_once(':') {
-                Some((role, rest)) => PeerAnswer::Fit {
-                    role: if role == "primary" { PeerRole::Primary } else { PeerRole::Standby },
-                    position: Lsn(rest.split(':').next().unwrap().parse().unwrap()),
-                    timeline: Timeline(1),
-                    tags: Tags {
-                        failover_priority: rest.split(':').nth(1).map_or(1, |p| p.parse().unwrap()),
-                        ..Tags::default()
-                    },
-                    watchdog_failed: false,
-                },
+                Some((role, rest)) => fit_answer(role, rest),
+                None if answer == "unfit" => PeerAnswer::Unfit("answered without a WAL position".into()),
                 None => PeerAnswer::Unreachable("connection refused".into()),
             };
             (name.into(), answer)
         });
-        self.local.peers = Some(PeerRound { asked_at: boot(args[0].parse().unwrap()), answers: answers.collect() });
+        let asked_at = boot(args[0].parse().unwrap());
+        // My own Postgres is asked with the others.
+        if let Some(probe) = &mut self.local.postgres.probe {
+            probe.at = probe.at.max(asked_at);
+        }
+        self.local.peers = Some(PeerRound { asked_at, answers: answers.collect() });
     }
 
     fn local_flags(&mut self, args: &[&str]) {
@@ -355,35 +392,52 @@ impl World {
                         _ => None,
                     }
                 }
-                "handover" => {
-                    l.handover = (value != "none").then(|| Handover {
-                        candidate: (!value.is_empty()).then(|| value.into()),
-                        why: "switchover",
-                        began: boot(self.now),
-                        checkpoint_done: false,
-                        in_any_case: false,
-                        stopped: None,
-                    })
-                }
-                "checkpointed" => l.handover.as_mut().unwrap().checkpoint_done = true,
-                "exiting" => l.handover.as_mut().unwrap().in_any_case = true,
-                "terminate" => l.request = Some(Request::Terminate { leave_postgres: value == "leave" }),
-                "restart" => {
-                    let filter =
-                        RestartFilter { role: (!value.is_empty()).then(|| value.into()), ..Default::default() };
-                    l.request = Some(Request::Restart { filter, timeout: None })
-                }
-                "planned" => {
-                    l.restart = Some(PlannedRestart { began: boot(self.now), timeout: Duration::from_secs(300) })
-                }
-                "reinit" => l.request = Some(Request::Reinitialize { force: value == "force", from_leader: false }),
                 "no-request" => l.request = None,
-                other => panic!("local {other}"),
+                other => self.local_work(other, value),
             }
         }
     }
 
-    fn decide(&self, out: &mut String) {
+    /// What is under way, or wanted.
+    fn local_work(&mut self, key: &str, value: &str) {
+        let l = &mut self.local;
+        match key {
+            "handover" => {
+                l.handover = (value != "none").then(|| Handover {
+                    candidate: (!value.is_empty()).then(|| value.into()),
+                    why: "switchover",
+                    began: boot(self.now),
+                    checkpoint_done: false,
+                    in_any_case: false,
+                    stopped: None,
+                })
+            }
+            "checkpointed" => l.handover.as_mut().unwrap().checkpoint_done = true,
+            "exiting" => l.handover.as_mut().unwrap().in_any_case = true,
+            "terminate" => l.request = Some(Request::Terminate { leave_postgres: value == "leave" }),
+            "restart" => {
+                let filter = RestartFilter { role: (!value.is_empty()).then(|| value.into()), ..Default::default() };
+                l.request = Some(Request::Restart { filter, timeout: None })
+            }
+            "planned" => l.restart = Some(PlannedRestart { began: boot(self.now), timeout: Duration::from_secs(300) }),
+            "reinit" => l.request = Some(Request::Reinitialize { force: value == "force", from_leader: false }),
+            "reinit-from-leader" => l.request = Some(Request::Reinitialize { force: false, from_leader: true }),
+            "reinit-began" => l.reinit = Some(Reinit { from_leader: value == "leader", began: boot(self.now) }),
+            "no-reinit" => l.reinit = None,
+            "failed" => l.bootstrap_failed = Some(BootstrapFailed { why: value.replace('-', " "), at: boot(self.now) }),
+            "not-failed" => l.bootstrap_failed = None,
+            "refused" => {
+                l.lease_refused =
+                    Some(LeaseRefused { count: value.parse().unwrap(), at: boot(self.now) }).filter(|r| r.count > 0)
+            }
+            "store-write" => l.store_write = value != "none",
+            other => panic!("local {other}"),
+        }
+    }
+
+    fn decide(&mut self, out: &mut String) {
+        let (cluster, now) = (self.cluster.clone(), boot(self.now));
+        self.local.watch_initializer(&cluster, now);
         let d = decide(&self.cluster, &self.local, &self.settings, self.now());
         if let Err(broken) = check(&d, &self.cluster, &self.local, &self.settings, self.now()) {
             panic!("invariant broken at {}: {broken:?}\n{d:#?}", self.now);
@@ -395,75 +449,6 @@ impl World {
         for warning in &d.warnings {
             writeln!(out, "   warning: {}", warning.0).unwrap();
         }
-    }
-}
-
-fn task_kind(word: &str) -> Option<TaskKind> {
-    let url = || "postgres://a:5432/postgres".to_owned();
-    Some(match word {
-        "bootstrap" => TaskKind::Bootstrap,
-        "post-bootstrap" => TaskKind::PostBootstrap,
-        "clone" => TaskKind::CreateReplica { from: Some("a".into()), conn_url: Some(url()) },
-        "rewind" => TaskKind::Rewind { from: "a".into(), conn_url: url() },
-        "crash-recovery" => TaskKind::CrashRecovery,
-        "none" => return None,
-        other => panic!("task {other}"),
-    })
-}
-
-/// One action, short and stable.
-fn brief(action: &Action) -> String {
-    let t = |at: BootInstant| (at.as_secs_f64() - EPOCH_S) * 10.0;
-    match action {
-        Action::Permit(Permission::Writer { stop_at, kill_at }) => {
-            format!("Permit writer stop@{} kill@{}", t(*stop_at).round() / 10.0, t(*kill_at).round() / 10.0)
-        }
-        Action::Permit(Permission::None) => "Permit none".into(),
-        Action::Permit(Permission::Unfenced) => "Permit unfenced".into(),
-        Action::AcquireLease { stood, proven_dead } => format!(
-            "AcquireLease over {}{}",
-            stood
-                .as_ref()
-                .map_or("no object".into(), |r| r.leader.as_ref().map_or("released".into(), |l| l.to_string())),
-            if *proven_dead { " (proven dead)" } else { "" }
-        ),
-        Action::StartPostgres { role, upstream } => format!("Start {role:?} from {}", source(upstream)),
-        Action::Follow { upstream } => format!("Follow {}", source(upstream)),
-        Action::StopPostgres { mode, why } => format!("Stop {mode:?} ({why})"),
-        Action::ReleaseLease { optime } => format!("ReleaseLease {}", optime.map_or("-".into(), |o| o.0.to_string())),
-        Action::ProveDeath { pod, uid, .. } => format!("ProveDeath {pod} {uid}"),
-        Action::AskPeers { members } => {
-            format!("AskPeers {}", members.iter().map(MemberName::as_str).collect::<Vec<_>>().join(" "))
-        }
-        Action::Begin(TaskKind::CreateReplica { from, .. }) => {
-            format!("Begin clone from {}", from.as_ref().map_or("nobody", |f| f.as_str()))
-        }
-        Action::Begin(TaskKind::Rewind { from, .. }) => format!("Begin rewind from {from}"),
-        Action::CheckDivergence { leader, .. } => format!("CheckDivergence from {leader}"),
-        Action::ClearRequest { why, .. } => format!("ClearRequest ({why})"),
-        Action::BeginHandover(h) => {
-            format!("BeginHandover to {}", h.candidate.as_ref().map_or("anybody", |c| c.as_str()))
-        }
-        Action::RemoveDataDir { keep_as_failed, .. } => {
-            format!("RemoveDataDir{}", if *keep_as_failed { " (keep as .failed)" } else { "" })
-        }
-        Action::AnswerRequest { status, text } => format!("Answer {status} {text}"),
-        Action::Exit { code, leave_postgres, .. } => {
-            format!("Exit {code}{}", if *leave_postgres { " leaving Postgres" } else { "" })
-        }
-        Action::WriteSystemId { system_id, .. } => format!("WriteSystemId {system_id}"),
-        Action::ClaimInitialize { expect } => {
-            format!("ClaimInitialize on {}", expect.as_ref().map_or("-", |v| v.0.as_str()))
-        }
-        Action::WriteConfig { .. } => "WriteConfig".into(),
-        other => format!("{other:?}"),
-    }
-}
-
-fn source(upstream: &Upstream) -> &str {
-    match upstream {
-        Upstream::Member { name, .. } => name.as_str(),
-        Upstream::Nobody => "nobody",
     }
 }
 
@@ -502,6 +487,9 @@ fn the_traces_of_all_scenarios_are_as_written() {
     let mut played = 0;
     for entry in std::fs::read_dir(&dir).unwrap() {
         let path = entry.unwrap().path();
+        if path.extension().is_none_or(|e| e != "txt") {
+            continue;
+        }
         let text = std::fs::read_to_string(&path).unwrap();
         let got = play(&text);
         played += 1;

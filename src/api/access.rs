@@ -1,4 +1,4 @@
-//! Who may change something (rest-api §6): allowlist, client certificate, basic authentication, in this order.
+//! Who may change something: allowlist, client certificate, basic authentication, in this order.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use super::Client;
 use super::commands::Route;
 use super::routes::Reply;
-use crate::agent::handle::Handle;
+use crate::door::Handle;
 
 /// The refusal, if there is one.
 pub(super) async fn refuse(
@@ -21,7 +21,7 @@ pub(super) async fn refuse(
 ) -> Option<Reply> {
     let settings = handle.api_settings().borrow().clone();
     // A failsafe ping comes from a primary that may have lost its view of the members, and so may we: the list is not
-    // asked (rest-api §4.2).
+    // asked.
     let members = settings.allowlist_include_members && route != Route::Failsafe;
     if members || !settings.allowlist.is_empty() {
         let welcome = match client {

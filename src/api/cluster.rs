@@ -1,4 +1,4 @@
-//! `GET /cluster`, `/history`, `/config`, `/failsafe` (rest-api §4).
+//! `GET /cluster`, `/history`, `/config`, `/failsafe`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,17 +7,17 @@ use serde_json::{Map, Value, json};
 
 use super::routes::Reply;
 use super::{status, times};
-use crate::agent::handle::{Handle, LiveMember, PostgresStatus, Snapshot};
+use crate::door::{Handle, LiveMember, PostgresStatus, Snapshot};
 use crate::model::{Lsn, Member, MemberName, Role};
 
 /// One poll of the members takes 2 s when one of them does not answer; whoever has to wait for the poll of another caller
 /// too shows the annotations.
 const LIVE_DEADLINE: Duration = Duration::from_millis(2500);
-/// Patroni closes the connection without a word (rest-api §1.5).
+/// Patroni closes the connection without a word.
 pub(super) const NO_VIEW: &str = "the cluster cannot be read from Kubernetes, try again later";
 
 /// `GET /cluster`. Positions come from the members themselves (one shared poll, at most a second old), from the
-/// annotation where a member does not answer (design §6).
+/// annotation where a member does not answer.
 pub(super) async fn cluster(handle: &Handle) -> Reply {
     let (live, own) =
         tokio::join!(tokio::time::timeout(LIVE_DEADLINE, handle.members_live()), status::postgres(handle));

@@ -1,4 +1,4 @@
-//! Everything that changes something (rest-api §5). Words are validated here, conditions are the loop's.
+//! Everything that changes something. Words are validated here, conditions are the loop's.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,9 +10,11 @@ use serde_json::{Map, Value};
 use super::cluster::NO_VIEW;
 use super::routes::Reply;
 use super::times;
-use crate::agent::handle::{Answer, Command, Handle, NotTaken, Snapshot};
+use crate::config::merge;
+use crate::config::newly_unsupported;
 use crate::config::numbers::{parse_bool, parse_int};
-use crate::model::{MemberName, PeerAnswer, RestartFilter};
+use crate::door::{Answer, Command, Handle, NotTaken, Snapshot};
+use crate::model::{MemberName, PeerAnswer, RequestText, RestartFilter, Version};
 
 /// The loop takes a command at once and a write into the store has a deadline of its own; whoever waits longer than this
 /// waits for nothing.
@@ -40,7 +42,7 @@ pub(super) enum Route {
     Mpp,
 }
 
-/// Is a body needed (rest-api §1.4)?
+/// Is a body needed?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BodyRule {
     None,
@@ -83,8 +85,8 @@ impl Route {
 
 pub(super) async fn run(handle: &Handle, route: Route, body: Map<String, Value>) -> Reply {
     match route {
-        Route::PatchConfig => config(handle, Command::PatchConfig(Value::Object(body))).await,
-        Route::PutConfig => config(handle, Command::PutConfig(Value::Object(body))).await,
+        Route::PatchConfig => patch_config(handle, Value::Object(body)).await,
+        Route::PutConfig => put_config(handle, Value::Object(body)).await,
         Route::Reload => {
             send(handle, Command::Reload).await.map_or_else(|refused| refused, |_| Reply::text(202, "reload scheduled"))
         }
@@ -124,7 +126,44 @@ fn text(answer: Answer) -> Reply {
     Reply::text(answer.status, answer.text)
 }
 
-async fn config(handle: &Handle, command: Command) -> Reply {
+/// Deep-merges into the stored document, on the version it was read in; 503 without one.
+async fn patch_config(handle: &Handle, patch: Value) -> Reply {
+    let snapshot = handle.snapshot();
+    let stored = snapshot.cluster.config.as_ref().and_then(|c| Some((c.version.clone(), c.document.clone()?)));
+    let Some((version, text)) = stored else { return Reply::page_because(503, "no configuration in the store") };
+    let mut document: Value = serde_json::from_str(&text).unwrap_or_else(|_| Value::Object(Map::new()));
+    let before = document.clone();
+    if !merge::patch(&mut document, &patch) {
+        return Reply::json(200, &document);
+    }
+    if let Some(refused) = refuse(&before, &document) {
+        return refused;
+    }
+    write_config(handle, Some(version), &document, 409).await
+}
+
+/// Replaces the stored document.
+async fn put_config(handle: &Handle, document: Value) -> Reply {
+    let snapshot = handle.snapshot();
+    let config = snapshot.cluster.config.as_ref();
+    let stored = config.and_then(|c| c.document.as_deref()).and_then(|t| serde_json::from_str::<Value>(t).ok());
+    if stored.as_ref() == Some(&document) {
+        return Reply::json(200, &document);
+    }
+    if let Some(refused) = refuse(&stored.unwrap_or(Value::Null), &document) {
+        return refused;
+    }
+    write_config(handle, config.map(|c| c.version.clone()), &document, 502).await
+}
+
+/// A configuration that asks for what this version cannot promise, and did not before, is refused at the door.
+fn refuse(before: &Value, after: &Value) -> Option<Reply> {
+    let wishes = newly_unsupported(before, after);
+    (!wishes.is_empty()).then(|| Reply::page_because(400, &wishes.join("; ")))
+}
+
+async fn write_config(handle: &Handle, expect: Option<Version>, document: &Value, conflict: u16) -> Reply {
+    let command = Command::WriteConfig { expect, document: document.to_string().into(), conflict };
     let answer = match send(handle, command).await {
         Ok(answer) => answer,
         Err(refused) => return refused,
@@ -155,7 +194,7 @@ fn word(value: &Value) -> String {
     }
 }
 
-/// `POST /restart` (rest-api §5.3): keys are validated in the order sent, the first error wins.
+/// `POST /restart`: keys are validated in the order sent, the first error wins.
 async fn restart(handle: &Handle, body: &Map<String, Value>) -> Reply {
     let mut filter = RestartFilter::default();
     let mut timeout = None;
@@ -187,7 +226,11 @@ async fn restart(handle: &Handle, body: &Map<String, Value>) -> Reply {
         Some((at, iso)) => {
             let mut document = body.clone();
             document.insert("schedule".into(), Value::String(iso));
-            ask(handle, Command::ScheduleRestart { at, filter, document: Value::Object(document) }).await
+            ask(
+                handle,
+                Command::ScheduleRestart { at, filter, timeout, document: Value::Object(document).to_string().into() },
+            )
+            .await
         }
         None => ask(handle, Command::Restart { filter, timeout }).await,
     }
@@ -235,7 +278,7 @@ impl Change {
     }
 }
 
-/// `POST /switchover` and `/failover` (rest-api §5.5): the first check that hits wins.
+/// `POST /switchover` and `/failover`: the first check that hits wins.
 async fn change_leader(handle: &Handle, body: &Map<String, Value>, asked: Change) -> Reply {
     let value = |keys: &[&str]| keys.iter().find_map(|k| body.get(*k).map(word).filter(|v| !v.is_empty()));
     let leader = value(&["leader"]).map(MemberName);
@@ -268,7 +311,7 @@ async fn change_leader(handle: &Handle, body: &Map<String, Value>, asked: Change
     }
     let before = handle.snapshot().cluster.leader.as_ref().and_then(|l| l.named().cloned());
     let is_scheduled = schedule.is_some();
-    let request = Command::SetRequest { leader, candidate: candidate.clone(), scheduled_at: schedule };
+    let request = Command::SetRequest(RequestText { leader, candidate: candidate.clone(), scheduled_at: schedule });
     match send(handle, request).await {
         Ok(written) if written.status == 200 => {}
         Ok(_) => return Reply::text(503, "failed to write failover key into DCS"),
@@ -310,7 +353,7 @@ async fn impossible(
     let good = own_fit
         || answers.values().any(|a| match a {
             PeerAnswer::Fit { tags, watchdog_failed, .. } => !tags.nofailover && !watchdog_failed,
-            PeerAnswer::Unreachable(_) => false,
+            PeerAnswer::Unfit(_) | PeerAnswer::Unreachable(_) => false,
         });
     (!good).then(|| Reply::text(412, format!("{word} is not possible: no good candidates have been found")))
 }

@@ -1,10 +1,10 @@
-//! Health checks: which path is 200 and which 503 (rest-api §3).
+//! Health checks: which path is 200 and which 503.
 
 use serde_json::Value;
 
 use super::status::Status;
-use crate::agent::handle::{PostgresStatus, Snapshot};
 use crate::config::numbers::parse_int;
+use crate::door::{PostgresStatus, Snapshot};
 use crate::model::{BootInstant, Lsn, Role};
 
 /// Decoded query parameters, in order.
@@ -23,7 +23,7 @@ pub(super) struct Facts<'a> {
     pub now: BootInstant,
 }
 
-/// 200 or 503 for a path (rest-api §3.2).
+/// 200 or 503 for a path.
 pub(super) fn is_ok(f: &Facts<'_>, path: &str, query: &Query) -> bool {
     let path = if path == "/" { "/primary" } else { path };
     let leader = f.snapshot.is_leader(f.now);
@@ -67,7 +67,7 @@ fn lag_limit(query: &Query) -> Option<i64> {
     first(query, "lag").and_then(|text| parse_int(text, Some("B")))
 }
 
-/// `?lag=` (rest-api §3.1): unlimited when missing or unparsable, never lagging without a known leader position.
+/// `?lag=`: unlimited when missing or unparsable, never lagging without a known leader position.
 fn lagging(f: &Facts<'_>, query: &Query) -> bool {
     let leader = leader_position(f);
     let replayed = f.postgres.and_then(|p| p.replayed).unwrap_or(Lsn::ZERO);
@@ -84,7 +84,7 @@ fn leader_position(f: &Facts<'_>) -> Lsn {
     f.snapshot.cluster.optime().max(upstream)
 }
 
-/// `tag_<key>=<value>` (rest-api §3.3).
+/// `tag_<key>=<value>`.
 fn tags_match(snapshot: &Snapshot, query: &Query) -> bool {
     query.iter().all(|(parameter, _)| {
         let Some(key) = parameter.strip_prefix("tag_") else { return true };
@@ -97,7 +97,7 @@ fn tags_match(snapshot: &Snapshot, query: &Query) -> bool {
     })
 }
 
-/// `GET /readiness` (rest-api §3.6).
+/// `GET /readiness`.
 pub(super) fn is_ready(f: &Facts<'_>, query: &Query) -> bool {
     if f.snapshot.is_leader(f.now) {
         return true;

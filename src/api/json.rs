@@ -1,4 +1,4 @@
-//! JSON as Python prints it: separators `", "` and `": "`, non-ASCII escaped (rest-api §1 "JSON style").
+//! JSON as Python prints it: separators `", "` and `": "`, non-ASCII escaped.
 
 use std::io;
 

@@ -1,10 +1,10 @@
-//! `GET /metrics` (rest-api §4.5): Prometheus text, each metric with HELP and TYPE and the labels scope and name.
+//! `GET /metrics`: Prometheus text, each metric with HELP and TYPE and the labels scope and name.
 
 use std::fmt::Write as _;
 
 use super::routes::Reply;
 use super::status::Status;
-use crate::agent::handle::{PostgresStatus, Snapshot};
+use crate::door::{PostgresStatus, Snapshot};
 use crate::model::{Lsn, Role};
 
 const STATE_VALUES: &str = "# Values: 0=initdb, 1=initdb_failed, 2=custom_bootstrap, 3=custom_bootstrap_failed, \
@@ -135,7 +135,7 @@ fn cluster(p: &mut Page<'_>, s: &Snapshot, st: &Status, postgres: Option<&Postgr
         "Epoch timestamp when DCS was last contacted successfully by Patroni.",
         s.dcs_last_seen,
     );
-    p.flag("pending_restart", "Value is 1 if the node needs a restart, 0 otherwise.", s.local.postgres.pending_restart);
+    p.flag("pending_restart", "Value is 1 if the node needs a restart, 0 otherwise.", s.pending_restart);
     p.flag("is_paused", "Value is 1 if auto failover is disabled, 0 otherwise.", false);
     p.with_comment(
         "postgres_state",

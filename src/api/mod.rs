@@ -33,7 +33,7 @@ use tokio_rustls::TlsAcceptor;
 use tower_service::Service as _;
 use tracing::{debug, error, info};
 
-use crate::agent::handle::{ApiSettings, Handle};
+use crate::door::{ApiSettings, Handle};
 
 /// A client has this long to send the head of its request; a slow one does not hold a connection for ever.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -189,7 +189,7 @@ async fn connection(stream: tokio::net::TcpStream, addr: SocketAddr, tls: Option
     }
 }
 
-/// Answers leave at once, and a client whose machine is gone holds no connection (rest-api §1 "Read/idle timeout").
+/// Answers leave at once, and a client whose machine is gone holds no connection.
 fn notice_the_dead(stream: &tokio::net::TcpStream) -> io::Result<()> {
     use rustix::net::sockopt;
     stream.set_nodelay(true)?;

@@ -1,4 +1,4 @@
-//! Which handler serves a request (rest-api §1.3).
+//! Which handler serves a request.
 //!
 //! Only the first path segment selects a route. `GET`, `HEAD` and `OPTIONS` of an unknown segment are health checks with
 //! the whole path; any other method there is 501, before any access check.
@@ -17,7 +17,7 @@ use tracing::debug;
 use super::health::{self, Facts, Query};
 use super::status::{Documents, Status};
 use super::{Client, access, cluster, commands, json, metrics, status};
-use crate::agent::handle::{Handle, PostgresStatus, Snapshot};
+use crate::door::{Handle, PostgresStatus, Snapshot};
 
 /// A request body is a handful of keys, `PUT /config` a configuration file.
 const BODY_MAX: usize = 1024 * 1024;
@@ -47,7 +47,7 @@ impl Reply {
     pub fn bare(ok: bool) -> Reply {
         Reply { status: if ok { 200 } else { 503 }, content_type: "", body: String::new(), page: false }
     }
-    /// The generic error page (rest-api §1.2).
+    /// The generic error page.
     pub fn page(status: u16) -> Reply {
         let reason = StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason()).unwrap_or("Error");
         Reply::page_with(status, reason, reason)
@@ -175,7 +175,7 @@ async fn write(
     commands::run(handle, route, body).await
 }
 
-/// Reads the JSON object (rest-api §1.4).
+/// Reads the JSON object.
 async fn read_body(headers: &HeaderMap, body: Body, wanted: commands::BodyRule) -> Result<Map<String, Value>, u16> {
     use commands::BodyRule;
     if wanted == BodyRule::None {

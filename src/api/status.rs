@@ -1,4 +1,4 @@
-//! The node status document (rest-api §2): `GET /patroni` and the body of every health check.
+//! The node status document: `GET /patroni` and the body of every health check.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::json::text;
-use crate::agent::handle::{Handle, PostgresStatus, Snapshot};
+use crate::door::{Handle, PostgresStatus, Snapshot};
 use crate::model::{PostgresState, Role};
 
 /// The document, and the facts health checks judge by.
@@ -21,7 +21,7 @@ pub(super) struct Status {
     pub text: String,
 }
 
-/// Health checks answer within a second (design §6); the rest is for the answer itself.
+/// Health checks answer within a second ; the rest is for the answer itself.
 const POSTGRES_DEADLINE: Duration = Duration::from_millis(950);
 
 /// What Postgres says now, if it says it in time.
@@ -62,17 +62,16 @@ impl Documents {
 
 /// Builds the document. `postgres`: the answer to a query sent after the request came, if there was one in time.
 fn status(snapshot: &Snapshot, postgres: Option<&PostgresStatus>) -> Status {
-    let local = &snapshot.local;
-    let queried =
-        matches!(local.postgres.state, PostgresState::Running | PostgresState::Restarting | PostgresState::Starting);
+    let member = &snapshot.member;
+    let queried = matches!(member.state, PostgresState::Running | PostgresState::Restarting | PostgresState::Starting);
     let postgres = postgres.filter(|_| queried);
     let role = match postgres {
         Some(p) if p.in_recovery => Role::Replica,
         Some(_) => Role::Primary,
-        None => local.postgres.role,
+        None => member.role,
     };
-    let unknown = local.postgres.state == PostgresState::Running && postgres.is_none();
-    let state = if unknown { "unknown" } else { local.postgres.state.word() };
+    let unknown = member.state == PostgresState::Running && postgres.is_none();
+    let state = if unknown { "unknown" } else { member.state.word() };
     let mut d = Map::new();
     d.insert("state".into(), json!(state));
     if let Some(p) = postgres {
@@ -82,9 +81,9 @@ fn status(snapshot: &Snapshot, postgres: Option<&PostgresStatus>) -> Status {
     if let Some(p) = postgres {
         of_postgres(&mut d, snapshot, p);
     } else if role == Role::Primary
-        && let Some(probe) = local.postgres.probe.as_ref().filter(|p| !p.in_recovery)
+        && let Some(probe) = member.probe.as_ref().filter(|p| !p.in_recovery)
     {
-        // A primary that does not answer in time still says its role and last known position (design §6).
+        // A primary that does not answer in time still says its role and last known position .
         d.insert("xlog".into(), json!({"location": probe.position.0}));
         d.insert("timeline".into(), json!(probe.timeline.0));
     }
@@ -132,6 +131,15 @@ fn sync_standby(snapshot: &Snapshot) -> Option<&'static str> {
     sync.standbys.iter().any(mine).then_some(if sync.quorum > 0 { "quorum_standby" } else { "sync_standby" })
 }
 
+/// Who answers, and the newest timeline it has heard of: its vote counts less than that of a member that knows a newer one.
+fn of_member(snapshot: &Snapshot) -> Value {
+    let mut of = json!({"version": snapshot.version, "scope": &*snapshot.scope, "name": snapshot.me().as_str()});
+    if snapshot.known_timeline.0 > 0 {
+        of["known_timeline"] = json!(snapshot.known_timeline.0);
+    }
+    of
+}
+
 fn of_cluster(d: &mut Map<String, Value>, snapshot: &Snapshot) {
     if snapshot.cluster_unlocked() {
         d.insert("cluster_unlocked".into(), json!(true));
@@ -143,7 +151,7 @@ fn of_cluster(d: &mut Map<String, Value>, snapshot: &Snapshot) {
     if let Some(id) = &snapshot.system_id {
         d.insert("database_system_identifier".into(), json!(id));
     }
-    if snapshot.local.postgres.pending_restart {
+    if snapshot.pending_restart {
         d.insert("pending_restart".into(), json!(true));
         if !snapshot.pending_restart_reason.is_empty() {
             let reasons: Map<_, _> = snapshot
@@ -154,12 +162,9 @@ fn of_cluster(d: &mut Map<String, Value>, snapshot: &Snapshot) {
             d.insert("pending_restart_reason".into(), Value::Object(reasons));
         }
     }
-    d.insert(
-        "patroni".into(),
-        json!({"version": snapshot.version, "scope": &*snapshot.scope, "name": snapshot.me().as_str()}),
-    );
+    d.insert("patroni".into(), of_member(snapshot));
     if let Some(document) = &snapshot.scheduled_restart {
-        d.insert("scheduled_restart".into(), document.clone());
+        d.insert("scheduled_restart".into(), serde_json::from_str(document).unwrap_or_default());
     }
     if snapshot.fence_lost {
         d.insert("fence".into(), json!("lost"));

@@ -1,4 +1,4 @@
-//! Timestamps of requests (rest-api §5.6).
+//! Timestamps of requests.
 
 use jiff::fmt::rfc2822;
 use jiff::fmt::temporal::Pieces;

@@ -1,4 +1,4 @@
-//! `restapi.certfile` and its companions (rest-api §6 "TLS").
+//! `restapi.certfile` and its companions.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig, SignatureScheme};
 use tokio_rustls::TlsAcceptor;
 
-use crate::agent::handle::ApiSettings;
+use crate::door::ApiSettings;
 
 /// The acceptor for these settings; `None` without `certfile`.
 ///
@@ -59,7 +59,7 @@ pub(super) fn acceptor(settings: &ApiSettings) -> Result<Option<TlsAcceptor>, St
 }
 
 /// As webpki, and a certificate that is itself in `cafile` is good: people use one self-signed certificate (`openssl req
-/// -x509`) as CA, server and client at once, and OpenSSL takes it (design §8).
+/// -x509`) as CA, server and client at once, and OpenSSL takes it.
 #[derive(Debug)]
 struct Clients {
     anchors: Vec<CertificateDer<'static>>,

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
-use patroni::agent::settings::{self, Source};
-use patroni::agent::startup;
+use patroni::driver::settings::{self, Source};
+use patroni::driver::startup;
 use patroni::model::Timings;
 use patroni::{api, config, dcs};
 use tracing::{info, warn};
@@ -123,19 +123,24 @@ fn print_timings(source: &Source) -> Result<(), String> {
         eprintln!("{warning}");
     }
     let read = settings::read(&config, &dynamic, &source.home, "", 15);
-    let timings = Timings::new(&read.settings, read.settings.ttl, false).map_err(|e| e.to_string())?;
+    let timings = Timings::new(&read.wishes.settings, read.wishes.settings.ttl, false).map_err(|e| e.to_string())?;
     println!("{timings}");
     Ok(())
 }
 
+/// Threads for file work: one that hangs with its volume must not hold up the rest, more would only cost memory.
+const BLOCKING_THREADS: usize = 2;
+
 fn run(source: Source) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(e) => {
-            eprintln!("patroni: cannot start: {e}");
-            return ExitCode::FAILURE;
-        }
-    };
+    let runtime =
+        match tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build()
+        {
+            Ok(runtime) => runtime,
+            Err(e) => {
+                eprintln!("patroni: cannot start: {e}");
+                return ExitCode::FAILURE;
+            }
+        };
     match runtime.block_on(member(source)) {
         Ok(code) => ExitCode::from(code),
         Err(line) => {
@@ -157,7 +162,7 @@ async fn member(source: Source) -> Result<u8, String> {
     let bound = api::bind(&api_settings)?;
     let Some(started) = startup::start(source, api_settings, loaded.config).await? else { return Ok(0) };
     tokio::spawn(bound.serve(started.handle));
-    let ended = started.agent.run().await;
+    let ended = started.driver.run().await;
     info!("{}", ended.message);
     Ok(ended.code)
 }

@@ -1,4 +1,4 @@
-//! From the checked document to [`Config`]: defaults of configuration §4 and §5.
+//! From the checked document to [`Config`]: Patroni's defaults.
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};

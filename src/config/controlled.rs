@@ -1,4 +1,4 @@
-//! GUCs that must be the same on all members (configuration §6.2): dynamic only, validated, passed on the command line.
+//! GUCs that must be the same on all members: dynamic only, validated, passed on the command line.
 use serde_json::Value;
 
 use super::{merge, numbers};

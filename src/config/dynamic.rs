@@ -1,7 +1,7 @@
-//! The dynamic configuration: the `/config` document of the cluster (configuration §3).
+//! The dynamic configuration: the `/config` document of the cluster.
 //!
 //! The store accepts anything, so nothing here fails hard: a bad value means its default and a warning; a document
-//! whose timeouts or `parameters` cannot be read keeps the previous timeouts and `postgresql` section (§2.4), while all
+//! whose timeouts or `parameters` cannot be read keeps the previous timeouts and `postgresql` section, while all
 //! other keys are taken from it.
 use serde_json::{Map, Value};
 
@@ -125,7 +125,7 @@ impl Default for Dynamic {
     }
 }
 
-/// Keys of the dynamic `postgresql` section that only the local file may set (configuration §2.2).
+/// Keys of the dynamic `postgresql` section that only the local file may set.
 const LOCAL_ONLY: [&str; 7] =
     ["connect_address", "proxy_address", "listen", "config_dir", "data_dir", "pgpass", "authentication"];
 
@@ -136,7 +136,7 @@ impl Dynamic {
         Dynamic::read(document, None)
     }
 
-    /// Reads a changed document; refused parts keep the values of `previous` (configuration §2.4).
+    /// Reads a changed document; refused parts keep the values of `previous`.
     #[must_use]
     pub fn apply(document: &Value, previous: &Dynamic) -> (Dynamic, Vec<String>) {
         Dynamic::read(document, Some(previous))
@@ -246,7 +246,7 @@ fn read_timeouts(top: Section<'_>) -> Result<Timeouts, String> {
     })
 }
 
-/// Raises each timeout to its minimum, then makes `loop_wait + 2·retry_timeout ≤ ttl` hold (configuration §3.1).
+/// Raises each timeout to its minimum, then makes `loop_wait + 2·retry_timeout ≤ ttl` hold.
 pub fn adjust(given: Timeouts, warnings: &mut Vec<String>) -> Timeouts {
     // Ten years: keeps every sum far from overflow.
     const MOST: i64 = 315_360_000;

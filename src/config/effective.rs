@@ -1,4 +1,4 @@
-//! The `postgresql` section in force: dynamic first, local key by key on top (configuration §2.2, §5, §6).
+//! The `postgresql` section in force: dynamic first, local key by key on top.
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
@@ -8,7 +8,7 @@ use super::dynamic::Dynamic;
 use super::local::{Config, Section};
 use super::merge;
 
-/// Recovery settings: in `parameters` they act as `recovery_conf` (configuration §6.3).
+/// Recovery settings: in `parameters` they act as `recovery_conf`.
 const RECOVERY: [&str; 17] = [
     "restore_command",
     "archive_cleanup_command",
@@ -220,7 +220,7 @@ fn method_sections(section: Section<'_>, names: &[String]) -> BTreeMap<String, M
     named
         .map(|name| {
             let mut method = section.section(name).0.cloned().unwrap_or_default();
-            // The name before Patroni 4 (configuration §10).
+            // The name before Patroni 4.
             if let Some(old) = method.shift_remove("no_master") {
                 method.entry("no_leader").or_insert(old);
             }

@@ -1,4 +1,4 @@
-//! `PATRONI_*` variables as a document (configuration §2.1 and the tables of §4 and §5).
+//! `PATRONI_*` variables as a document.
 //!
 //! Empty values are ignored. A value of the wrong shape and an unknown variable are reported, never fatal: the
 //! environment of a container holds many things.
@@ -36,7 +36,7 @@ const POSTGRESQL: &[&str] =
 /// Tools whose names `postgresql.bin_name` and `PATRONI_POSTGRESQL_BIN_<TOOL>` may change.
 pub(super) const TOOLS: &[&str] =
     &["pg_ctl", "initdb", "pg_controldata", "pg_basebackup", "postgres", "pg_isready", "pg_rewind"];
-/// Keys that survive in `postgresql.authentication.*` (configuration §2.2).
+/// Keys that survive in `postgresql.authentication.*`.
 pub(super) const AUTH_KEYS: &[&str] = &[
     "username",
     "password",

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use super::SourceText;
 
-/// Reads the configuration texts of a path. A path that does not exist gives no texts (configuration §1: the
+/// Reads the configuration texts of a path. A path that does not exist gives no texts (as in Patroni: the
 /// environment alone is used then).
 ///
 /// # Errors

@@ -171,7 +171,7 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("postgresql.pg_rewind", Free),
 ];
 
-/// Keys of the dynamic configuration (configuration §3).
+/// Keys of the dynamic configuration.
 pub(super) const DYNAMIC_KEYS: &[&str] = &[
     "ttl",
     "loop_wait",

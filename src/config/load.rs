@@ -1,4 +1,4 @@
-//! Layers of the local configuration (configuration §2.1, §2.2): files in order, environment on top, old layouts
+//! Layers of the local configuration: files in order, environment on top, old layouts
 //! rewritten, then every value checked against the table of keys.
 use std::collections::BTreeMap;
 use std::fmt;
@@ -171,7 +171,7 @@ fn mark_environment(value: &Value, path: &str, origins: &mut BTreeMap<String, St
     }
 }
 
-/// `postgresql.replication`, `.superuser`, `.pg_rewind` and `.name` of old files (configuration §2.2).
+/// `postgresql.replication`, `.superuser`, `.pg_rewind` and `.name` of old files.
 fn rewrite_old_layouts(document: &mut Value) {
     let Some(top) = document.as_object_mut() else {
         return;

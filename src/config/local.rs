@@ -51,7 +51,7 @@ pub struct PgAuth {
     pub password: Option<Secret>,
     /// `sslpassword`.
     pub sslpassword: Option<Secret>,
-    /// The other libpq settings (`sslmode`, `gssencmode`, …; configuration §5.1).
+    /// The other libpq settings (`sslmode`, `gssencmode`, …).
     pub options: BTreeMap<String, String>,
 }
 
@@ -165,7 +165,7 @@ pub struct Port {
 pub struct Kubernetes {
     /// Selector of, and labels on, all objects (without the scope label).
     pub labels: BTreeMap<String, String>,
-    /// Namespace; a top-level `namespace` wins over `kubernetes.namespace` (configuration §4.1).
+    /// Namespace; a top-level `namespace` wins over `kubernetes.namespace`.
     pub namespace: String,
     /// Label that holds the scope.
     pub scope_label: String,

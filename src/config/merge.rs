@@ -1,4 +1,4 @@
-//! Merging documents: layers of files, and the PATCH rules of rest-api §5.1.
+//! Merging documents: layers of files, and the rules of `PATCH /config`.
 //!
 //! Values are compared the way Patroni compares them, by their Python text: `100` and `"100"` are the same setting.
 use serde_json::{Map, Value};
@@ -30,7 +30,7 @@ fn repr(value: &Value) -> String {
     }
 }
 
-/// Equality as Patroni sees it: mappings key by key, everything else by text (configuration §2.4).
+/// Equality as Patroni sees it: mappings key by key, everything else by text.
 #[must_use]
 pub fn equal_by_text(a: &Value, b: &Value) -> bool {
     match (a, b) {
@@ -43,7 +43,7 @@ pub fn equal_by_text(a: &Value, b: &Value) -> bool {
 }
 
 /// Merges a PATCH body into the stored configuration and says whether anything changed: `null` deletes, mappings
-/// merge, lists are replaced whole, scalars only if their text differs (rest-api §5.1).
+/// merge, lists are replaced whole, scalars only if their text differs.
 pub fn patch(stored: &mut Value, patch_body: &Value) -> bool {
     let Value::Object(changes) = patch_body else {
         return false;

@@ -7,7 +7,7 @@
 //! ```
 //! `load` is strict about types and lenient about words: a list where text belongs is an error with file, line and
 //! key; an unknown key is a warning that names the nearest known one. Dynamic documents are never refused by the store
-//! (rest-api §5.1), so `Dynamic` adjusts and warns. Nothing here knows Kubernetes, sockets or time; `files` is the only
+//!, so `Dynamic` adjusts and warns. Nothing here knows Kubernetes, sockets or time; `files` is the only
 //! file access. The contract is `docs/configuration.md`.
 mod build;
 mod controlled;
@@ -22,6 +22,7 @@ pub mod merge;
 pub mod numbers;
 mod sample;
 pub mod tags;
+mod unsupported;
 mod validate;
 pub mod yaml;
 
@@ -35,4 +36,5 @@ pub use local::{
     Watchdog,
 };
 pub use sample::{SampleFacts, sample};
+pub use unsupported::{newly_unsupported, unsupported};
 pub use validate::validate;

@@ -1,4 +1,4 @@
-//! Numbers with units and words for true and false (configuration §3.2).
+//! Numbers with units and words for true and false.
 
 /// Reads a number as `parse_int` of Patroni does: sign, decimal, `0x` hex, leading-`0` octal or a fraction (rounded),
 /// then an optional unit. With a base unit such as `s`, `kB` or `16MB` the result is counted in that unit; a unit

@@ -1,4 +1,4 @@
-//! `--generate-sample-config` (configuration §8): a complete file to start from. Unknown values are `#FIXME`. The tags
+//! `--generate-sample-config`: a complete file to start from. Unknown values are `#FIXME`. The tags
 //! leave out `sync_priority`, which next to `nosync` would fail our own validation.
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Which tags a member publishes (kubernetes-objects §2.4, configuration §4.7).
+//! Which tags a member publishes.
 use std::collections::BTreeMap;
 
 use serde_json::Value;

@@ -1,4 +1,4 @@
-//! `--validate-config` (configuration §7): a list of problems, one line each, `<path> <value> <text>`.
+//! `--validate-config`: a list of problems, one line each, `<path> <value> <text>`.
 //!
 //! Works on texts alone. Whether ports are free and what lies in the data directory is for the program to look at.
 use std::collections::BTreeMap;
@@ -172,6 +172,10 @@ fn bootstrap(document: &Value, problems: &mut Vec<String>) {
     if !mode.is_null() && !quorum && numbers::parse_bool(&merge::text(mode)).is_none() {
         complain(problems, "bootstrap.dcs.synchronous_mode", mode, "Wrong value");
     }
+    let wishes = super::unsupported(&super::Dynamic::parse(dcs).0);
+    problems.extend(
+        wishes.into_iter().map(|wish| format!("bootstrap.dcs  {}", wish.replace("the dynamic configuration", "it"))),
+    );
     let standby = Section::of(dcs).section("standby_cluster");
     let named = ["host", "port", "restore_command"].iter().any(|key| standby.get(key).is_some());
     if standby.0.is_some() && !named {

@@ -1,4 +1,4 @@
-//! The command line: clap's definitions, and clap's complaints turned into click's form (patronictl §1, §7).
+//! The command line: clap's definitions, and clap's complaints turned into click's form.
 
 use clap::builder::{PossibleValuesParser, StringValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};

@@ -1,4 +1,4 @@
-//! `edit-config` (patronictl §5.2): change the stored dynamic configuration by hand, by key or from a file.
+//! `edit-config`: change the stored dynamic configuration by hand, by key or from a file.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -11,8 +11,9 @@ use super::error::{CtlError, Result};
 use super::members;
 use super::prompts::{self, Terminal};
 use super::session::Session;
-use crate::config::{merge, yaml};
+use crate::config::{merge, newly_unsupported, yaml};
 use crate::dcs::{Dcs, WriteResult};
+use crate::model::StoreWrite;
 
 /// Lines of context in the diff.
 const CONTEXT: usize = 3;
@@ -44,6 +45,10 @@ pub async fn edit(session: &mut Session<'_>, args: &ArgMatches) -> Result<()> {
     if !quiet {
         show_diff(session.terminal, &before_text, &after_text)?;
     }
+    let wishes = newly_unsupported(&before, &after);
+    if !wishes.is_empty() {
+        return Err(CtlError::plain(format!("Configuration not changed: {}", wishes.join("; "))));
+    }
     let force = args.get_flag("force");
     if from_stdin && !force {
         session.say("Use --force option to apply changes");
@@ -52,7 +57,10 @@ pub async fn edit(session: &mut Session<'_>, args: &ArgMatches) -> Result<()> {
     if !force && !prompts::confirm(session.terminal, "Apply these changes?")? {
         return Ok(());
     }
-    match store.write_config(Some(record.version.clone()), after.to_string()).await {
+    match store
+        .write(StoreWrite::Config { expect: Some(record.version.clone()), document: after.to_string().into() })
+        .await
+    {
         WriteResult::Written(_) => session.say("Configuration changed"),
         WriteResult::Conflict => return Err(CtlError::plain("Config modification aborted due to concurrent changes")),
         WriteResult::Refused(why) => return Err(CtlError::plain(format!("Can not write the configuration: {why}"))),

@@ -1,4 +1,4 @@
-//! Timestamps as people type them and as Patroni prints them (patronictl §1.4, §1.6).
+//! Timestamps as people type them and as Patroni prints them.
 
 use jiff::civil::{Date, DateTime, Time};
 use jiff::tz::{Offset, TimeZone};
@@ -44,7 +44,7 @@ impl Moment {
 /// `None`: immediately (`now` or empty). A text without zone is in `local`.
 ///
 /// # Errors
-/// The message of patronictl §1.4.
+/// Patroni's message.
 pub fn parse_scheduled(text: &str, now: &Zoned) -> Result<Option<Moment>> {
     let trimmed = text.trim();
     if trimmed.is_empty() || trimmed.eq_ignore_ascii_case("now") {

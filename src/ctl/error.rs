@@ -1,4 +1,4 @@
-//! How a command ends when it does not succeed (patronictl §1.3).
+//! How a command ends when it does not succeed.
 
 use std::fmt;
 

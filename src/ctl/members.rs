@@ -1,4 +1,4 @@
-//! The rows of `list` and `topology` (patronictl §2.1, §2.2) as a pure function of the cluster and of fresh positions.
+//! The rows of `list` and `topology` as a pure function of the cluster and of fresh positions.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +13,7 @@ use crate::model::{Cluster, Initialize, Lsn, Member, MemberName, Role};
 const REASON_MAX: usize = 50;
 const DEFAULT_PORT: u16 = 5432;
 
-/// Positions a member's REST API gave (design §6); what is `None` is taken from the store.
+/// Positions a member's REST API gave; what is `None` is taken from the store.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Positions {
     /// `xlog.location` of a primary.

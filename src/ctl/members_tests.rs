@@ -1,4 +1,4 @@
-//! The tables of patronictl §2, byte for byte.
+//! The tables of `patronictl list`, byte for byte.
 use super::*;
 use crate::ctl::output::render;
 use crate::model::{

@@ -1,4 +1,4 @@
-//! Results in the four formats (patronictl §1.6): ASCII table, tsv, JSON and YAML as Python writes them.
+//! Results in the four formats: ASCII table, tsv, JSON and YAML as Python writes them.
 //!
 //! The table is our own: its first rule carries the title, a rule between all rows appears as soon as one cell has two
 //! lines, and scripts compare it byte for byte.

@@ -1,4 +1,4 @@
-//! Questions to the person at the terminal (patronictl §1.5), behind a trait so that a dialogue is testable as text.
+//! Questions to the person at the terminal, behind a trait so that a dialogue is testable as text.
 
 use std::io::{BufRead, IsTerminal, Write};
 

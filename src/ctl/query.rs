@@ -1,4 +1,4 @@
-//! `dsn` and `query` (patronictl §2.4, §2.5): find a member, ask its Postgres directly.
+//! `dsn` and `query`: find a member, ask its Postgres directly.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! `reinit` (patronictl §3.4).
+//! `reinit`.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The HTTP client for members' REST APIs (patronictl §1.2): basic authentication, TLS, bounded waits and answers.
+//! The HTTP client for members' REST APIs: basic authentication, TLS, bounded waits and answers.
 
 use std::time::Duration;
 

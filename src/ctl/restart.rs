@@ -1,4 +1,4 @@
-//! `reload` and `restart` (patronictl §3.2, §3.3): one member after the other.
+//! `reload` and `restart`: one member after the other.
 
 use clap::ArgMatches;
 use http::Method;

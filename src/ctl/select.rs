@@ -1,4 +1,4 @@
-//! Which members an operation is for (patronictl §1.4 roles, §3.1 selection).
+//! Which members an operation is for.
 
 use clap::ArgMatches;
 
@@ -76,7 +76,7 @@ impl<'a> Operation<'a> {
 /// Prints the table and finds the members; asks for one where reinit needs it.
 ///
 /// # Errors
-/// The messages of patronictl §3.1.
+/// Patroni's messages.
 pub async fn select<'c>(
     session: &mut Session<'_>,
     cluster: &'c Cluster,

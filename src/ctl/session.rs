@@ -21,7 +21,7 @@ use crate::dcs::kube::KubeStore;
 use crate::dcs::options::{Access, Mode, Port, StoreOptions};
 use crate::model::{BootInstant, Cluster, Lsn, Member, MemberName, WallTime};
 
-/// `list` does not wait longer for a member's positions; the store's are good enough then (design §6).
+/// `list` does not wait longer for a member's positions; the store's are good enough then.
 const POSITIONS_TIMEOUT: Duration = Duration::from_secs(1);
 const DCS_SCHEMES: [&str; 5] = ["zookeeper", "exhibitor", "consul", "etcd", "etcd3"];
 

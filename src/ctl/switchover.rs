@@ -1,4 +1,4 @@
-//! `switchover` and `failover` (patronictl §4.1–4.3).
+//! `switchover` and `failover`.
 
 use clap::ArgMatches;
 use http::Method;
@@ -13,7 +13,7 @@ use super::rest::Answer;
 use super::session::Session;
 use crate::config::numbers;
 use crate::dcs::{Dcs, RequestText, WriteResult};
-use crate::model::{Cluster, MemberName};
+use crate::model::{Cluster, MemberName, StoreWrite};
 
 /// Which of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +49,7 @@ struct Plan {
 /// `switchover` and `failover`.
 ///
 /// # Errors
-/// The messages of patronictl §4.3.
+/// Patroni's messages.
 pub async fn run(session: &mut Session<'_>, args: &ArgMatches, action: Manual) -> Result<()> {
     let scope = session.scope(args)?;
     let store = session.store(&scope).await?;
@@ -76,7 +76,7 @@ pub async fn run(session: &mut Session<'_>, args: &ArgMatches, action: Manual) -
                 candidate: plan.candidate.as_deref().map(MemberName::from),
                 scheduled_at: plan.at.map(|at| at.iso()),
             };
-            written(store.set_request(request).await)?;
+            written(store.write(StoreWrite::SetRequest(request)).await)?;
         }
     }
     session.print_members(&cluster, &scope).await;

@@ -1,4 +1,4 @@
-//! TLS as OpenSSL would accept it in Patroni's setups (patronictl §1.2, design §8).
+//! TLS as OpenSSL would accept it in Patroni's setups.
 //!
 //! Three ways to verify: nothing at all (insecure), everything but the host name (insecure with a client certificate),
 //! or everything. A certificate that is byte-equal to a given CA certificate is accepted as its own issuer, because

@@ -1,4 +1,4 @@
-//! Commands that only look: list, topology, history, version, show-config (patronictl §2).
+//! Commands that only look: list, topology, history, version, show-config.
 
 use std::time::Duration;
 

@@ -3,6 +3,13 @@
 //! Versions compare as numbers; an older copy never replaces a newer one, so own writes can enter at once and the watch
 //! may repeat them later. A deletion is remembered until something newer comes: an answer that was under way while the
 //! object died does not bring it back. A list replaces everything that is not newer than itself, in one step.
+//!
+//! A store that was restored from a backup gives versions out again. It is found by an answer that shows less than was
+//! known when its request went out: reads and lists without a version are answered from the newest state there is. From
+//! there on another epoch counts: what was known before it gives way to anything, and answers to requests of before it
+//! are not taken in.
+//!
+//! My own pod is the pod of my UID. One that has its name and another UID is a stranger, and then mine is gone.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,11 +18,11 @@ use super::View;
 use super::objects::{Kind, Names, Pod, Subset, object_labels, version_number};
 use super::options::StoreOptions;
 use super::schema;
-use crate::model::{BootInstant, Cluster, LeaseRecord, Member, MemberName, OwnPod, StoreLink};
+use crate::model::{BootInstant, Cluster, LeaderRecord, LeaseRecord, Member, MemberName, OwnPod, StoreLink, Version};
 
 /// One of the two watched collections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Feed {
+pub enum Feed {
     /// Endpoints or ConfigMaps.
     Kinds,
     /// Pods.
@@ -30,25 +37,51 @@ enum FeedState {
     Broken(BootInstant),
 }
 
+/// What was known when a request went out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mark {
+    pub epoch: u32,
+    /// The version of what is asked for; 0: nothing is known of it.
+    pub known: u64,
+}
+
 /// An Endpoints object or ConfigMap as kept.
 #[derive(Clone, Debug)]
-pub(super) struct KindEntry {
-    pub version: String,
-    pub annotations: schema::Annotations,
-    pub labelled: bool,
-    pub subsets: Vec<Subset>,
+pub struct KindEntry {
+    pub(super) version: Version,
+    pub(super) annotations: schema::Annotations,
+    pub(super) labelled: bool,
+    pub(super) subsets: Vec<Subset>,
+    epoch: u32,
 }
 
 impl KindEntry {
     /// Out of an answer of the API server. `labels`: what an object of this cluster carries.
-    pub fn new(object: Kind, labels: &BTreeMap<String, String>) -> KindEntry {
+    pub(super) fn new(object: Kind, labels: &BTreeMap<String, String>) -> KindEntry {
         let carried = object.metadata.labels.unwrap_or_default();
         KindEntry {
-            version: object.metadata.resource_version,
+            version: Version(object.metadata.resource_version),
             annotations: object.metadata.annotations.unwrap_or_default(),
             labelled: labels.iter().all(|(k, v)| carried.get(k) == Some(v)),
             subsets: object.subsets.unwrap_or_default(),
+            epoch: 0,
         }
+    }
+    /// The version to expect in a write.
+    pub fn version(&self) -> &Version {
+        &self.version
+    }
+    /// Does it carry our labels? Without them no list or watch shows it.
+    pub fn is_labelled(&self) -> bool {
+        self.labelled
+    }
+    /// One of its annotations.
+    pub fn annotation(&self, key: &str) -> Option<&str> {
+        self.annotations.get(key).map(String::as_str)
+    }
+    /// Read as the leader object.
+    pub fn leader(&self) -> LeaderRecord {
+        schema::leader_from(&self.version.0, &self.annotations, self.addresses(), &mut Vec::new())
     }
     /// The addresses clients are sent to.
     pub fn addresses(&self) -> Vec<String> {
@@ -59,10 +92,23 @@ impl KindEntry {
 /// A pod as kept.
 #[derive(Clone, Debug)]
 pub(super) struct PodEntry {
-    pub version: String,
+    pub version: Version,
     pub member: Member,
     pub labels: BTreeMap<String, String>,
     warnings: Vec<String>,
+    epoch: u32,
+}
+
+/// What the store says of the pod of my UID.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Own {
+    /// It is there, as far as anybody knows.
+    #[default]
+    There,
+    /// A watch or a list shows it no more. It may have lost a label.
+    InDoubt,
+    /// It is not there, or another pod has its name: until something newer shows it again.
+    Gone,
 }
 
 /// Everything seen.
@@ -79,8 +125,12 @@ pub(super) struct Cache {
     dead_pods: BTreeMap<String, u64>,
     /// Version of the last complete list: what is not newer and not known was not there any more, or is not ours.
     listed: [u64; 2],
-    /// My own pod, whole: its UID, address and containers go into what I write.
+    /// My own pod, whole: its UID, address and containers go into what I write. As last seen, also when it is gone.
     own_pod: Option<Pod>,
+    /// Learned from the first answer that showed a pod of my name, and never changed. Empty: not yet.
+    my_uid: String,
+    own: Own,
+    epoch: u32,
     feeds: [FeedState; 2],
     lease: Option<LeaseRecord>,
     lease_received: BootInstant,
@@ -100,6 +150,9 @@ impl Cache {
             dead_pods: BTreeMap::new(),
             listed: [0; 2],
             own_pod: None,
+            my_uid: String::new(),
+            own: Own::There,
+            epoch: 0,
             feeds: [FeedState::NotRead; 2],
             lease: None,
             lease_received: now,
@@ -119,68 +172,162 @@ impl Cache {
         self.pods.iter()
     }
 
+    pub fn my_uid(&self) -> &str {
+        &self.my_uid
+    }
+    pub fn own_is_gone(&self) -> bool {
+        self.own == Own::Gone
+    }
+    pub fn own_in_doubt(&self) -> bool {
+        self.own == Own::InDoubt
+    }
+    pub fn is_current(&self, mark: Mark) -> bool {
+        mark.epoch == self.epoch
+    }
+    pub fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
+    /// For a request about one object. Lists do not count: they pass over what does not carry our labels.
+    pub fn mark_kind(&self, name: &str) -> Mark {
+        let seen = self.kinds.get(name).filter(|k| k.epoch == self.epoch).map_or(0, |k| version_number(&k.version.0));
+        Mark { epoch: self.epoch, known: seen.max(self.dead_kinds.get(name).copied().unwrap_or(0)) }
+    }
+    pub fn mark_pod(&self, name: &str) -> Mark {
+        let seen = self.pods.get(name).filter(|p| p.epoch == self.epoch).map_or(0, |p| version_number(&p.version.0));
+        Mark { epoch: self.epoch, known: seen.max(self.dead_pods.get(name).copied().unwrap_or(0)) }
+    }
+    /// For a list.
+    pub fn mark_feed(&self, feed: Feed) -> Mark {
+        let (seen, dead): (Vec<Mark>, _) = match feed {
+            Feed::Kinds => (self.kinds.keys().map(|k| self.mark_kind(k)).collect(), &self.dead_kinds),
+            Feed::Pods => (self.pods.keys().map(|p| self.mark_pod(p)).collect(), &self.dead_pods),
+        };
+        let seen = seen.iter().map(|mark| mark.known).chain(dead.values().copied()).max().unwrap_or(0);
+        Mark { epoch: self.epoch, known: seen.max(self.listed[feed as usize]) }
+    }
+    /// For a watch from this version.
+    pub fn mark_version(&self, version: &str) -> Mark {
+        Mark { epoch: self.epoch, known: version_number(version) }
+    }
+
+    /// May the answer to a request with this mark be taken in? One below what was known then begins another epoch.
+    fn admit(&mut self, mark: Mark, version: &str) -> bool {
+        if !self.is_current(mark) {
+            return false;
+        }
+        if version_number(version) < mark.known {
+            self.epoch += 1;
+            self.listed = [0; 2];
+            self.dead_kinds.clear();
+            self.dead_pods.clear();
+            if self.own == Own::Gone {
+                self.own = Own::InDoubt;
+            }
+        }
+        true
+    }
+
     /// Takes in one Endpoints object or ConfigMap, received at `at`.
-    pub fn put_kind(&mut self, object: Kind, at: BootInstant) {
-        let name = object.metadata.name.clone();
+    pub fn put_kind(&mut self, object: Kind, mark: Mark, at: BootInstant) {
         let Names { leader, config, failover, sync } = &self.names;
-        if ![leader, config, failover, sync].contains(&&name) {
+        if ![leader, config, failover, sync].contains(&&object.metadata.name)
+            || !self.admit(mark, &object.metadata.resource_version)
+        {
             return;
         }
-        let number = version_number(&object.metadata.resource_version);
-        let newest = self.kinds.get(&name).map_or(self.listed[Feed::Kinds as usize], |k| version_number(&k.version));
-        let died = self.dead_kinds.get(&name).copied().unwrap_or(0);
-        if number <= newest.max(died) {
-            return;
-        }
-        self.dead_kinds.remove(&name);
-        self.kinds.insert(name, KindEntry::new(object, &self.labels));
+        self.insert_kind(object);
         self.note_lease(at);
     }
 
-    /// The object was deleted in `version`.
+    fn insert_kind(&mut self, object: Kind) {
+        let name = object.metadata.name.clone();
+        let number = version_number(&object.metadata.resource_version);
+        let newest = match self.kinds.get(&name) {
+            Some(seen) if seen.epoch == self.epoch => version_number(&seen.version.0),
+            Some(_) => 0,
+            None => self.listed[Feed::Kinds as usize],
+        };
+        if number <= newest.max(self.dead_kinds.get(&name).copied().unwrap_or(0)) {
+            return;
+        }
+        self.dead_kinds.remove(&name);
+        self.kinds.insert(name, KindEntry { epoch: self.epoch, ..KindEntry::new(object, &self.labels) });
+    }
+
+    /// The object was deleted in `version`, as a watch of this epoch shows.
     pub fn drop_kind(&mut self, name: &str, version: &str, at: BootInstant) {
         let number = version_number(version);
-        if self.kinds.get(name).is_some_and(|k| version_number(&k.version) < number) {
+        if self.kinds.get(name).is_some_and(|k| k.epoch < self.epoch || version_number(&k.version.0) < number) {
             self.kinds.remove(name);
             self.dead_kinds.insert(name.to_owned(), number);
             self.note_lease(at);
         }
     }
 
-    /// A fresh read answered "not found", and nothing newer than `known` came meanwhile.
-    pub fn kind_is_gone(&mut self, name: &str, known: Option<&str>, at: BootInstant) {
-        if self.kinds.get(name).map(|k| k.version.as_str()) == known
-            && let Some(entry) = self.kinds.remove(name)
-        {
-            self.dead_kinds.insert(name.to_owned(), version_number(&entry.version));
-            self.note_lease(at);
+    /// A fresh read answered "not found", and nothing newer than what was known at its sending came meanwhile.
+    pub fn kind_is_gone(&mut self, name: &str, mark: Mark, at: BootInstant) {
+        let unchanged = |k: &&KindEntry| k.epoch < self.epoch || version_number(&k.version.0) == mark.known;
+        if !self.is_current(mark) || self.kinds.get(name).filter(unchanged).is_none() {
+            return;
         }
+        self.kinds.remove(name);
+        if mark.known > 0 {
+            self.dead_kinds.insert(name.to_owned(), mark.known);
+        }
+        self.note_lease(at);
     }
 
-    /// A complete list as of `version`.
-    pub fn replace_kinds(&mut self, items: Vec<Kind>, version: &str, at: BootInstant) {
+    /// A complete list as of `version`. Returns the epoch it belongs to; `None`: it was not taken in.
+    pub fn replace_kinds(&mut self, items: Vec<Kind>, version: &str, mark: Mark, at: BootInstant) -> Option<u32> {
+        if !self.admit(mark, version) {
+            return None;
+        }
         let as_of = version_number(version);
         self.listed[Feed::Kinds as usize] = 0;
         let listed: Vec<String> = items.iter().map(|k| k.metadata.name.clone()).collect();
-        self.kinds.retain(|name, k| listed.contains(name) || version_number(&k.version) > as_of);
+        let epoch = self.epoch;
+        self.kinds
+            .retain(|name, k| listed.contains(name) || (k.epoch == epoch && version_number(&k.version.0) > as_of));
         self.dead_kinds.retain(|_, died| *died > as_of);
+        let Names { leader, config, failover, sync } = self.names.clone();
         for item in items {
-            self.put_kind(item, at);
+            if [&leader, &config, &failover, &sync].contains(&&item.metadata.name) {
+                self.insert_kind(item);
+            }
         }
         self.listed[Feed::Kinds as usize] = as_of;
         self.note_lease(at);
         self.live(Feed::Kinds);
+        Some(epoch)
+    }
+
+    fn is_me(&self, name: &str) -> bool {
+        self.me.as_ref().is_some_and(|me| me.0 == name)
     }
 
     /// Takes in a pod.
-    pub fn put_pod(&mut self, pod: Pod) {
+    pub fn put_pod(&mut self, pod: Pod, mark: Mark) {
+        if self.admit(mark, &pod.metadata.resource_version) {
+            self.insert_pod(pod);
+        }
+    }
+
+    fn insert_pod(&mut self, pod: Pod) {
         let name = pod.metadata.name.clone();
         let number = version_number(&pod.metadata.resource_version);
-        let newest = self.pods.get(&name).map_or(self.listed[Feed::Pods as usize], |p| version_number(&p.version));
+        let newest = match self.pods.get(&name) {
+            Some(seen) if seen.epoch == self.epoch => version_number(&seen.version.0),
+            Some(_) => 0,
+            None => self.listed[Feed::Pods as usize],
+        };
         if number <= newest.max(self.dead_pods.get(&name).copied().unwrap_or(0)) {
             return;
         }
         self.dead_pods.remove(&name);
+        if self.is_me(&name) {
+            self.recognise(&pod);
+        }
         let mut warnings = Vec::new();
         let empty = BTreeMap::new();
         let annotations = pod.metadata.annotations.as_ref().unwrap_or(&empty);
@@ -192,34 +339,78 @@ impl Cache {
             terminated: pod.terminated(),
             ..schema::member_from(&name, annotations, &mut warnings)
         };
-        let entry = PodEntry { version: pod.metadata.resource_version.clone(), member, labels, warnings };
-        if self.me.as_ref().is_some_and(|me| me.0 == name) {
-            self.own_pod = Some(pod);
-        }
-        self.pods.insert(name, entry);
+        let version = Version(pod.metadata.resource_version);
+        self.pods.insert(name, PodEntry { version, member, labels, warnings, epoch: self.epoch });
     }
 
-    /// A pod was deleted in `version`.
+    /// A pod of my name: is it mine?
+    fn recognise(&mut self, pod: &Pod) {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        if self.my_uid.is_empty() {
+            self.my_uid = uid.to_owned();
+        }
+        if uid != self.my_uid {
+            self.own = Own::Gone;
+        } else {
+            self.own = Own::There;
+            self.own_pod = Some(pod.clone());
+        }
+    }
+
+    /// A fresh read or a write of my own pod showed a pod, which lists may pass over for want of a label.
+    pub fn meet_own(&mut self, pod: &Pod, mark: Mark) {
+        let passed_over = !self.pods.contains_key(&pod.metadata.name);
+        // Gone: this may be an answer from before.
+        if self.is_current(mark) && passed_over && self.own != Own::Gone {
+            self.recognise(pod);
+        }
+    }
+
+    /// The API server says that there is no pod of my name, or one with another UID.
+    pub fn lose_own(&mut self, mark: Mark) {
+        if self.is_current(mark) && !self.my_uid.is_empty() {
+            self.own = Own::Gone;
+        }
+    }
+
+    fn miss_own(&mut self) {
+        if self.own == Own::There && !self.my_uid.is_empty() {
+            self.own = Own::InDoubt;
+        }
+    }
+
+    /// A pod was deleted in `version`, as a watch of this epoch shows, or left the selector.
     pub fn drop_pod(&mut self, name: &str, version: &str) {
         let number = version_number(version);
-        if self.pods.get(name).is_some_and(|p| version_number(&p.version) < number) {
+        if self.pods.get(name).is_some_and(|p| p.epoch < self.epoch || version_number(&p.version.0) < number) {
             self.pods.remove(name);
             self.dead_pods.insert(name.to_owned(), number);
+            if self.is_me(name) {
+                self.miss_own();
+            }
         }
     }
 
-    /// A complete list of pods as of `version`.
-    pub fn replace_pods(&mut self, items: Vec<Pod>, version: &str) {
+    /// A complete list of pods as of `version`. Returns the epoch it belongs to; `None`: it was not taken in.
+    pub fn replace_pods(&mut self, items: Vec<Pod>, version: &str, mark: Mark) -> Option<u32> {
+        if !self.admit(mark, version) {
+            return None;
+        }
         let as_of = version_number(version);
         self.listed[Feed::Pods as usize] = 0;
         let listed: Vec<String> = items.iter().map(|p| p.metadata.name.clone()).collect();
-        self.pods.retain(|name, p| listed.contains(name) || version_number(&p.version) > as_of);
+        let epoch = self.epoch;
+        self.pods.retain(|name, p| listed.contains(name) || (p.epoch == epoch && version_number(&p.version.0) > as_of));
         self.dead_pods.retain(|_, died| *died > as_of);
         for item in items {
-            self.put_pod(item);
+            self.insert_pod(item);
+        }
+        if self.me.as_ref().is_some_and(|me| !self.pods.contains_key(&me.0)) {
+            self.miss_own();
         }
         self.listed[Feed::Pods as usize] = as_of;
         self.live(Feed::Pods);
+        Some(epoch)
     }
 
     /// The collection is followed.
@@ -261,17 +452,17 @@ impl Cache {
         let leader = self
             .kinds
             .get(&self.names.leader)
-            .map(|k| schema::leader_from(&k.version, &k.annotations, k.addresses(), &mut warnings));
+            .map(|k| schema::leader_from(&k.version.0, &k.annotations, k.addresses(), &mut warnings));
         let config = self
             .kinds
             .get(&self.names.config)
-            .map(|k| schema::config_from(&k.version, &k.annotations, &mut warnings))
+            .map(|k| schema::config_from(&k.version.0, &k.annotations, &mut warnings))
             .unwrap_or_default();
         let failover = self
             .kinds
             .get(&self.names.failover)
-            .map(|k| schema::failover_from(&k.version, &k.annotations, &mut warnings));
-        let sync = self.kinds.get(&self.names.sync).map(|k| schema::sync_from(&k.version, &k.annotations));
+            .map(|k| schema::failover_from(&k.version.0, &k.annotations, &mut warnings));
+        let sync = self.kinds.get(&self.names.sync).map(|k| schema::sync_from(&k.version.0, &k.annotations));
         for (name, pod) in &self.pods {
             warnings.extend(pod.warnings.iter().cloned());
             let foreign = pod
@@ -297,95 +488,12 @@ impl Cache {
             failover,
             sync,
         };
-        let me = self.own_pod.as_ref().map(|p| OwnPod {
-            uid: p.metadata.uid.clone().unwrap_or_default(),
-            leaving: p.metadata.deletion_timestamp.is_some(),
-        });
-        View {
-            cluster: Arc::new(cluster),
-            lease_received: self.lease_received,
-            link: self.link(),
-            me: me.unwrap_or_default(),
-            warnings,
-        }
+        let deleting = self.own_pod.as_ref().is_some_and(|p| p.metadata.deletion_timestamp.is_some());
+        let me = OwnPod { uid: self.my_uid.clone(), leaving: deleting || self.own_is_gone() };
+        View { cluster: Arc::new(cluster), lease_received: self.lease_received, link: self.link(), me, warnings }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::super::options::Access;
-    use super::*;
-
-    fn at(s: u64) -> BootInstant {
-        BootInstant::from_nanos(s * 1_000_000_000)
-    }
-    fn cache() -> Cache {
-        let o = StoreOptions::new(
-            "demo",
-            Some("a".into()),
-            Access::Server { url: String::new(), token: None },
-            || at(0),
-            Default::default,
-        );
-        Cache::new(&o, at(0))
-    }
-    fn leader(version: &str, renew: &str, extra: &str) -> Kind {
-        serde_json::from_value(json!({"metadata": {"name": "demo-leader", "resourceVersion": version,
-            "annotations": {"leader": "a", "renewTime": renew, "optime": extra}}}))
-        .unwrap()
-    }
-
-    #[test]
-    fn only_a_change_of_the_five_keys_restarts_the_observation() {
-        let mut c = cache();
-        c.put_kind(leader("5", "t1", "1"), at(10));
-        assert_eq!(c.view().lease_received, at(10));
-        c.put_kind(leader("6", "t1", "2"), at(20));
-        assert_eq!(c.view().lease_received, at(10), "a status-only write is no heartbeat");
-        c.put_kind(leader("7", "t2", "2"), at(30));
-        assert_eq!(c.view().lease_received, at(30));
-    }
-
-    #[test]
-    fn an_older_copy_never_replaces_a_newer_one_nor_a_deletion() {
-        let mut c = cache();
-        c.put_kind(leader("9", "t2", ""), at(1));
-        c.put_kind(leader("8", "t1", ""), at(2));
-        assert_eq!(c.kind("demo-leader").unwrap().version, "9");
-        c.drop_kind("demo-leader", "12", at(3));
-        c.put_kind(leader("11", "t3", ""), at(4));
-        assert!(c.view().cluster.leader.is_none(), "an answer under way does not resurrect the object");
-        assert_eq!(c.view().lease_received, at(3));
-        c.put_kind(leader("13", "t4", ""), at(5));
-        assert!(c.view().cluster.leader.is_some());
-    }
-
-    #[test]
-    fn a_relist_drops_what_is_missing_but_keeps_own_writes_newer_than_itself() {
-        let mut c = cache();
-        c.put_kind(leader("20", "t1", ""), at(1));
-        c.replace_kinds(vec![], "15", at(2));
-        assert!(c.view().cluster.leader.is_some());
-        c.replace_kinds(vec![], "25", at(3));
-        assert!(c.view().cluster.leader.is_none());
-    }
-
-    #[test]
-    fn the_link_is_following_only_when_both_collections_are() {
-        let mut c = cache();
-        assert_eq!(c.view().link, StoreLink::NotRead);
-        c.replace_kinds(vec![], "1", at(1));
-        assert_eq!(c.view().link, StoreLink::NotRead);
-        c.replace_pods(vec![], "1");
-        assert_eq!(c.view().link, StoreLink::Following);
-        c.broken(Feed::Pods, at(7));
-        c.broken(Feed::Kinds, at(9));
-        c.broken(Feed::Pods, at(11));
-        assert_eq!(c.view().link, StoreLink::Broken { since: at(7) });
-        c.live(Feed::Pods);
-        c.live(Feed::Kinds);
-        assert_eq!(c.view().link, StoreLink::Following);
-    }
-}
+#[path = "cache_tests.rs"]
+mod tests;

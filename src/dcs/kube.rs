@@ -1,9 +1,8 @@
-//! The store on Kubernetes: Endpoints or ConfigMaps with annotations, Pods as members (kubernetes-objects.md).
+//! The store on Kubernetes: Endpoints or ConfigMaps with annotations, Pods as members .
 //!
 //! [`KubeStore::connect`] finds the API server; [`KubeStore::follow`] starts the two watches that feed the view (the
 //! daemon); [`KubeStore::read_cluster_once`] fills the view by two lists instead (`patronictl`). Writes work in both.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,33 +10,27 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
-use super::cache::{Cache, Feed, KindEntry};
-use super::client::{Api, ApiError};
-use super::lease::OwnLeases;
-use super::life::OwnLife;
-use super::objects::{Kind, Names, Pod, object_labels};
+use super::cache::{Feed, KindEntry};
+use super::client::{Api, NoAnswer};
+use super::desk::Desk;
+use super::objects::{Kind, Pod};
 pub use super::options::{Access, Mode, Port, StoreOptions};
+use super::request::{Object, Request, Sent};
 use super::{
-    Acquire, Dcs, DcsError, LeaseWrite, Life, MemberStatus, MyPod, Renew, Renewal, Reply, RequestText, View,
-    WriteResult,
+    Answer, Dcs, DcsError, Failure, Life, MemberStatus, MyPod, Reply, View, WriteResult, leader_written,
+    watch as watching,
 };
-use super::{schema, watch as watching};
-use crate::model::{BootInstant, DeathProof, HistoryRow, LeaderRecord, LeaseRecord, Lsn, MemberName, Version};
-
-/// The periods in force.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Periods {
-    pub ttl: Duration,
-    pub loop_wait: Duration,
-    pub retry_timeout: Duration,
-}
+use crate::model::{
+    BootInstant, LeaderRecord, LeaderWrite, LeaderWritten, MemberName, Periods, PodFacts, ReadFailed, StoreWrite,
+};
 
 /// What the watches and the writers share.
 pub(super) struct Shared {
-    cache: Mutex<Cache>,
-    periods: Mutex<Periods>,
+    desk: Mutex<Desk>,
     view: watch::Sender<Arc<View>>,
     clock: fn() -> BootInstant,
+    /// How often the store was found restored: open watches end when it changes.
+    pub restores: watch::Sender<u32>,
     /// Rings when a write or a fresh read was answered.
     pub answers: Notify,
 }
@@ -51,19 +44,17 @@ impl Shared {
     pub fn now(&self) -> BootInstant {
         (self.clock)()
     }
-    pub fn periods(&self) -> Periods {
-        *lock(&self.periods)
-    }
-    /// Looks something up.
-    pub fn read<R>(&self, f: impl FnOnce(&Cache) -> R) -> R {
-        f(&lock(&self.cache))
+    /// Looks something up, or forms a request.
+    pub fn with<R>(&self, f: impl FnOnce(&mut Desk) -> R) -> R {
+        f(&mut lock(&self.desk))
     }
     /// Changes what is known and wakes the readers of the view if they can see a difference.
-    pub fn update(&self, f: impl FnOnce(&mut Cache, BootInstant)) {
+    pub fn update<R>(&self, f: impl FnOnce(&mut Desk, BootInstant) -> R) -> R {
         let at = self.now();
-        let mut cache = lock(&self.cache);
-        f(&mut cache, at);
-        let fresh = cache.view();
+        let mut desk = lock(&self.desk);
+        let done = f(&mut desk, at);
+        let fresh = desk.view();
+        let restores = desk.restores();
         // The lock is held until the view is out: views must not overtake each other.
         self.view.send_if_modified(|view| {
             let changed = **view != fresh;
@@ -72,6 +63,8 @@ impl Shared {
             }
             changed
         });
+        self.restores.send_if_modified(|known| std::mem::replace(known, restores) != restores);
+        done
     }
 }
 
@@ -79,12 +72,7 @@ impl Shared {
 pub struct KubeStore {
     pub(super) o: StoreOptions,
     pub(super) api: Api,
-    pub(super) names: Names,
-    pub(super) labels: BTreeMap<String, String>,
     pub(super) shared: Arc<Shared>,
-    pub(super) own: Mutex<OwnLeases>,
-    /// Whose container IDs may be published.
-    pub(super) life: Mutex<OwnLife>,
     pub(super) service_done: AtomicBool,
     watchers: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -104,22 +92,17 @@ impl KubeStore {
     /// [`DcsError::Config`], one line: no way in, unknown context, unreadable CA.
     pub async fn connect(o: StoreOptions) -> Result<KubeStore, DcsError> {
         let api = Api::new(&o).await?;
-        let cache = Cache::new(&o, (o.clock)());
-        let view = watch::Sender::new(Arc::new(cache.view()));
+        let desk = Desk::new(o.clone(), (o.clock)());
         let shared = Shared {
-            cache: Mutex::new(cache),
-            periods: Mutex::new(Periods { ttl: o.ttl, loop_wait: o.loop_wait, retry_timeout: o.retry_timeout }),
-            view,
+            view: watch::Sender::new(Arc::new(desk.view())),
+            desk: Mutex::new(desk),
             clock: o.clock,
+            restores: watch::Sender::new(0),
             answers: Notify::new(),
         };
         Ok(KubeStore {
             api,
-            names: Names::new(&o),
-            labels: object_labels(&o),
             shared: Arc::new(shared),
-            own: Mutex::new(OwnLeases::default()),
-            life: Mutex::new(OwnLife::default()),
             service_done: AtomicBool::new(false),
             watchers: Mutex::new(Vec::new()),
             o,
@@ -140,15 +123,10 @@ impl KubeStore {
     /// # Errors
     /// When one of the lists fails.
     pub async fn read_cluster_once(&self) -> Result<Arc<View>, DcsError> {
-        let limit = self.shared.periods().retry_timeout;
-        let (kinds, pods) =
-            futures::join!(self.api.list::<Kind>(Feed::Kinds, limit), self.api.list::<Pod>(Feed::Pods, limit));
-        let (kinds, kinds_as_of) = kinds.map_err(ApiError::into_dcs)?;
-        let (pods, pods_as_of) = pods.map_err(ApiError::into_dcs)?;
-        self.shared.update(|cache, at| {
-            cache.replace_kinds(kinds, &kinds_as_of, at);
-            cache.replace_pods(pods, &pods_as_of);
-        });
+        let limit = self.limit();
+        let list = |feed| self.ask(Request::List(feed), limit);
+        let (kinds, pods) = futures::join!(list(Feed::Kinds), list(Feed::Pods));
+        kinds.and(pods).map_err(Failure::into_dcs)?;
         Ok(self.shared.view.borrow().clone())
     }
 
@@ -157,62 +135,62 @@ impl KubeStore {
         self.o.member.as_ref().ok_or_else(|| "this program is no member of the cluster".to_owned())
     }
 
-    /// Reads one Endpoints object or ConfigMap afresh; the answer enters the view.
-    pub(super) async fn fresh(&self, name: &str, limit: Duration) -> Result<Option<KindEntry>, ApiError> {
-        let known = self.shared.read(|c| c.kind(name).map(|k| k.version.clone()));
-        let answer = self.api.get_kind(name, limit).await?;
-        self.shared.answers.notify_waiters();
-        match answer {
-            Some(kind) => {
-                let entry = KindEntry::new(kind.clone(), &self.labels);
-                self.shared.update(|cache, at| cache.put_kind(kind, at));
-                Ok(Some(entry))
+    pub(super) fn limit(&self) -> Duration {
+        self.shared.with(|desk| desk.periods().retry_timeout)
+    }
+
+    /// Sends a request; the answer enters the view.
+    pub(super) async fn ask(&self, request: Request, limit: Duration) -> Result<Answer, Failure> {
+        let sent = self.shared.with(|desk| desk.encode(request))?;
+        self.carry(&sent, limit).await
+    }
+
+    /// Sends what is encoded already.
+    pub(super) async fn carry(&self, sent: &Sent, limit: Duration) -> Result<Answer, Failure> {
+        match self.api.send(&sent.call, limit).await {
+            Ok((status, body)) => {
+                let answer = self.shared.update(|desk, at| desk.decode(sent, status, &body, at));
+                if answer.is_ok() {
+                    self.shared.answers.notify_waiters();
+                }
+                answer
             }
-            None => {
-                self.shared.update(|cache, at| cache.kind_is_gone(name, known.as_deref(), at));
-                Ok(None)
-            }
+            Err(NoAnswer(why)) => Err(self.shared.update(|desk, at| desk.unanswered(sent, &why, at))),
         }
     }
 
-    /// The own pod as last seen, if any.
-    pub(super) fn own_pod(&self) -> Option<Pod> {
-        self.shared.read(|c| c.own_pod().cloned())
-    }
-
-    /// The container IDs of my pod; none while Kubernetes may still show those of an earlier life.
-    pub(super) fn current_containers(&self, pod: &Pod) -> BTreeMap<String, String> {
-        lock(&self.life).containers(pod)
+    /// Reads one Endpoints object or ConfigMap afresh; the answer enters the view.
+    pub(super) async fn fresh(&self, object: Object, limit: Duration) -> Result<Option<KindEntry>, Failure> {
+        match self.ask(Request::Read(object), limit).await? {
+            Answer::Object(seen) => Ok(seen),
+            Answer::Pod(_) | Answer::Done => Ok(None),
+        }
     }
 
     async fn find_my_pod(&self) -> Result<MyPod, DcsError> {
         let me = self.me().map_err(DcsError::Config)?;
-        let limit = self.shared.periods().retry_timeout;
-        let pod = match self.own_pod() {
-            Some(pod) => pod,
-            None => {
-                let pod = self.api.get_pod(&me.0, limit).await.map_err(ApiError::into_dcs)?;
-                let pod = pod.ok_or_else(|| {
-                    DcsError::Config(format!(
-                        "name: there is no pod {me} in namespace {}; a member's name must be that of its pod",
-                        self.o.namespace
-                    ))
-                })?;
-                let carried = pod.metadata.labels.clone().unwrap_or_default();
-                if let Some((label, value)) = self.labels.iter().find(|(k, v)| carried.get(*k) != Some(v)) {
-                    return Err(DcsError::Config(format!(
-                        "kubernetes.labels: pod {me} does not carry the label {label}={value}, so no member would see it; \
-                         add it to the pod template"
-                    )));
-                }
-                pod
-            }
+        if let Some(known) = self.shared.with(|desk| desk.my_pod()) {
+            return known.map_err(Failure::into_dcs);
+        }
+        let read = self.ask(Request::ReadPod(me.clone()), self.limit()).await.map_err(Failure::into_dcs)?;
+        let seen = match read {
+            Answer::Pod(seen) => seen,
+            Answer::Object(_) | Answer::Done => None,
         };
-        Ok(MyPod {
-            uid: pod.metadata.uid.clone().unwrap_or_default(),
-            pod_ip: self.o.pod_ip.clone().or_else(|| pod.status.pod_ip.clone()),
-            containers: self.current_containers(&pod),
-        })
+        let seen = seen.ok_or_else(|| {
+            DcsError::Config(format!(
+                "name: there is no pod {me} in namespace {}; a member's name must be that of its pod",
+                self.o.namespace
+            ))
+        })?;
+        if let Some((label, value)) = self.shared.with(|desk| desk.missing_label(&seen)) {
+            return Err(DcsError::Config(format!(
+                "kubernetes.labels: pod {me} does not carry the label {label}={value}, so no member would see it; \
+                 add it to the pod template"
+            )));
+        }
+        let known = self.shared.with(|desk| desk.my_pod());
+        known.unwrap_or_else(|| Err(Failure::Unsure(format!("pod {me} is not known yet")))).map_err(Failure::into_dcs)
     }
 }
 
@@ -220,47 +198,30 @@ impl Dcs for KubeStore {
     fn view(&self) -> watch::Receiver<Arc<View>> {
         self.shared.view.subscribe()
     }
-    fn read_lease(&self, deadline: Duration) -> Reply<'_, Result<Option<LeaderRecord>, DcsError>> {
+    fn read_leader(&self) -> Reply<'_, Result<Option<LeaderRecord>, ReadFailed>> {
         Box::pin(async move {
-            let entry = self.fresh(&self.names.leader, deadline).await.map_err(ApiError::into_dcs)?;
-            Ok(entry.map(|e| schema::leader_from(&e.version, &e.annotations, e.addresses(), &mut Vec::new())))
+            let entry = self.fresh(Object::Leader, self.limit()).await.map_err(Failure::into_read)?;
+            Ok(entry.map(|entry| entry.leader()))
         })
     }
-    fn acquire(&self, want: Acquire) -> Reply<'_, LeaseWrite> {
-        Box::pin(self.acquire_lease(want))
+    fn write_leader(&self, write: LeaderWrite) -> Reply<'_, LeaderWritten> {
+        Box::pin(async move { leader_written(self.ask(Request::WriteLeader(Box::new(write)), self.limit()).await) })
     }
-    fn renew(&self, want: Renew) -> Reply<'_, Renewal> {
-        Box::pin(self.renew_lease(want))
+    fn read_pod(&self, name: MemberName) -> Reply<'_, Result<Option<PodFacts>, ReadFailed>> {
+        Box::pin(async move {
+            match self.ask(Request::ReadPod(name), self.limit()).await.map_err(Failure::into_read)? {
+                Answer::Pod(seen) => Ok(seen.map(|seen| seen.facts())),
+                Answer::Object(_) | Answer::Done => Ok(None),
+            }
+        })
     }
-    fn adopt(&self, record: LeaseRecord) {
-        lock(&self.own).adopt(record);
-    }
-    fn is_mine(&self, leader: &LeaderRecord) -> bool {
-        self.record_is_mine(&leader.lease, leader.valid_holder())
-    }
-    fn release(&self, optime: Option<Lsn>, deadline: Duration) -> Reply<'_, LeaseWrite> {
-        Box::pin(self.release_lease(optime, deadline))
-    }
-    fn claim_initialize(&self, expect: Option<Version>) -> Reply<'_, WriteResult> {
-        Box::pin(self.do_claim_initialize(expect))
-    }
-    fn write_system_id(&self, expect: Option<Version>, system_id: String) -> Reply<'_, WriteResult> {
-        Box::pin(self.do_write_initialize(expect, Some(system_id)))
-    }
-    fn cancel_initialize(&self, expect: Version) -> Reply<'_, WriteResult> {
-        Box::pin(self.do_write_initialize(Some(expect), None))
-    }
-    fn write_config(&self, expect: Option<Version>, document: String) -> Reply<'_, WriteResult> {
-        Box::pin(self.do_write_config(expect, document))
-    }
-    fn write_history(&self, rows: Vec<HistoryRow>) -> Reply<'_, WriteResult> {
-        Box::pin(self.do_write_history(rows))
-    }
-    fn set_request(&self, request: RequestText) -> Reply<'_, WriteResult> {
-        Box::pin(self.do_set_request(request))
-    }
-    fn clear_request(&self, expect: Version) -> Reply<'_, WriteResult> {
-        Box::pin(self.do_clear_request(expect))
+    fn write(&self, write: StoreWrite) -> Reply<'_, WriteResult> {
+        Box::pin(async move {
+            if let StoreWrite::ClaimInitialize { .. } = write {
+                self.create_service().await;
+            }
+            self.write_store(write).await
+        })
     }
     fn publish_member(&self, status: MemberStatus) -> Reply<'_, WriteResult> {
         Box::pin(self.do_publish_member(status))
@@ -268,25 +229,13 @@ impl Dcs for KubeStore {
     fn strip_leader_label(&self) -> Reply<'_, Vec<MemberName>> {
         Box::pin(self.do_strip_leader_label())
     }
-    fn prove_death(
-        &self,
-        record: LeaseRecord,
-        uid: String,
-        pod: MemberName,
-        containers: BTreeMap<String, String>,
-    ) -> Reply<'_, Result<Option<DeathProof>, DcsError>> {
-        Box::pin(self.look_for_death(record, uid, pod, containers))
-    }
     fn my_pod(&self) -> Reply<'_, Result<MyPod, DcsError>> {
         Box::pin(self.find_my_pod())
     }
     fn set_life(&self, life: Life) {
-        lock(&self.life).begin(life);
+        self.shared.with(|desk| desk.set_life(life));
     }
-    fn is_being_deleted(&self) -> bool {
-        self.own_pod().is_some_and(|p| p.metadata.deletion_timestamp.is_some())
-    }
-    fn set_periods(&self, ttl: Duration, loop_wait: Duration, retry_timeout: Duration) {
-        *lock(&self.shared.periods) = Periods { ttl, loop_wait, retry_timeout };
+    fn set_periods(&self, periods: Periods) {
+        self.shared.with(|desk| desk.set_periods(periods));
     }
 }

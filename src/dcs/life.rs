@@ -1,4 +1,4 @@
-//! Which container IDs name this life of the pod (design §5).
+//! Which container IDs name this life of the pod.
 //!
 //! Kubernetes shows a restarted container late. Whoever publishes the ID of the one before names something dead, and its
 //! death would "prove" that of a running primary. What counts is the container that keeps Postgres: its ID is published

@@ -1,22 +1,26 @@
 //! The store of the cluster's state, as the rest of the program sees it: views, leases, conditional writes.
 //!
-//! [`Dcs`] is the seam: it never speaks of Kubernetes. [`kube::KubeStore`] is the one implementation. Reading order:
-//! this file (vocabulary), `options`, `schema` (typed values ↔ annotations; the only place that spells an annotation key), `objects`
-//! (the few fields of Kubernetes objects anybody reads), `cache` (what the watches have shown, pure), `client` (requests,
-//! each with a deadline), `watch` (list, watch, relist), `lease` (acquire, renew, release), `writes` (everything else),
-//! `death` (proof of death), `kube` (the store that ties them together).
+//! [`Dcs`] is the seam: it never speaks of Kubernetes. [`kube::KubeStore`] is the one implementation, a thin layer of
+//! waiting around the pure [`desk::Desk`], which spells every request, reads every answer and holds the view. Reading order:
+//! this file (vocabulary), `options`, `schema` (typed values ↔ annotations; the only place that spells an annotation key),
+//! `objects` (the few fields of Kubernetes objects anybody reads), `call` (an HTTP request as a value), `desk` with
+//! `request`, `answer`, `cache` (what was shown so far) and `life`; then the layer: `client` (sends, each time with a
+//! deadline), `watch` (list, watch, relist), `writes` (a write of another object without a clear answer is looked up), `kube`
+//! (the store that ties them together). Attempts on the lease and proofs of death are the member's: one request each here.
 //!
 //! What it deliberately does not do: decide. It has no opinion on when a lease is expired or who should lead; it does not
 //! re-send an old write; it does not read a clock except through the functions given at construction.
 
+mod answer;
 mod cache;
+mod call;
 mod client;
-mod death;
+pub mod desk;
 pub mod kube;
-mod lease;
 mod life;
 mod objects;
 pub mod options;
+mod request;
 pub mod schema;
 mod watch;
 mod writes;
@@ -24,15 +28,19 @@ mod writes;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::model::{
-    BootInstant, DeathProof, HistoryRow, LeaderRecord, LeaseRecord, Lsn, MemberName, Version, WallTime,
+    LeaderRecord, LeaderWrite, LeaderWritten, MemberName, Periods, PodFacts, ReadFailed, StoreWrite, WallTime,
 };
+pub use answer::{Answer, Failure, SeenPod, leader_written, write_result};
+pub use cache::{Feed, KindEntry};
+pub use call::Call;
+pub use request::{Object, Request, Sent};
+
 pub use crate::model::{LeaderStatus, MemberStatus, RequestText, View, WriteResult};
 use futures::future::BoxFuture;
 
-/// The contract version published in member data; peers parse it (kubernetes-objects §2.5).
+/// The contract version published in member data; peers parse it.
 pub const CONTRACT_VERSION: &str = "4.1.5";
 /// Our own version, published beside it.
 pub const IMPLEMENTATION: &str = env!("CARGO_PKG_VERSION");
@@ -66,66 +74,6 @@ impl fmt::Display for DcsError {
 
 impl std::error::Error for DcsError {}
 
-/// A wish to take the lease (design §4).
-#[derive(Clone, Debug, PartialEq)]
-pub struct Acquire {
-    /// The record that stood for its ttl, was released, or is proven dead. `None`: no object.
-    pub stood: Option<LeaseRecord>,
-    /// Taken on proof of death: the holder mark must still be valid in the fresh read.
-    pub proven_dead: bool,
-    /// The ttl to write, as in `Settings` (scaled in builds with `test-time-scale`; the wire has the configured integer).
-    pub ttl: Duration,
-    /// For everything together.
-    pub deadline: Duration,
-}
-
-/// A wish to renew the lease.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Renew {
-    /// The ttl to write; see [`Acquire::ttl`].
-    pub ttl: Duration,
-    /// Status.
-    pub status: LeaderStatus,
-    /// For all attempts and re-reads together.
-    pub deadline: Duration,
-}
-
-/// How an acquire or release ended.
-#[derive(Clone, Debug, PartialEq)]
-#[must_use]
-pub enum LeaseWrite {
-    /// The store has it.
-    Written {
-        /// The record that stands.
-        record: LeaseRecord,
-        /// When the attempt that stands was *sent*: the lease counts from here.
-        sent: BootInstant,
-    },
-    /// A fresh read shows something else than was expected; in words.
-    Conflict(String),
-    /// The API server refused it definitely (403, 422 …): nothing was written.
-    Refused(String),
-    /// Nobody knows yet. It may even land later; a later read that shows one of our attempts is ours.
-    Unknown(String),
-}
-
-/// How a renewal ended.
-#[derive(Clone, Debug, PartialEq)]
-#[must_use]
-pub enum Renewal {
-    /// The store has it.
-    Renewed {
-        /// The record that stands.
-        record: LeaseRecord,
-        /// When the attempt that stands was sent.
-        sent: BootInstant,
-    },
-    /// A fresh read names another holder (maybe a stranger with my name); `None`: released or gone, and no attempt stands.
-    LostTo(Option<MemberName>),
-    /// Nobody knows; in words, the last error.
-    Unknown(String),
-}
-
 /// What the store knows of the pod this member runs in.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MyPod {
@@ -137,7 +85,7 @@ pub struct MyPod {
     pub containers: BTreeMap<String, String>,
 }
 
-/// The life of the process that keeps Postgres, as the store must know it to name its container (design §5).
+/// The life of the process that keeps Postgres, as the store must know it to name its container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Life {
     /// The container that process is in; `None`: unknown, every container of the pod is judged.
@@ -146,57 +94,28 @@ pub struct Life {
     pub began: WallTime,
 }
 
-/// The store. Every method ends within its deadline: the one given, else the store's retry budget.
+/// The store. Every method ends within the store's retry budget and says what its one request came to; nothing is ever sent
+/// twice, except that a write of another object without a clear answer is looked up.
 pub trait Dcs: Send + Sync {
     /// The view, fed by watches, fresh reads and own writes.
     fn view(&self) -> tokio::sync::watch::Receiver<Arc<View>>;
     /// Reads the leader object afresh; the answer enters the view.
-    fn read_lease(&self, deadline: Duration) -> Reply<'_, Result<Option<LeaderRecord>, DcsError>>;
-    /// Takes the lease if a fresh read still shows `stood`.
-    fn acquire(&self, want: Acquire) -> Reply<'_, LeaseWrite>;
-    /// Renews the lease, with fresh attempts until the deadline.
-    fn renew(&self, want: Renew) -> Reply<'_, Renewal>;
-    /// Declares a standing record to be mine: the keeper's note proves it, or no Postgres of an earlier session is left
-    /// (design §4 "Mine" b, c).
-    fn adopt(&self, record: LeaseRecord);
-    /// Is this very record mine: written by this process, or adopted?
-    fn is_mine(&self, leader: &LeaderRecord) -> bool;
-    /// Gives the lease up; `optime` is the shutdown position.
-    fn release(&self, optime: Option<Lsn>, deadline: Duration) -> Reply<'_, LeaseWrite>;
-    /// Races on `initialize`. `expect`: version of the config object, `None`: there is none.
-    fn claim_initialize(&self, expect: Option<Version>) -> Reply<'_, WriteResult>;
-    /// Writes the system identifier.
-    fn write_system_id(&self, expect: Option<Version>, system_id: String) -> Reply<'_, WriteResult>;
-    /// Removes `initialize`.
-    fn cancel_initialize(&self, expect: Version) -> Reply<'_, WriteResult>;
-    /// Writes the dynamic configuration (a JSON object as text; refused when it is not one).
-    fn write_config(&self, expect: Option<Version>, document: String) -> Reply<'_, WriteResult>;
-    /// Writes the timeline history.
-    fn write_history(&self, rows: Vec<HistoryRow>) -> Reply<'_, WriteResult>;
-    /// Writes a failover or switchover request over whatever request the view shows.
-    fn set_request(&self, request: RequestText) -> Reply<'_, WriteResult>;
-    /// Clears the request that stands in this version of the failover object.
-    fn clear_request(&self, expect: Version) -> Reply<'_, WriteResult>;
+    fn read_leader(&self) -> Reply<'_, Result<Option<LeaderRecord>, ReadFailed>>;
+    /// One conditional write of the leader object.
+    fn write_leader(&self, write: LeaderWrite) -> Reply<'_, LeaderWritten>;
+    /// Reads a pod afresh.
+    fn read_pod(&self, name: MemberName) -> Reply<'_, Result<Option<PodFacts>, ReadFailed>>;
+    /// One conditional write of another object.
+    fn write(&self, write: StoreWrite) -> Reply<'_, WriteResult>;
     /// Publishes member data and labels on the own pod; nothing is sent when the pod shows them already.
     fn publish_member(&self, status: MemberStatus) -> Reply<'_, WriteResult>;
-    /// Removes the leader label from every other pod that carries it (design §4). Returns the names of those.
+    /// Removes the leader label from every other pod that carries it: clients are sent to one pod only. Returns the names of those.
     fn strip_leader_label(&self) -> Reply<'_, Vec<MemberName>>;
-    /// Looks for proof that the incarnation that wrote `record` is dead (design §5): fresh read of its pod, then of the
-    /// leader object. `Ok(None)`: no proof.
-    fn prove_death(
-        &self,
-        record: LeaseRecord,
-        uid: String,
-        pod: MemberName,
-        containers: BTreeMap<String, String>,
-    ) -> Reply<'_, Result<Option<DeathProof>, DcsError>>;
     /// The pod I run in: from the view, else by a fresh read.
     fn my_pod(&self) -> Reply<'_, Result<MyPod, DcsError>>;
     /// Which life of the pod's containers this is. Container IDs are published only while Kubernetes shows a container
     /// that can be the one of this life, so that nobody takes the death of an older one for the death of this member.
     fn set_life(&self, life: Life);
-    /// Is my own pod being deleted, as far as the watches tell?
-    fn is_being_deleted(&self) -> bool;
     /// The periods in force, after a change of the dynamic configuration.
-    fn set_periods(&self, ttl: Duration, loop_wait: Duration, retry_timeout: Duration);
+    fn set_periods(&self, periods: Periods);
 }

@@ -1,5 +1,5 @@
 //! The few fields of Kubernetes objects anybody here reads. Parsing only these keeps whole Pods and `managedFields` out
-//! of memory. Names and labels of the objects are decided here too (kubernetes-objects §1).
+//! of memory. Names and labels of the objects are decided here too.
 
 use std::collections::BTreeMap;
 
@@ -147,7 +147,7 @@ pub(super) struct ListMeta {
 
 impl Pod {
     /// Names of the non-ephemeral containers that count for a proof of death: regular ones, and init containers with
-    /// `restartPolicy: Always` (design §5).
+    /// `restartPolicy: Always`, which run as long as the pod.
     pub fn counted_containers(&self) -> Vec<&str> {
         let sidecars =
             self.spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
@@ -227,8 +227,8 @@ pub(super) fn wanted_ports(o: &StoreOptions) -> Vec<WirePort> {
     o.ports.iter().map(|p| WirePort { name: p.name.clone(), port: p.port, protocol: p.protocol.clone() }).collect()
 }
 
-/// Are these subsets exactly one address, `ip`, with `ports`? A missing protocol is TCP; the order of ports is free
-/// (kubernetes-objects §4.5).
+/// Are these subsets exactly one address, `ip`, with `ports`? A missing protocol is TCP; the order of ports is
+/// free.
 pub(super) fn subsets_are(subsets: &[Subset], ip: &str, ports: &[WirePort]) -> bool {
     let [subset] = subsets else { return false };
     let [address] = subset.addresses.as_deref().unwrap_or_default() else { return false };
@@ -269,7 +269,7 @@ pub(super) fn subsets_for(ip: &str, pod: Option<&Pod>, namespace: &str, ports: &
     json!([{ "addresses": [address], "ports": ports }])
 }
 
-/// Resource versions compare as numbers (kubernetes-objects §12.1).
+/// Resource versions compare as numbers, within one history of the store.
 pub(super) fn version_number(version: &str) -> u64 {
     version.parse().unwrap_or(0)
 }

@@ -1,5 +1,5 @@
 //! What the Kubernetes store has to be told: names, labels, ways in, clocks. `agent` and `ctl` fill it from the
-//! configuration (kubernetes-objects §8).
+//! configuration.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -51,7 +51,7 @@ pub struct Port {
     pub protocol: Option<String>,
 }
 
-/// Everything [`super::kube::KubeStore`] is built from. [`StoreOptions::new`] has the defaults of kubernetes-objects §8.
+/// Everything [`super::kube::KubeStore`] is built from. [`StoreOptions::new`] has Patroni's defaults.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
     /// Endpoints or ConfigMaps.
@@ -109,7 +109,7 @@ pub struct StoreOptions {
 }
 
 impl StoreOptions {
-    /// With the defaults of kubernetes-objects §8 and the timings 30/10/10.
+    /// With Patroni's defaults and the timings 30/10/10.
     pub fn new(
         scope: impl Into<String>,
         member: Option<MemberName>,

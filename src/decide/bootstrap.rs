@@ -1,11 +1,14 @@
-//! An empty data directory: initialize the cluster, or clone a member (ha-decisions §4; design §4 "Bootstrap").
+//! An empty data directory: initialize the cluster, or clone a member.
+//!
+//! Whoever wins the race on `initialize` makes the new cluster unfenced: no other member has data, and no lease exists. Data
+//! whose system identifier the store knows is the cluster's, whatever fails afterwards.
 
 use std::time::Duration;
 
-use super::{Ctx, Hold};
+use super::{Ctx, Hold, rewind};
 use crate::model::{
-    Action, DataDir, Decision, Initialize, LeaseVerdict, MemberName, Permission, Role, StartRole, StopMode, TaskKind,
-    Upstream,
+    Action, BootInstant, DataDir, Decision, Initialize, Initializer, LeaseVerdict, Member, MemberName, Permission,
+    StartRole, StopMode, StoreLink, TaskKind, Upstream,
 };
 
 /// Pause after a failed clone.
@@ -22,7 +25,7 @@ pub(super) fn situation(ctx: &Ctx<'_>) -> Option<Decision> {
     match ctx.local.data {
         DataDir::Empty => Some(empty(ctx, false)),
         DataDir::HalfMade => Some(empty(ctx, true)),
-        DataDir::Present { .. } | DataDir::Unusable(_) => None,
+        DataDir::Present { .. } | DataDir::HalfRewound { .. } | DataDir::Unusable(_) => None,
     }
 }
 
@@ -32,30 +35,41 @@ pub(super) fn still_mine(ctx: &Ctx<'_>) -> bool {
         Initialize::InProgress => {
             ctx.cluster.initializer.as_ref().is_some_and(|i| i.uid == ctx.local.uid && i.session == ctx.local.session)
         }
-        Initialize::Value(id) => ctx.local.postgres.probe.as_ref().is_some_and(|p| p.system_id == *id),
+        Initialize::Value(_) => published(ctx),
         Initialize::Absent => false,
     }
 }
 
-/// I won the race on `initialize` (ha-decisions §4.3).
+/// The store names the system identifier of my data: it is the cluster's, and no failure may move it away.
+fn published(ctx: &Ctx<'_>) -> bool {
+    ctx.cluster.initialize.system_id().is_some_and(|id| ctx.my_system_id() == Some(id))
+}
+
+/// I won the race on `initialize`.
 fn initializing(ctx: &Ctx<'_>) -> Decision {
     let pg = &ctx.local.postgres;
+    if let Some(failed) = &ctx.local.bootstrap_failed {
+        return fail(ctx, &failed.why, failed.at);
+    }
+    if published(ctx) {
+        return publish_new_cluster(ctx);
+    }
     if !still_mine(ctx) {
-        return fail(ctx, "the initialize key was changed by somebody else");
+        return give_up(ctx, "the initialize key was changed by somebody else");
     }
     let ended = ctx.local.task_end.as_ref();
     if let Some(end) = ended
         && matches!(end.kind, TaskKind::Bootstrap | TaskKind::PostBootstrap)
-        && let Err(why) = &end.result
+        && let Some(why) = end.result.why()
     {
-        return fail(ctx, why);
+        return give_up(ctx, why);
     }
     let Some(done) = ended.filter(|e| matches!(e.kind, TaskKind::Bootstrap | TaskKind::PostBootstrap)) else {
         return ctx.wait("trying to bootstrap a new cluster").then(Action::Begin(TaskKind::Bootstrap));
     };
     if !pg.alive {
         if pg.failed_starts > 0 || pg.crashed || done.kind == TaskKind::PostBootstrap {
-            return fail(ctx, "Postgres did not start, or ended, after its initialization");
+            return give_up(ctx, "Postgres did not start, or ended, after its initialization");
         }
         return ctx
             .wait("starting the new cluster")
@@ -69,18 +83,25 @@ fn initializing(ctx: &Ctx<'_>) -> Decision {
     if done.kind == TaskKind::Bootstrap {
         return ctx.wait("running post_bootstrap").then(Action::Begin(TaskKind::PostBootstrap));
     }
-    publish_new_cluster(ctx, &probe.system_id)
+    publish_new_cluster(ctx)
 }
 
-/// Configuration, system identifier, lock; each write on the version the one before has left.
-fn publish_new_cluster(ctx: &Ctx<'_>, system_id: &str) -> Decision {
+/// Configuration, system identifier, lock; each write on the version the one before has left. The new primary runs without
+/// a fence until the lock is there, so that may not take longer than a ttl.
+fn publish_new_cluster(ctx: &Ctx<'_>) -> Decision {
     if let Hold::Leader(own) = &ctx.hold {
         return ctx
             .wait("initialized a new cluster")
             .then(Action::Permit(ctx.permission(own)))
             .then(Action::SetBootstrapping(false));
     }
-    let d = ctx.wait("initializing a new cluster: writing its configuration, system identifier and lock");
+    let until = ctx.local.task_end.as_ref().map_or(ctx.now.boot, |end| end.at) + ctx.settings.ttl;
+    let held = matches!(&ctx.verdict, LeaseVerdict::Held(other) if *other != ctx.local.me);
+    if held || ctx.now.boot >= until || !ctx.local.postgres.alive {
+        return stop_unfenced(ctx);
+    }
+    let d =
+        ctx.wait("initializing a new cluster: writing its configuration, system identifier and lock").wake_by(until);
     if ctx.local.store_write || ctx.local.lease_write.is_some() {
         return d;
     }
@@ -89,34 +110,107 @@ fn publish_new_cluster(ctx: &Ctx<'_>, system_id: &str) -> Decision {
         return d.then(Action::WriteConfig { expect });
     }
     if ctx.cluster.initialize == Initialize::InProgress {
-        return d.then(Action::WriteSystemId { expect, system_id: system_id.to_owned() });
+        let Some(system_id) = ctx.my_system_id().map(str::to_owned) else { return d };
+        return d.then(Action::WriteSystemId { expect, system_id });
     }
-    match &ctx.verdict {
+    match (&ctx.verdict, ctx.lease_rests_until()) {
         // My own write, or one of an earlier life: what became of it shows with the next read.
-        LeaseVerdict::Held(me) if *me == ctx.local.me => return d,
-        // The new primary runs unfenced: it may not stay beside somebody else's (design §4 "Bootstrap").
-        LeaseVerdict::Held(other) => return fail(ctx, &format!("{other} holds the lock")),
-        LeaseVerdict::Released | LeaseVerdict::Expired(_) | LeaseVerdict::Silence { .. } | LeaseVerdict::Vacant => {}
+        (LeaseVerdict::Held(_), _) => d,
+        (_, Some(again)) => d.wake_by(again),
+        (
+            LeaseVerdict::Released | LeaseVerdict::Expired(_) | LeaseVerdict::Silence { .. } | LeaseVerdict::Vacant,
+            None,
+        ) => d.then(Action::AcquireLease { stood: ctx.local.lease.record.clone(), proven_dead: false, claim: None }),
     }
-    d.then(Action::AcquireLease { stood: ctx.local.lease.record.clone(), proven_dead: false })
 }
 
-/// Gives the unfinished initialization up. The data directory is kept aside, never deleted.
-fn fail(ctx: &Ctx<'_>, why: &str) -> Decision {
-    let message = format!("Failed to bootstrap cluster: {why}");
+/// The lock did not come in time, is somebody else's, or Postgres has ended: no writer without a fence. Data that the store
+/// knows goes on as any member's; the rest is a failed bootstrap.
+fn stop_unfenced(ctx: &Ctx<'_>) -> Decision {
+    let pg = &ctx.local.postgres;
+    let why = match &ctx.verdict {
+        LeaseVerdict::Held(other) if *other != ctx.local.me => format!("{other} holds the lock"),
+        LeaseVerdict::Held(_)
+        | LeaseVerdict::Released
+        | LeaseVerdict::Expired(_)
+        | LeaseVerdict::Silence { .. }
+        | LeaseVerdict::Vacant
+            if pg.alive =>
+        {
+            "the store did not give the lock within a ttl".to_owned()
+        }
+        LeaseVerdict::Held(_)
+        | LeaseVerdict::Released
+        | LeaseVerdict::Expired(_)
+        | LeaseVerdict::Silence { .. }
+        | LeaseVerdict::Vacant => "Postgres ended before the lock was there".to_owned(),
+    };
+    if pg.alive {
+        // Beside somebody else's lock at once; else in order, so that what was made starts again without recovery.
+        let held = matches!(&ctx.verdict, LeaseVerdict::Held(other) if *other != ctx.local.me);
+        let mode = if held { StopMode::Immediate } else { StopMode::Fast };
+        return ctx
+            .wait(format!("stopping the new cluster: {why}"))
+            .then(Action::Permit(Permission::None))
+            .then_if(pg.stopping != Some(mode), || Action::StopPostgres { mode, why: "no lock" });
+    }
+    if !published(ctx) {
+        return give_up(ctx, &why);
+    }
+    ctx.wait(format!("{why}: going on as an ordinary member"))
+        .then(Action::Permit(Permission::None))
+        .then(Action::SetBootstrapping(false))
+}
+
+fn give_up(ctx: &Ctx<'_>, why: &str) -> Decision {
+    ctx.wait(failed_text(why)).then(Action::FailBootstrap(why.to_owned())).wake_by(ctx.now.boot)
+}
+
+fn failed_text(why: &str) -> String {
+    format!("Failed to bootstrap cluster: {why}")
+}
+
+/// Gives the unfinished initialization up: Postgres stops, the data directory is kept aside and never deleted, the key is
+/// removed, and only when that is known, or waited for long enough, this process ends. Where the system identifier may have
+/// been written already, the key comes first: a write that landed unseen shows by the conflict, and the data stays.
+fn fail(ctx: &Ctx<'_>, why: &str, at: BootInstant) -> Decision {
+    let message = failed_text(why);
+    let d = ctx.wait(message.clone()).wake_by(ctx.now.boot + super::RETRY_PAUSE);
+    if ctx.local.task.is_some() {
+        return d;
+    }
     if ctx.local.postgres.alive {
         let stop = ctx.local.postgres.stopping != Some(StopMode::Immediate);
-        return ctx
-            .wait(message)
-            .then_if(stop, || Action::StopPostgres { mode: StopMode::Immediate, why: "failed bootstrap" });
+        return d.then_if(stop, || Action::StopPostgres { mode: StopMode::Immediate, why: "failed bootstrap" });
     }
-    let expect = ctx.cluster.config.as_ref().map(|c| c.version.clone());
+    if published(ctx) {
+        return ctx
+            .wait(format!("{message}; the store names this data: keeping it"))
+            .then(Action::SetBootstrapping(false));
+    }
+    let ended = |kind: fn(&TaskKind) -> bool| ctx.local.task_end.as_ref().is_some_and(|end| kind(&end.kind));
+    let moved = ended(|kind| matches!(kind, TaskKind::Remove { .. }));
     let mine = still_mine(ctx) && ctx.cluster.initialize == Initialize::InProgress;
-    ctx.wait(message.clone())
-        .then(Action::Permit(Permission::None))
-        .then(Action::RemoveDataDir { keep_as_failed: true, why: message.clone() })
-        .then_all(expect.filter(|_| mine).map(|expect| Action::CancelInitialize { expect }))
-        .then(Action::Exit { code: 1, message, leave_postgres: false })
+    let open = mine || ctx.local.store_write;
+    let id_may_be_written = open && ended(|kind| *kind == TaskKind::PostBootstrap);
+    if !moved && !id_may_be_written && ctx.local.data != DataDir::Empty {
+        return d.then(Action::Permit(Permission::None)).then(Action::Begin(TaskKind::Remove {
+            keep_as_failed: true,
+            verify: None,
+            why: message,
+        }));
+    }
+    let patience = ctx.settings.retry_timeout * 2;
+    if open && ctx.now.boot < at + patience {
+        let expect = ctx.cluster.config.as_ref().map(|c| c.version.clone());
+        let free = !ctx.local.store_write;
+        return d.then_all(expect.filter(|_| free && mine).map(|expect| Action::CancelInitialize { expect }));
+    }
+    ctx.wait(message.clone()).then(Action::Permit(Permission::None)).then(Action::Exit {
+        code: 1,
+        message,
+        leave_postgres: false,
+    })
 }
 
 /// No data here. `half_made`: the marker of this very pod's own unfinished work is there.
@@ -125,14 +219,21 @@ fn empty(ctx: &Ctx<'_>, half_made: bool) -> Decision {
         return ctx
             .wait("released leader key voluntarily as data dir empty and currently leader")
             .then(Action::Permit(Permission::None))
-            .then_if(ctx.local.lease_write.is_none(), || Action::ReleaseLease { optime: None });
+            .then_if(ctx.local.lease_write.is_none(), || Action::ReleaseLease { shutdown: None });
     }
     if ctx.keeper_lost() {
         return ctx.wait("the keeper does not answer: waiting for it before creating a data directory");
     }
     if half_made {
+        if let Some(d) = rewind::resting(ctx) {
+            return d;
+        }
         let why = "clearing the half-made data directory of this pod's own unfinished bootstrap".to_owned();
-        return ctx.wait(why.clone()).then(Action::RemoveDataDir { keep_as_failed: false, why });
+        return ctx.wait(why.clone()).then(Action::Begin(TaskKind::Remove {
+            keep_as_failed: false,
+            verify: None,
+            why,
+        }));
     }
     if let Some((leader, _)) = ctx.leader() {
         return clone(ctx, leader);
@@ -148,26 +249,42 @@ fn empty(ctx: &Ctx<'_>, half_made: bool) -> Decision {
             Some(i) if i.uid == ctx.local.uid && !ctx.local.uid.is_empty() => {
                 claim(ctx, "taking up this pod's own unfinished initialization")
             }
-            Some(i) => {
-                let name = ctx.cluster.members.iter().find(|(_, m)| m.uid == i.uid).map(|(n, _)| n.as_str());
-                match name {
-                    Some(name) => ctx.wait(format!("waiting for leader to bootstrap ({name} is initializing the cluster)")),
-                    None => ctx.wait(format!(
-                        "waiting for leader to bootstrap: the pod that began to initialize the cluster (uid {}) is gone; \
-                         if it never comes back, remove the annotation `initialize` from the config object",
-                        i.uid
-                    )),
-                }
-            }
+            Some(i) => somebody_initializes(ctx, i),
             None => ctx.wait("waiting for leader to bootstrap (somebody is initializing the cluster)"),
         },
         Initialize::Absent => absent(ctx),
     }
 }
 
+/// Another pod began to initialize the cluster. One that is gone from the view for a ttl, while nobody shows data, will not
+/// finish: its key is removed, and the race begins anew. If it lives all the same, it finds its key gone and gives up.
+fn somebody_initializes(ctx: &Ctx<'_>, who: &Initializer) -> Decision {
+    if let Some((name, _)) = ctx.cluster.members.iter().find(|(_, m)| m.uid == who.uid) {
+        return ctx.wait(format!("waiting for leader to bootstrap ({name} is initializing the cluster)"));
+    }
+    let word = format!("the pod that began to initialize the cluster (uid {}) is gone", who.uid);
+    if let Some((name, _)) = with_data(ctx) {
+        return ctx.wait(format!("waiting for leader to bootstrap: {word}, but member {name} has data"));
+    }
+    let since = ctx.local.initializer_gone.as_ref().filter(|(uid, _)| *uid == who.uid).map(|(_, since)| *since);
+    let until = since.unwrap_or(ctx.now.boot) + ctx.settings.ttl;
+    if ctx.now.boot < until || ctx.local.store != StoreLink::Following {
+        return ctx
+            .wait(format!("waiting for leader to bootstrap: {word}; its claim is removed after a ttl"))
+            .wake_by(until.max(ctx.now.boot + super::RETRY_PAUSE));
+    }
+    let expect = ctx.cluster.config.as_ref().map(|c| c.version.clone());
+    ctx.wait(format!("{word} for a ttl: removing its claim"))
+        .then_all(expect.filter(|_| !ctx.local.store_write).map(|expect| Action::CancelInitialize { expect }))
+}
+
+/// Another member that shows data.
+fn with_data<'a>(ctx: &'a Ctx<'_>) -> Option<(&'a MemberName, &'a Member)> {
+    ctx.cluster.members.iter().find(|(name, m)| **name != ctx.local.me && m.shows_data())
+}
+
 fn absent(ctx: &Ctx<'_>) -> Decision {
-    let with_data = ctx.cluster.members.iter().find(|(name, m)| **name != ctx.local.me && m.shows_data());
-    if let Some((name, _)) = with_data {
+    if let Some((name, _)) = with_data(ctx) {
         return ctx.wait(format!("store is empty but member {name} has data: waiting for {name}"));
     }
     if !ctx.settings.may_bootstrap || ctx.settings.tags.nofailover {
@@ -195,10 +312,10 @@ fn who_has_data(ctx: &Ctx<'_>) -> String {
     if names.is_empty() { "; no other member shows data".to_owned() } else { format!(" (data: {})", names.join(", ")) }
 }
 
-/// ha-decisions §4.1 row 2.
+/// A copy of a replica tagged `clonefrom`, else of the leader; of the leader alone if a person asked for that.
 fn clone(ctx: &Ctx<'_>, leader: &MemberName) -> Decision {
     if let Some(end) = &ctx.local.task_end
-        && let (TaskKind::CreateReplica { .. }, Err(why)) = (&end.kind, &end.result)
+        && let (TaskKind::CreateReplica { .. }, Some(why)) = (&end.kind, end.result.why())
     {
         let again = end.at + ctx.settings.loop_wait.min(CLONE_PAUSE);
         if ctx.now.boot < again {
@@ -207,23 +324,20 @@ fn clone(ctx: &Ctx<'_>, leader: &MemberName) -> Decision {
                 .wake_by(again);
         }
     }
-    let source = ctx
-        .cluster
-        .members
-        .iter()
-        .find(|(name, m)| {
-            *name != leader && **name != ctx.local.me && m.tags.clonefrom && m.is_running() && m.conn_url.is_some()
-        })
-        .or_else(|| {
-            ctx.cluster
-                .members
-                .get_key_value(leader)
-                .filter(|(_, m)| m.role == Some(Role::Primary) && m.is_running() && m.conn_url.is_some())
-        });
-    let Some((name, member)) = source else {
+    let from_leader = ctx.local.reinit.as_ref().is_some_and(|r| r.from_leader);
+    let members = &ctx.cluster.members;
+    let replica = members.iter().find(|(name, m)| {
+        *name != leader && **name != ctx.local.me && m.tags.clonefrom && m.is_running() && m.conn_url.is_some()
+    });
+    let primary =
+        || members.get_key_value(leader).filter(|(_, m)| rewind::verified(Some(m)).is_some() && m.is_running());
+    let Some((name, member)) = replica.filter(|_| !from_leader).or_else(primary) else {
         return ctx.wait(format!("waiting for leader to bootstrap ({leader} is not ready yet)"));
     };
     let kind = if name == leader { "leader" } else { "replica" };
-    ctx.wait(format!("trying to bootstrap from {kind} '{name}'"))
-        .then(Action::Begin(TaskKind::CreateReplica { from: Some(name.clone()), conn_url: member.conn_url.clone() }))
+    ctx.wait(format!("trying to bootstrap from {kind} '{name}'")).then(Action::Begin(TaskKind::CreateReplica {
+        from: Some(name.clone()),
+        conn_url: member.conn_url.clone(),
+        basebackup_only: from_leader,
+    }))
 }

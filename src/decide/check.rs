@@ -1,10 +1,14 @@
-//! What no decision may do, whatever led to it (style §9). Tests panic on it, production refuses the action.
+//! What no decision may do, whatever led to it. Tests panic on it, production refuses the action.
+//!
+//! Taking the lease, giving it up and becoming a writer are judged from what this member knows, once more and in other
+//! words (`Raw`): a mistake in how `decide` reads its lease must not mislead both.
 //!
 //! Stopping, demoting, permission `none` and disarming are never refused.
 
 use super::{Ctx, Hold};
 use crate::model::{
-    Action, Cluster, DataDir, Decision, LeaseVerdict, Local, Now, Permission, Role, Settings, StartRole, TaskKind,
+    Action, BootInstant, Cluster, DataDir, Decision, LeaseRecord, Local, Now, Permission, Role, Settings, Shutdown,
+    StartRole, StartRoleSeen, TaskKind, Timeline, Timings,
 };
 
 /// Checks every action of a decision.
@@ -23,19 +27,25 @@ pub fn check(
         .actions
         .iter()
         .enumerate()
-        .filter_map(|(i, action)| broken_rule(&ctx, d, action).map(|rule| (i, rule.to_owned())))
+        .filter_map(|(i, action)| broken_rule(&ctx, action).map(|rule| (i, rule.to_owned())))
         .collect();
     if broken.is_empty() { Ok(()) } else { Err(broken) }
 }
 
-fn broken_rule(ctx: &Ctx<'_>, d: &Decision, action: &Action) -> Option<&'static str> {
+fn broken_rule(ctx: &Ctx<'_>, action: &Action) -> Option<&'static str> {
     match action {
         Action::Permit(permission) => permit(ctx, permission),
-        Action::StartPostgres { role: StartRole::Primary, .. } | Action::Promote => writer(ctx),
+        Action::StartPostgres { .. } if matches!(ctx.local.data, DataDir::HalfRewound { .. }) => {
+            Some("starting what pg_rewind has not finished as if it were whole")
+        }
+        Action::StartPostgres { role: StartRole::Primary, .. } => Raw::of(ctx).writer(),
+        Action::Promote { claim } => Raw::of(ctx).promote(*claim),
         Action::StartPostgres { role: StartRole::Standby, .. } => {
             ctx.local.postgres.alive.then_some("a second postmaster")
         }
-        Action::AcquireLease { proven_dead, .. } => acquire(ctx, *proven_dead),
+        Action::AcquireLease { stood, proven_dead, claim } => {
+            Raw::of(ctx).acquire(stood.as_ref(), *proven_dead, *claim)
+        }
         Action::RenewLease => {
             let mine = !matches!(ctx.hold, Hold::No) || ctx.local.reclaim.is_some();
             if !mine {
@@ -43,9 +53,8 @@ fn broken_rule(ctx: &Ctx<'_>, d: &Decision, action: &Action) -> Option<&'static 
             }
             ctx.local.lease_write.is_some().then_some("two lease writes at once")
         }
-        Action::ReleaseLease { .. } => release(ctx),
-        Action::RemoveDataDir { keep_as_failed, .. } => remove(ctx, *keep_as_failed),
-        Action::Begin(kind) => begin(ctx, d, kind),
+        Action::ReleaseLease { shutdown } => Raw::of(ctx).release(shutdown.as_ref()),
+        Action::Begin(kind) => begin(ctx, kind),
         Action::ClaimInitialize { .. } => initialize(ctx),
         Action::ReadLease
         | Action::ProveDeath { .. }
@@ -64,6 +73,9 @@ fn broken_rule(ctx: &Ctx<'_>, d: &Decision, action: &Action) -> Option<&'static 
         | Action::BeginHandover(_)
         | Action::EndHandover
         | Action::AnswerRequest { .. }
+        | Action::BeginReinit { .. }
+        | Action::EndReinit
+        | Action::FailBootstrap(_)
         | Action::PlanRestart { .. }
         | Action::RestartDone
         | Action::SyncSlots
@@ -92,56 +104,142 @@ fn permit(ctx: &Ctx<'_>, permission: &Permission) -> Option<&'static str> {
     }
 }
 
-fn writer(ctx: &Ctx<'_>) -> Option<&'static str> {
-    if ctx.local.bootstrapping && !ctx.local.postgres.alive {
-        return None;
-    }
-    match &ctx.hold {
-        Hold::Leader(own) if ctx.renewed_since_death(own) => None,
-        Hold::Leader(_) => Some("a writer without a renewal sent after the last death of a postmaster"),
-        Hold::Lapsed(_) | Hold::No => Some("a writer without an unexpired lease"),
-    }
+/// What this member knows, read anew: nothing here comes from `Ctx::hold`, `Ctx::verdict` or their helpers.
+struct Raw<'a> {
+    cluster: &'a Cluster,
+    local: &'a Local,
+    settings: &'a Settings,
+    now: BootInstant,
 }
 
-fn acquire(ctx: &Ctx<'_>, proven_dead: bool) -> Option<&'static str> {
-    if ctx.local.lease_write.is_some() {
-        return Some("two lease writes at once");
+impl<'a> Raw<'a> {
+    fn of(ctx: &Ctx<'a>) -> Raw<'a> {
+        Raw { cluster: ctx.cluster, local: ctx.local, settings: ctx.settings, now: ctx.now.boot }
     }
-    if !ctx.settings.unsupported.is_empty() {
-        return Some("leading although the configuration asks for what this version cannot promise");
-    }
-    if ctx.settings.tags.nofailover && !ctx.local.bootstrapping {
-        return Some("nofailover");
-    }
-    match &ctx.verdict {
-        LeaseVerdict::Held(_) if proven_dead && ctx.death_proof().is_some() => None,
-        LeaseVerdict::Held(_) => Some("taking a lease that somebody holds"),
-        LeaseVerdict::Silence { .. } if !ctx.local.bootstrapping => {
-            Some("taking a lease in silence, before a full ttl")
+
+    /// My lease allows a writer: it was confirmed, the moment of demotion has not come, no process of Postgres died since.
+    fn writer(&self) -> Option<&'static str> {
+        let pg = &self.local.postgres;
+        if self.local.bootstrapping && !pg.alive {
+            return None;
         }
-        LeaseVerdict::Silence { .. } | LeaseVerdict::Released | LeaseVerdict::Expired(_) | LeaseVerdict::Vacant => None,
+        let Some(own) = &self.local.own else { return Some("a writer without a lease") };
+        let armed = Timings::new(self.settings, own.ttl, self.local.watchdog_armed);
+        let demote = armed.or_else(|_| Timings::new(self.settings, own.ttl, false)).map_or(own.ttl / 3, |t| t.demote);
+        if self.now >= own.evidence + demote {
+            return Some("a writer without an unexpired lease");
+        }
+        if pg.last_death.is_some_and(|death| own.evidence <= death) {
+            return Some("a writer without a renewal sent after the last death of a postmaster");
+        }
+        None
+    }
+
+    fn promote(&self, claim: Option<Timeline>) -> Option<&'static str> {
+        let own = self.local.postgres.probe.as_ref().map_or(Timeline(0), |p| p.timeline);
+        if claim.is_some_and(|number| number <= own) {
+            return Some("promoting to a timeline that is not newer than my own");
+        }
+        if self.local.postgres.started_as == Some(StartRoleSeen::Primary) {
+            return Some("promoting what runs as a primary");
+        }
+        self.writer()
+    }
+
+    /// Nobody holds the lease any more, as far as can be known here.
+    fn acquire(&self, stood: Option<&LeaseRecord>, proven_dead: bool, claim: Option<Timeline>) -> Option<&'static str> {
+        let (local, settings) = (self.local, self.settings);
+        if local.lease_write.is_some() {
+            return Some("two lease writes at once");
+        }
+        if !settings.unsupported.is_empty() {
+            return Some("leading although the configuration asks for what this version cannot promise");
+        }
+        if settings.tags.nofailover && !local.bootstrapping {
+            return Some("nofailover");
+        }
+        let standing =
+            if proven_dead { self.cluster.leader.as_ref().map(|l| &l.lease) } else { local.lease.record.as_ref() };
+        if stood != standing {
+            return Some("taking over from another record than the one that stood");
+        }
+        if local.promised_until.is_some_and(|until| self.now < until) && !local.bootstrapping {
+            return Some("racing against a promise");
+        }
+        self.held(stood, proven_dead).or_else(|| self.number(claim))
+    }
+
+    fn held(&self, stood: Option<&LeaseRecord>, proven_dead: bool) -> Option<&'static str> {
+        let seen = &self.local.lease;
+        match stood.filter(|r| r.leader.is_some()) {
+            Some(record) if proven_dead => {
+                let proven = self.local.death_proof.as_ref().is_some_and(|proof| proof.record == *record);
+                (!proven).then_some("a proof of death of another record")
+            }
+            Some(record) => {
+                let end = seen.since + record.ttl_or(self.settings.ttl);
+                (self.now <= end).then_some("taking a lease that somebody holds")
+            }
+            None if self.local.bootstrapping => None,
+            None if seen.released && stood.is_some() => None,
+            None => {
+                let long = self.now >= seen.silent_until && self.now >= self.local.started + self.settings.ttl;
+                (!long).then_some("taking a lease in silence, before a full ttl")
+            }
+        }
+    }
+
+    /// The number of the promotion: none for what is a primary already, else one that is nobody's as far as I know.
+    fn number(&self, claim: Option<Timeline>) -> Option<&'static str> {
+        let pg = &self.local.postgres;
+        match (pg.probe.as_ref().filter(|p| p.in_recovery && !self.local.bootstrapping), claim) {
+            (Some(probe), Some(number)) => {
+                let taken = probe.timeline.max(pg.newest_history).max(self.cluster.timeline());
+                (number <= taken).then_some("claiming a timeline that is taken")
+            }
+            (Some(_), None) => Some("a standby that takes the lock without claiming a timeline"),
+            (None, Some(_)) => Some("claiming a timeline without anything to promote"),
+            (None, None) => None,
+        }
+    }
+
+    /// A stop that has only begun is not enough: backends acknowledge until they are dead.
+    fn release(&self, shutdown: Option<&Shutdown>) -> Option<&'static str> {
+        if self.local.lease_write.is_some() {
+            return Some("two lease writes at once");
+        }
+        let pg = &self.local.postgres;
+        let standby = pg.started_as == Some(StartRoleSeen::Standby)
+            && pg.promoting.is_none()
+            && pg.probe.as_ref().is_none_or(|p| p.in_recovery);
+        if pg.alive && !standby {
+            return Some("releasing the lock under a running primary");
+        }
+        let sworn = shutdown?;
+        let clean = match &self.local.data {
+            DataDir::Present { control: Some(control), .. } => control.shutdown_position,
+            DataDir::Present { control: None, .. }
+            | DataDir::HalfRewound { .. }
+            | DataDir::Empty
+            | DataDir::HalfMade
+            | DataDir::Unusable(_) => None,
+        };
+        let true_words = clean == Some(sworn.position) && sworn.members.contains(&self.local.me) && !pg.alive;
+        (!true_words).then_some("an oath about a shutdown that was none")
     }
 }
 
-fn release(ctx: &Ctx<'_>) -> Option<&'static str> {
-    if ctx.local.lease_write.is_some() {
-        return Some("two lease writes at once");
-    }
-    // A stop that has only begun is not enough: backends acknowledge until they are dead.
-    ctx.writer().then_some("releasing the lock under a running primary")
-}
-
-fn remove(ctx: &Ctx<'_>, keep_as_failed: bool) -> Option<&'static str> {
-    if ctx.local.postgres.alive {
-        return Some("removing the data directory of a living postmaster");
-    }
+fn remove(ctx: &Ctx<'_>, keep_as_failed: bool, verify: bool) -> Option<&'static str> {
     if keep_as_failed && ctx.local.bootstrapping || ctx.local.data == DataDir::HalfMade {
         return None;
+    }
+    if !verify {
+        return Some("removing data without asking the leader just before");
     }
     verified_leader(ctx)
 }
 
-fn begin(ctx: &Ctx<'_>, d: &Decision, kind: &TaskKind) -> Option<&'static str> {
+fn begin(ctx: &Ctx<'_>, kind: &TaskKind) -> Option<&'static str> {
     if ctx.local.task.is_some() {
         return Some("two long tasks at once");
     }
@@ -151,10 +249,8 @@ fn begin(ctx: &Ctx<'_>, d: &Decision, kind: &TaskKind) -> Option<&'static str> {
     match kind {
         TaskKind::Bootstrap => initialize(ctx),
         TaskKind::Rewind { .. } => verified_leader(ctx),
-        TaskKind::CreateReplica { .. } => {
-            let removed = d.actions.iter().any(|a| matches!(a, Action::RemoveDataDir { .. }));
-            (ctx.local.data != DataDir::Empty && !removed).then_some("cloning over data")
-        }
+        TaskKind::CreateReplica { .. } => (ctx.local.data != DataDir::Empty).then_some("cloning over data"),
+        TaskKind::Remove { keep_as_failed, verify, .. } => remove(ctx, *keep_as_failed, verify.is_some()),
         TaskKind::PostBootstrap | TaskKind::CrashRecovery => None,
     }
 }
@@ -172,4 +268,63 @@ fn verified_leader(ctx: &Ctx<'_>) -> Option<&'static str> {
     let leader = ctx.leader().and_then(|(_, member)| member);
     let good = leader.is_some_and(|m| m.conn_url.is_some() && m.role == Some(Role::Primary));
     (!good).then_some("rewinding or removing data without a verified leader")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{LeaderRecord, OwnLease, WallTime};
+    use std::time::Duration;
+
+    fn at(s: u64) -> BootInstant {
+        BootInstant::from_nanos(s * 1_000_000_000)
+    }
+
+    /// A reading of the lease that is wrong from the start: the writer is refused all the same.
+    #[test]
+    fn a_forged_hold_does_not_fool_the_check() {
+        let (cluster, settings) = (Cluster::default(), Settings::default());
+        let local = Local::at_start("a".into(), "s".into(), at(0), Duration::from_secs(30));
+        let forged = OwnLease { record: LeaseRecord::default(), evidence: at(100), ttl: Duration::from_secs(30) };
+        let mut ctx = Ctx::new(&cluster, &local, &settings, Now { boot: at(100), wall: WallTime(0) });
+        ctx.hold = Hold::Leader(&forged);
+        ctx.verdict = crate::model::LeaseVerdict::Released;
+        let primary = Action::StartPostgres { role: StartRole::Primary, upstream: crate::model::Upstream::Nobody };
+        for action in [primary, Action::Promote { claim: Some(Timeline(2)) }] {
+            assert_eq!(broken_rule(&ctx, &action), Some("a writer without a lease"));
+        }
+        let acquire = Action::AcquireLease { stood: None, proven_dead: false, claim: None };
+        ctx.now.boot = at(29);
+        assert_eq!(broken_rule(&ctx, &acquire), Some("taking a lease in silence, before a full ttl"));
+        ctx.now.boot = at(30);
+        assert_eq!(broken_rule(&ctx, &acquire), None);
+    }
+
+    #[test]
+    fn a_lease_that_somebody_holds_is_not_taken_whatever_the_verdict_says() {
+        let settings = Settings::default();
+        let mut local = Local::at_start("a".into(), "s".into(), at(0), Duration::from_secs(30));
+        let record = LeaseRecord { leader: Some("b".into()), ttl: Some("30".into()), ..LeaseRecord::default() };
+        let leader = LeaderRecord::of(crate::model::Version("1".into()), record.clone());
+        assert!(local.lease.observe(Some(&leader), at(50), settings.ttl));
+        let cluster = Cluster { leader: Some(leader), ..Cluster::default() };
+        let mut ctx = Ctx::new(&cluster, &local, &settings, Now { boot: at(60), wall: WallTime(0) });
+        ctx.verdict = crate::model::LeaseVerdict::Expired("b".into());
+        for proven_dead in [false, true] {
+            let acquire = Action::AcquireLease { stood: Some(record.clone()), proven_dead, claim: None };
+            assert!(broken_rule(&ctx, &acquire).is_some());
+        }
+    }
+
+    #[test]
+    fn an_oath_is_about_a_clean_shutdown_of_a_postmaster_that_is_dead() {
+        let settings = Settings::default();
+        let local = Local::at_start("a".into(), "s".into(), at(0), Duration::from_secs(30));
+        let cluster = Cluster::default();
+        let ctx = Ctx::new(&cluster, &local, &settings, Now { boot: at(60), wall: WallTime(0) });
+        let shutdown = Shutdown { position: crate::model::Lsn(7), timeline: Timeline(1), members: ["a".into()].into() };
+        let with = Action::ReleaseLease { shutdown: Some(shutdown) };
+        assert_eq!(broken_rule(&ctx, &with), Some("an oath about a shutdown that was none"));
+        assert_eq!(broken_rule(&ctx, &Action::ReleaseLease { shutdown: None }), None);
+    }
 }

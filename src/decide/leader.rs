@@ -1,6 +1,6 @@
-//! What the lock holder does, and what stops a primary that is none (design §4; ha-decisions §10, §13, §16).
+//! What the lock holder does, and what stops a primary that is none.
 
-use super::{Ctx, Hold, requests};
+use super::{Ctx, Hold, fit, requests};
 use crate::model::{
     Action, Decision, Handover, LeaseVerdict, OwnLease, Permission, Role, StopMode, StoreLink, Timeline,
 };
@@ -52,6 +52,9 @@ pub(super) fn lead(ctx: &Ctx<'_>, own: &OwnLease) -> Decision {
         None => starting(ctx),
         Some(probe) if probe.in_recovery => promote(ctx, own),
         Some(probe) => {
+            if let Some(why) = &ctx.local.misnumbered {
+                return step_down(ctx, "wrong timeline", &format!("demoting self: {why}"));
+            }
             if let Some(d) = stale_primary(ctx, probe.timeline) {
                 return d;
             }
@@ -60,9 +63,18 @@ pub(super) fn lead(ctx: &Ctx<'_>, own: &OwnLease) -> Decision {
     }
 }
 
-/// Postgres is up but does not answer yet (ha-decisions §7).
+/// Postgres is up but does not answer yet.
+///
+/// A start that takes longer than it may ends in a hand-over, if somebody is there to take it: starting the same primary
+/// again would kill the same recovery again. One that refuses only my login is up.
 fn starting(ctx: &Ctx<'_>) -> Decision {
     let pg = &ctx.local.postgres;
+    if let Some(why) = &pg.login_refused {
+        return ctx.wait(format!(
+            "no action. I am ({}), the leader with the lock; Postgres is up but refuses my login: {why}",
+            ctx.local.me
+        ));
+    }
     let timeout = ctx.local.restart.as_ref().map_or(ctx.settings.primary_start_timeout, |r| r.timeout);
     let in_state = ctx.now.boot.since(pg.since);
     let left = timeout.saturating_sub(in_state);
@@ -70,10 +82,9 @@ fn starting(ctx: &Ctx<'_>) -> Decision {
         return match requests::fit_candidates(ctx, None) {
             requests::Fitness::Ask(ask) => ctx.wait("startup timeout: looking for a member to take over").then(ask),
             requests::Fitness::Waiting => ctx.wait("startup timeout: waiting for the answers of the other members"),
-            requests::Fitness::Fit => ctx
-                .wait("stopped PostgreSQL because of startup timeout")
-                .then(Action::StopPostgres { mode: StopMode::Immediate, why: "startup timeout" })
-                .then(Action::Permit(Permission::None)),
+            requests::Fitness::Fit => {
+                step_down(ctx, "startup timeout", "stopped PostgreSQL because of startup timeout")
+            }
             requests::Fitness::Nobody(why) => ctx.wait(format!(
                 "primary start has timed out, but continuing to wait because failover is not possible: {why}"
             )),
@@ -83,16 +94,22 @@ fn starting(ctx: &Ctx<'_>) -> Decision {
         .wake_by(ctx.now.boot + left.max(super::RETRY_PAUSE))
 }
 
-/// A standby with the lock becomes primary: permission first, then the promotion (design §7 "Order").
+/// A standby with the lock becomes primary: permission first, then the promotion. Whatever this version does not support
+/// stands in the way of taking the lock, not of using it: one that is held and not used helps nobody.
 fn promote(ctx: &Ctx<'_>, own: &OwnLease) -> Decision {
-    if !ctx.settings.unsupported.is_empty() {
-        return ctx
-            .wait(format!("releasing the lock: {}", ctx.settings.unsupported.join("; ")))
-            .then(Action::Permit(Permission::None))
-            .then(Action::ReleaseLease { optime: None });
-    }
+    promotion(ctx, own).then_all(consumed_request(ctx))
+}
+
+fn promotion(ctx: &Ctx<'_>, own: &OwnLease) -> Decision {
     if ctx.keeper_lost() {
         return ctx.wait("not promoting because the keeper does not answer (fence: lost)");
+    }
+    if ctx.local.backoff_until.is_some_and(|t| ctx.now.boot < t) {
+        let free = ctx.local.lease_write.is_none();
+        return ctx
+            .wait("releasing the lock: the pre-promote script failed")
+            .then(Action::Permit(Permission::None))
+            .then_if(free, || Action::ReleaseLease { shutdown: None });
     }
     if !ctx.renewed_since_death(own) {
         let renew = ctx.local.lease_write.is_none();
@@ -103,31 +120,55 @@ fn promote(ctx: &Ctx<'_>, own: &OwnLease) -> Decision {
     }
     ctx.wait("promoted self to leader by acquiring session lock")
         .then(Action::Permit(ctx.permission(own)))
-        .then(Action::Promote)
+        .then(Action::Promote { claim: claimed(ctx, own) })
         .wake_by(ctx.now.boot + super::RETRY_PAUSE)
 }
 
-/// A primary behind the recorded timeline never keeps the lock (ha-decisions §9.2 row 5, S6).
+/// The number that was claimed with the lock that I hold. Was I primary on it already (demoted, and the same lock confirmed
+/// late), it is used up: then the next that nobody has heard of. `None`: nothing was claimed.
+fn claimed(ctx: &Ctx<'_>, own: &OwnLease) -> Option<Timeline> {
+    let leader = ctx.cluster.leader.as_ref().filter(|l| {
+        (&l.lease.acquire_time, &l.lease.transitions) == (&own.record.acquire_time, &own.record.transitions)
+    });
+    let claim = ctx.local.claim.or(leader.and_then(|l| l.claimed_timeline()))?;
+    let mine = ctx.local.postgres.probe.as_ref().map_or(Timeline(0), |p| p.timeline);
+    let answers = ctx.local.peers.as_ref().map(|round| round.answers.clone()).unwrap_or_default();
+    Some(if claim > mine { claim } else { fit::Field::new(ctx, &answers).next_timeline() })
+}
+
+/// An immediate request that my acquisition has fulfilled, if it still stands: were it left to the primary, a promotion
+/// that fails would be followed by the same hand-over again, for ever.
+fn consumed_request(ctx: &Ctx<'_>) -> Option<Action> {
+    let request = ctx.cluster.request().filter(|r| r.scheduled_at.is_none() && !ctx.local.store_write)?;
+    let mine = match (&request.candidate, &request.leader) {
+        (Some(candidate), _) => *candidate == ctx.local.me,
+        (None, leader) => leader.as_ref() != Some(&ctx.local.me),
+    };
+    mine.then(|| Action::ClearRequest {
+        expect: request.version.clone(),
+        why: format!("{} has taken the lock", ctx.local.me),
+    })
+}
+
+/// A primary behind the recorded timeline never keeps the lock.
 fn stale_primary(ctx: &Ctx<'_>, timeline: Timeline) -> Option<Decision> {
     let recorded = ctx.cluster.timeline();
     if timeline.0 == 0 || timeline >= recorded {
         return None;
     }
-    // The release comes with the hand-over's last step: once every process of Postgres is dead (design §7 "Dead").
-    let handover = Handover {
-        candidate: None,
-        why: "stale timeline",
-        began: ctx.now.boot,
-        checkpoint_done: true,
-        in_any_case: true,
-        stopped: None,
-    };
-    Some(
-        ctx.wait(format!("demoting self because my timeline {timeline} is behind the cluster's {recorded}"))
-            .then(Action::BeginHandover(handover))
-            .then(Action::Permit(Permission::None))
-            .then(Action::StopPostgres { mode: StopMode::Immediate, why: "stale timeline" }),
-    )
+    let text = format!("demoting self because my timeline {timeline} is behind the cluster's {recorded}");
+    Some(step_down(ctx, "stale timeline", &text))
+}
+
+/// Stops at once and gives the lock away. The release comes with the hand-over's last step: once every process of Postgres
+/// is dead.
+fn step_down(ctx: &Ctx<'_>, why: &'static str, text: &str) -> Decision {
+    let handover =
+        Handover { candidate: None, why, began: ctx.now.boot, checkpoint_done: true, in_any_case: true, stopped: None };
+    ctx.wait(text)
+        .then(Action::BeginHandover(handover))
+        .then(Action::Permit(Permission::None))
+        .then(Action::StopPostgres { mode: StopMode::Immediate, why })
 }
 
 /// The normal life of a leader.

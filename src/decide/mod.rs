@@ -1,7 +1,7 @@
 //! The decisions, and nothing else: `(cluster, local, settings, now)` in, one [`Decision`] out.
 //!
 //! No IO, no clock, no log, no async, no `Result`. One file per situation; [`decide`] finds the situation, first match
-//! wins, in the order of ha-decisions §3 with the fence of design §4 before everything else:
+//! wins, with the fence before everything else:
 //!
 //! ```text
 //! leave ─ fence ─ shutdown ─ hand-over ─ task ─ bootstrap ─ data directory ─ requests ─ recover ─ lead | follow | race
@@ -13,6 +13,7 @@
 
 mod bootstrap;
 pub mod check;
+mod fit;
 mod leader;
 mod race;
 mod recover;
@@ -24,7 +25,7 @@ use std::time::Duration;
 
 use crate::model::{
     Action, BootInstant, Cluster, DataDir, Decision, KeeperLink, LeaseRecord, LeaseVerdict, Local, Member, MemberName,
-    Now, OwnLease, Permission, ProofOfDeath, Settings, StartRoleSeen, StoreLink, Timings, Upstream,
+    Now, OwnLease, Permission, ProofOfDeath, Settings, StartRoleSeen, StoreLink, Timings, Upstream, backoff,
 };
 
 pub use check::check;
@@ -39,6 +40,11 @@ const ROUND_MAX_AGE: Duration = Duration::from_secs(4);
 
 /// Pause between two attempts of something that failed and has no event to wait for.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// The last permission given may have been a ttl long; after this much more, its stop and its kill are over too.
+const KEEPER_GONE: Duration = Duration::from_secs(6);
+
+/// The longest pause between two attempts to take a lease that the store refuses to give.
+const LEASE_PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// The decision for this moment.
 pub fn decide(cluster: &Cluster, local: &Local, settings: &Settings, now: Now) -> Decision {
@@ -65,6 +71,8 @@ struct Unlocked {
     stood: Option<LeaseRecord>,
     /// By proof of death, not by time.
     proven_dead: bool,
+    /// Since when.
+    emptied: BootInstant,
     /// Positions read before this moment are not final.
     positions_final: BootInstant,
     /// The holder that is proven dead or silent; asking it is of no use when proven dead.
@@ -105,10 +113,16 @@ impl<'a> Ctx<'a> {
         if self.local.store == StoreLink::NotRead {
             return self.wait("waiting for the first complete view of the store");
         }
+        if !self.local.postgres.alive && self.local.data_stale && self.local.task.is_none() {
+            return self.wait("looking at the data directory");
+        }
         if let Some(d) = requests::shutdown(self) {
             return d;
         }
         if let Some(d) = requests::handover(self) {
+            return d;
+        }
+        if let Some(d) = requests::reinit(self) {
             return d;
         }
         if let Some(d) = self.task_under_way() {
@@ -117,7 +131,8 @@ impl<'a> Ctx<'a> {
         if let Some(d) = bootstrap::situation(self) {
             return d;
         }
-        if let Some(d) = recover::data_directory(self) {
+        // What was seen before the last event, or never yet by a process that finds Postgres running, stops no server.
+        if let Some(d) = recover::data_directory(self).filter(|_| !self.local.data_stale) {
             return d;
         }
         if let Some(d) = requests::of_people(self) {
@@ -141,10 +156,11 @@ impl<'a> Ctx<'a> {
         let leaving = d.actions.iter().any(|a| matches!(a, Action::ReleaseLease { .. } | Action::Exit { .. }));
         let holding = matches!(self.hold, Hold::Leader(_) | Hold::Lapsed(_));
         if holding && !leaving {
-            if self.renewal_due() && !d.actions.contains(&Action::RenewLease) {
+            if self.renewal_due() && !self.keeper_gone() && !d.actions.contains(&Action::RenewLease) {
                 d.actions.insert(0, Action::RenewLease);
             }
-            d = d.wake_by(self.next_lease_moment());
+            let next = self.next_lease_moment();
+            d = d.wake_by(if self.keeper_gone() { next.max(self.now.boot + RETRY_PAUSE) } else { next });
         } else if !leaving && let Some(action) = self.proof_to_look_for() {
             d = d.then(action);
         }
@@ -189,7 +205,7 @@ impl<'a> Ctx<'a> {
             .max(self.now.boot + tick)
     }
 
-    /// The view suggests that the holder is dead: fresh reads may prove it (design §5).
+    /// The view suggests that the holder is dead: fresh reads may prove it.
     fn proof_to_look_for(&self) -> Option<Action> {
         let LeaseVerdict::Held(holder) = &self.verdict else { return None };
         let leader = self.cluster.leader.as_ref()?;
@@ -224,17 +240,19 @@ impl<'a> Ctx<'a> {
             LeaseVerdict::Held(holder) => self.death_proof().map(|proof| Unlocked {
                 stood: Some(proof.record.clone()),
                 proven_dead: true,
+                emptied: self.local.proof_tried.unwrap_or(since),
                 positions_final: self.local.proof_tried.unwrap_or(since),
                 gone: Some(holder.clone()),
             }),
             LeaseVerdict::Released if self.settings.proofs.contains(&ProofOfDeath::Released) => {
-                Some(Unlocked { stood, proven_dead: false, positions_final: since, gone: None })
+                Some(Unlocked { stood, proven_dead: false, emptied: since, positions_final: since, gone: None })
             }
             LeaseVerdict::Released => {
                 let free = since + self.settings.ttl;
                 (self.now.boot > free).then_some(Unlocked {
                     stood,
                     proven_dead: false,
+                    emptied: free,
                     positions_final: since,
                     gone: None,
                 })
@@ -242,12 +260,14 @@ impl<'a> Ctx<'a> {
             LeaseVerdict::Expired(holder) => Some(Unlocked {
                 stood,
                 proven_dead: false,
+                emptied: self.local.lease.expires(self.settings.ttl),
                 positions_final: self.local.lease.expires(self.settings.ttl) - ASK_BEFORE_EXPIRY,
                 gone: Some(holder.clone()),
             }),
             LeaseVerdict::Silence { .. } => None,
             LeaseVerdict::Vacant => {
-                Some(Unlocked { stood: None, proven_dead: false, positions_final: since, gone: None })
+                let until = self.local.lease.silent_until;
+                Some(Unlocked { stood, proven_dead: false, emptied: until, positions_final: until, gone: None })
             }
         }
     }
@@ -266,7 +286,7 @@ impl<'a> Ctx<'a> {
         }
     }
 
-    /// The node a standby streams from (ha-decisions §11.1).
+    /// The node a standby streams from.
     fn upstream(&self) -> Upstream {
         if self.settings.tags.nostream {
             return Upstream::Nobody;
@@ -296,16 +316,32 @@ impl<'a> Ctx<'a> {
                 || pg.probe.as_ref().is_some_and(|p| !p.in_recovery))
     }
 
+    /// The store refused to give me the lease: when to ask again. Nobody is helped by hundreds of attempts a second.
+    fn lease_rests_until(&self) -> Option<BootInstant> {
+        let refused = self.local.lease_refused?;
+        let again = refused.at + backoff(refused.count, RETRY_PAUSE, LEASE_PAUSE_MAX);
+        (self.now.boot < again).then_some(again)
+    }
+
+    /// The keeper has been away for longer than any permission of it lasts: whatever it ran is stopped, and a lock that
+    /// nobody can use is not prolonged.
+    fn keeper_gone(&self) -> bool {
+        match self.local.keeper {
+            KeeperLink::Lost { since } => self.now.boot.since(since) > self.settings.ttl + KEEPER_GONE,
+            KeeperLink::Connected { .. } => false,
+        }
+    }
+
     fn keeper_lost(&self) -> bool {
         matches!(self.local.keeper, KeeperLink::Lost { .. })
     }
 
-    /// The permission that my lease allows (design §4).
+    /// The permission that my lease allows.
     fn permission(&self, own: &OwnLease) -> Permission {
         Permission::Writer { stop_at: own.evidence + self.timings.stop, kill_at: own.evidence + self.timings.kill }
     }
 
-    /// A renewal sent after the last death of a postmaster (design §5: the old holder may not know it was usurped).
+    /// A renewal sent after the last death of a postmaster (the old holder may not know it was usurped).
     fn renewed_since_death(&self, own: &OwnLease) -> bool {
         self.local.postgres.last_death.is_none_or(|death| own.evidence > death)
     }
@@ -314,15 +350,8 @@ impl<'a> Ctx<'a> {
     fn task_under_way(&self) -> Option<Decision> {
         let task = self.local.task.as_ref()?;
         let progress = task.progress.as_ref().map_or(String::new(), |p| format!(" ({p})"));
-        if let Some(crate::model::Request::Reinitialize { force, .. }) = &self.local.request {
-            return Some(if *force && !self.local.bootstrapping {
-                self.wait("cancelling the running action for a forced reinitialize").then(Action::CancelTask)
-            } else {
-                self.wait(format!("{}{progress} in progress", task.kind.word())).then(Action::AnswerRequest {
-                    status: 503,
-                    text: format!("{} already in progress", task.kind.word()),
-                })
-            });
+        if let Some(crate::model::Request::Reinitialize { .. }) = &self.local.request {
+            return requests::of_people(self);
         }
         let lost_initialize = self.local.bootstrapping && !bootstrap::still_mine(self);
         if lost_initialize {
@@ -341,10 +370,14 @@ impl<'a> Ctx<'a> {
     /// Does my data directory hold data, and of which system?
     fn my_system_id(&self) -> Option<&str> {
         match &self.local.data {
-            DataDir::Present { control: Some(control), .. } => Some(&control.system_id),
-            DataDir::Present { control: None, .. } | DataDir::Empty | DataDir::HalfMade | DataDir::Unusable(_) => {
-                self.local.postgres.probe.as_ref().map(|p| p.system_id.as_str())
+            DataDir::Present { control: Some(control), .. } | DataDir::HalfRewound { control: Some(control) } => {
+                Some(&control.system_id)
             }
+            DataDir::Present { control: None, .. }
+            | DataDir::HalfRewound { control: None }
+            | DataDir::Empty
+            | DataDir::HalfMade
+            | DataDir::Unusable(_) => self.local.postgres.probe.as_ref().map(|p| p.system_id.as_str()),
         }
     }
 }

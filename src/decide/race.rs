@@ -1,38 +1,96 @@
-//! The race for an empty throne (ha-decisions §9). Every member runs it by itself; several may win, the conditional
-//! write decides.
+//! The race for an empty throne. Every member runs it by itself; several may win, the conditional write decides.
+//!
+//! ```text
+//! may I at all ─ a request of a person ─ ask everybody at once ─ a primary lives ─ am I fit ─ the oath ─ who is better
+//! ```
+//! The oath: a lock released after a clean shutdown carries the position of that shutdown. Whoever ends before it does not
+//! take the lock while a fit member that has it may still come. A silent member is not "nobody".
 
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::fit::{self, Field, Standing};
 use super::{ASK_BEFORE_EXPIRY, Ctx, ROUND_MAX_AGE, Unlocked, replica};
 use crate::model::{
-    Action, BootInstant, Decision, FailoverRequest, MemberName, PeerAnswer, PeerRole, PeerRound, Probe,
+    Action, BootInstant, Decision, FailoverRequest, Initialize, LeaseVerdict, Lsn, Member, MemberName, PeerAnswer,
+    PeerRound, Probe, Shutdown, Timeline,
 };
 
+/// A member that has everything of a clean shutdown is waited for at least this long: a pod is scheduled, pulls its image
+/// and starts Postgres in less.
+const OATH_WAIT_LEAST: Duration = Duration::from_secs(60);
+
+/// The longest pause before looking again after giving way.
+const YIELD_PAUSE: Duration = Duration::from_secs(2);
+
 /// What the race came to.
+#[derive(Debug)]
 enum Outcome {
-    /// Take the lease.
-    Win,
-    /// Somebody else should; why.
-    Yield(String),
+    /// Take the lease; in words, what is lost by that.
+    Win { claim: Option<Timeline>, lost: Option<String> },
+    /// Somebody else should, or nobody yet; why, and until when at the latest.
+    Yield {
+        why: String,
+        #[cfg_attr(not(test), expect(dead_code, reason = "who is named in `why`; the property tests follow it"))]
+        to: Option<MemberName>,
+        until: Option<BootInstant>,
+    },
     /// First ask.
     Ask(Vec<MemberName>),
     /// Answers are on their way.
     Waiting,
 }
 
+fn yields(why: impl Into<String>) -> Outcome {
+    Outcome::Yield { why: why.into(), to: None, until: None }
+}
+
+fn yields_to(to: &MemberName, why: impl Into<String>) -> Outcome {
+    Outcome::Yield { why: why.into(), to: Some(to.clone()), until: None }
+}
+
 /// Postgres is alive, the lock is nobody's.
 pub(super) fn race(ctx: &Ctx<'_>, unlocked: &Unlocked) -> Decision {
     let grounds = grounds(ctx, unlocked);
     match outcome(ctx, unlocked) {
-        Outcome::Win if ctx.local.lease_write.is_some() => ctx.wait(format!("taking the lock ({grounds})")),
-        Outcome::Win => ctx
-            .wait(format!("taking the lock ({grounds})"))
-            .then(Action::AcquireLease { stood: unlocked.stood.clone(), proven_dead: unlocked.proven_dead }),
+        Outcome::Win { claim, lost } => win(ctx, unlocked, &grounds, claim, lost),
         Outcome::Ask(members) => ctx
             .wait(format!("the lock is free ({grounds}): asking the other members"))
             .then(Action::AskPeers { members }),
         Outcome::Waiting => ctx.wait(format!("the lock is free ({grounds}): waiting for the other members' answers")),
-        Outcome::Yield(why) => replica::idle(ctx, format!("following a different leader because {why}"))
-            .wake_by(ctx.now.boot + ctx.settings.loop_wait.min(std::time::Duration::from_secs(2))),
+        Outcome::Yield { why, until, .. } => replica::idle(ctx, format!("following a different leader because {why}"))
+            .wake_by(ctx.now.boot + ctx.settings.loop_wait.min(YIELD_PAUSE))
+            .wake_by(until.unwrap_or(ctx.now.boot + YIELD_PAUSE)),
     }
+}
+
+/// The store must know the system first; then the lock is taken. A request of a person is cleared once the lock is mine
+/// (see [`super::leader`]), not before: the others would see a free lock and no request, and race.
+fn win(ctx: &Ctx<'_>, unlocked: &Unlocked, grounds: &str, claim: Option<Timeline>, lost: Option<String>) -> Decision {
+    if let (Initialize::Absent, Some(id)) = (&ctx.cluster.initialize, ctx.my_system_id()) {
+        return ctx
+            .wait(format!(
+                "the lock is free ({grounds}): restoring the lost initialize key, nobody who answers has more"
+            ))
+            .then_if(!ctx.local.store_write, || Action::WriteSystemId {
+                expect: ctx.cluster.config.as_ref().map(|c| c.version.clone()),
+                system_id: id.to_owned(),
+            });
+    }
+    let mut d = ctx.wait(format!("taking the lock ({grounds})"));
+    if let Some(lost) = lost {
+        d = d.warn(lost);
+    }
+    if ctx.local.lease_write.is_some() {
+        return d;
+    }
+    if let Some(again) = ctx.lease_rests_until() {
+        return ctx
+            .wait(format!("taking the lock ({grounds}): the store refused it, trying again soon"))
+            .wake_by(again);
+    }
+    d.then(Action::AcquireLease { stood: unlocked.stood.clone(), proven_dead: unlocked.proven_dead, claim })
 }
 
 fn grounds(ctx: &Ctx<'_>, unlocked: &Unlocked) -> String {
@@ -42,16 +100,19 @@ fn grounds(ctx: &Ctx<'_>, unlocked: &Unlocked) -> String {
             format!("{who} is dead: {how}")
         }
         (Some(who), false) => format!("{who} was silent for its ttl"),
-        (None, _) if unlocked.stood.is_some() => "released".to_owned(),
+        (None, _) if ctx.verdict == LeaseVerdict::Released => "released".to_owned(),
+        (None, _) if unlocked.stood.is_some() => "nobody was named for a ttl".to_owned(),
         (None, _) => "no leader object".to_owned(),
     }
 }
 
+fn immediate_request<'a>(ctx: &Ctx<'a>) -> Option<&'a FailoverRequest> {
+    ctx.cluster.request().filter(|r| r.scheduled_at.is_none())
+}
+
 fn outcome(ctx: &Ctx<'_>, unlocked: &Unlocked) -> Outcome {
-    let settings = ctx.settings;
-    let yields = |why: &str| Outcome::Yield(why.to_owned());
-    if let Some(wish) = settings.unsupported.first() {
-        return Outcome::Yield(format!("I must not lead: {wish}"));
+    if let Some(wish) = ctx.settings.unsupported.first() {
+        return yields(format!("I must not lead: {wish}"));
     }
     if ctx.local.backoff_until.is_some_and(|t| ctx.now.boot < t) {
         return yields("pre_promote failed here; backoff: skip leader race for a ttl");
@@ -63,70 +124,109 @@ fn outcome(ctx: &Ctx<'_>, unlocked: &Unlocked) -> Outcome {
         return yields("my keeper does not answer");
     }
     let Some(probe) = &ctx.local.postgres.probe else { return yields("PostgreSQL is still starting up") };
-    if settings.tags.nofailover {
-        return yields("I am not allowed to promote");
+    let request = immediate_request(ctx);
+    let named = request.is_some_and(|r| r.candidate.as_ref() == Some(&ctx.local.me));
+    if let Some(why) = fit::of_me(ctx).filter(|why| !(named && why.by_history_alone())) {
+        return yields(format!("I am {why}{}", way_out(ctx, &why)));
     }
-    if ctx.cluster.initialize.system_id().is_none() {
-        return yields(
-            "the initialize key is missing and a running replica may not restore it; start the former primary, or a \
-             stopped member",
-        );
+    if ctx.cluster.initialize != Initialize::Absent && ctx.cluster.initialize.system_id().is_none() {
+        return yields("the initialize key says that somebody is initializing the cluster");
     }
-    if let Some(request) = ctx.cluster.request().filter(|r| r.scheduled_at.is_none()) {
-        return with_request(ctx, unlocked, request, probe);
+    match request {
+        Some(request) => with_request(ctx, unlocked, request, probe),
+        None if ctx.local.stepped_down.is_some_and(|at| ctx.now.boot < at + ctx.settings.ttl) => {
+            yields("I have just given the lock away")
+        }
+        None => contest(ctx, unlocked, probe, Wish::default()),
     }
-    if ctx.local.stepped_down.is_some_and(|at| ctx.now.boot < at + settings.ttl) {
-        return yields("I have just given the lock away");
-    }
-    let others = contenders(ctx, unlocked);
-    contest(ctx, unlocked, others, probe, &Rules { check_lag: true })
 }
 
-/// A request is there while there is no leader (ha-decisions §9.3).
+fn way_out(ctx: &Ctx<'_>, why: &fit::Why) -> String {
+    if why.by_history_alone() {
+        format!("; `patronictl failover --candidate {} --force` accepts the loss", ctx.local.me)
+    } else {
+        String::new()
+    }
+}
+
+/// A request is there while there is no leader. A failover's candidate leads whatever it lacks; a switchover's, whose leader
+/// died before it could hand over, is the first among equals: nobody who asked for a switchover accepted a loss.
 fn with_request(ctx: &Ctx<'_>, unlocked: &Unlocked, request: &FailoverRequest, probe: &Probe) -> Outcome {
     let me = &ctx.local.me;
-    if request.candidate.as_ref() == Some(me) {
-        return Outcome::Win;
+    let named = request.candidate.as_ref();
+    let accepts_loss = request.leader.is_none();
+    if named == Some(me) && (accepts_loss || has_the_oath(ctx)) {
+        return candidate(ctx, unlocked, probe);
+    }
+    if accepts_loss && let Some(outcome) = named.and_then(|name| gives_way(ctx, unlocked, name)) {
+        return outcome;
     }
     let stepped_down = request.leader.as_ref() == Some(me);
-    if let Some(candidate) = &request.candidate
-        && ctx.cluster.members.contains_key(candidate)
-    {
-        let round = match fresh_round(ctx, unlocked, std::slice::from_ref(candidate)) {
-            Ok(round) => round,
-            Err(outcome) => return outcome,
-        };
-        if let Some(PeerAnswer::Fit { tags, watchdog_failed, .. }) = round.answers.get(candidate)
-            && !tags.nofailover
-            && !watchdog_failed
-        {
-            return Outcome::Yield(format!("{candidate} is to become the leader"));
-        }
-    }
     if stepped_down && ctx.local.stepped_down.is_some_and(|at| ctx.now.boot < at + ctx.settings.ttl) {
-        return Outcome::Yield("I have just given the lock away".to_owned());
+        return yields("I have just given the lock away");
     }
-    let others: Vec<_> = contenders(ctx, unlocked).into_iter().filter(|m| Some(m) != request.leader.as_ref()).collect();
-    contest(ctx, unlocked, others, probe, &Rules { check_lag: false })
+    let prefers = named.filter(|_| ctx.now.boot < unlocked.emptied + ctx.settings.ttl);
+    contest(ctx, unlocked, probe, Wish { steps_down: request.leader.as_ref(), prefers })
 }
 
-struct Rules {
-    check_lag: bool,
+/// I have everything of the clean shutdown that freed the lock: nobody can have more.
+fn has_the_oath(ctx: &Ctx<'_>) -> bool {
+    let nobody = BTreeMap::new();
+    let field = Field::new(ctx, &nobody);
+    field.oath().is_some() && field.me().is_some_and(|me| field.has_oath(&me))
 }
 
-/// Whom to ask: everybody else with an address who may lead.
-fn contenders(ctx: &Ctx<'_>, unlocked: &Unlocked) -> Vec<MemberName> {
-    ctx.cluster
-        .members
-        .iter()
-        .filter(|(name, m)| {
-            **name != ctx.local.me
-                && m.api_url.is_some()
-                && !m.tags.nofailover
-                && !(unlocked.proven_dead && unlocked.gone.as_ref() == Some(*name))
-        })
-        .map(|(name, _)| name.clone())
-        .collect()
+/// Somebody else is to become the leader: for a ttl, while it answers as one that may.
+fn gives_way(ctx: &Ctx<'_>, unlocked: &Unlocked, named: &MemberName) -> Option<Outcome> {
+    let until = unlocked.emptied + ctx.settings.ttl;
+    let everybody = voters(ctx, unlocked);
+    if ctx.now.boot >= until || !everybody.contains(named) {
+        return None;
+    }
+    let round = match fresh_round(ctx, unlocked, &everybody) {
+        Ok(round) => round,
+        Err(outcome) => return Some(outcome),
+    };
+    let Some(PeerAnswer::Fit { tags, watchdog_failed, .. }) = round.answers.get(named) else { return None };
+    (!tags.nofailover && !watchdog_failed).then(|| Outcome::Yield {
+        why: format!("{named} is to become the leader"),
+        to: Some(named.clone()),
+        until: Some(until),
+    })
+}
+
+/// A person named me: at once where the record says that my WAL is the cluster's, else after the others were asked for the
+/// timelines they have heard of. My place among them does not matter.
+fn candidate(ctx: &Ctx<'_>, unlocked: &Unlocked, probe: &Probe) -> Outcome {
+    let everybody = &voters(ctx, unlocked);
+    let nobody = BTreeMap::new();
+    let alone = Field::new(ctx, &nobody);
+    if alone.me().is_some_and(|me| me.timeline >= ctx.cluster.timeline() && ctx.cluster.timeline().0 > 0) {
+        let answers = ctx.local.peers.as_ref().map_or(&nobody, |round| &round.answers);
+        return Outcome::Win { claim: claim(&Field::new(ctx, answers), probe), lost: None };
+    }
+    let answers = match asked(ctx, unlocked, everybody, &nobody) {
+        Ok(answers) => answers,
+        Err(outcome) => return outcome,
+    };
+    let field = Field::new(ctx, answers);
+    match field.primary() {
+        Some(name) => yields_to(name, format!("primary ({name}) is still alive")),
+        None => Outcome::Win { claim: claim(&field, probe), lost: None },
+    }
+}
+
+fn claim(field: &Field<'_>, probe: &Probe) -> Option<Timeline> {
+    probe.in_recovery.then(|| field.next_timeline())
+}
+
+/// Whom to ask, all in one round, so that no question evicts another's answers: everybody else with an address. Who may
+/// not lead has heard of timelines all the same, or is a primary, or shows that it does not have what is waited for.
+fn voters(ctx: &Ctx<'_>, unlocked: &Unlocked) -> Vec<MemberName> {
+    let dead = unlocked.gone.as_ref().filter(|_| unlocked.proven_dead);
+    let asked =
+        |(name, m): &(&MemberName, &Member)| **name != ctx.local.me && m.api_url.is_some() && dead != Some(*name);
+    ctx.cluster.members.iter().filter(asked).map(|(name, _)| name.clone()).collect()
 }
 
 /// The answers, if they are young enough to vote with: a stale position is a wrong vote.
@@ -140,56 +240,133 @@ fn fresh_round<'r>(ctx: &Ctx<'r>, unlocked: &Unlocked, members: &[MemberName]) -
     Err(if ctx.local.asking.is_some() { Outcome::Waiting } else { Outcome::Ask(members.to_vec()) })
 }
 
+/// The same; without anybody to ask there is nothing to wait for.
+fn asked<'r>(
+    ctx: &Ctx<'r>,
+    unlocked: &Unlocked,
+    members: &[MemberName],
+    nobody: &'r BTreeMap<MemberName, PeerAnswer>,
+) -> Result<&'r BTreeMap<MemberName, PeerAnswer>, Outcome> {
+    if members.is_empty() {
+        return Ok(nobody);
+    }
+    fresh_round(ctx, unlocked, members).map(|round| &round.answers)
+}
+
 fn covers(round: &PeerRound, positions_final: BootInstant, now: BootInstant) -> bool {
     round.asked_at >= positions_final && now.since(round.asked_at) <= ROUND_MAX_AGE
 }
 
-/// ha-decisions §9.4.
-fn contest(ctx: &Ctx<'_>, unlocked: &Unlocked, others: Vec<MemberName>, probe: &Probe, rules: &Rules) -> Outcome {
-    let position = probe.position;
-    let lag = ctx.cluster.optime().ahead_of(position);
-    if rules.check_lag && lag > ctx.settings.maximum_lag_on_failover {
-        return Outcome::Yield(format!(
-            "my wal position exceeds maximum replication lag ({lag} bytes behind, {} allowed)",
-            ctx.settings.maximum_lag_on_failover
+/// How far a member is behind everything the store knows of.
+fn lag(ctx: &Ctx<'_>, position: Lsn) -> u64 {
+    let sworn = ctx.cluster.leader.as_ref().and_then(|l| l.oath()).map_or(Lsn::ZERO, |o| o.position);
+    ctx.cluster.optime().max(sworn).ahead_of(position)
+}
+
+/// What a switchover asks for while there is no leader.
+#[derive(Clone, Copy, Default)]
+struct Wish<'a> {
+    /// Who gave the lock away by it is no reason to give way.
+    steps_down: Option<&'a MemberName>,
+    /// The first among equals, for a ttl: it may be unable to take the lock.
+    prefers: Option<&'a MemberName>,
+}
+
+/// Who is best. Whoever lags too much does not lead, request or not: only a member that a person names in a failover may lose
+/// more.
+fn contest(ctx: &Ctx<'_>, unlocked: &Unlocked, probe: &Probe, wish: Wish<'_>) -> Outcome {
+    let (behind, allowed) = (lag(ctx, probe.position), ctx.settings.maximum_lag_on_failover);
+    if behind > allowed {
+        return yields(format!(
+            "my wal position exceeds maximum replication lag ({behind} bytes behind, {allowed} allowed)"
         ));
     }
-    let recorded = ctx.cluster.timeline();
-    if ctx.settings.check_timeline && (probe.timeline.0 == 0 || probe.timeline < recorded) {
-        return Outcome::Yield(format!("my timeline {} is behind the cluster's {recorded}", probe.timeline));
-    }
-    let known = probe.timeline.max(ctx.local.postgres.newest_history);
-    if known.0 != 0 && known < recorded {
-        // Promoted, it would take a timeline's number a second time, and nobody could tell the two apart (S6).
-        return Outcome::Yield(format!(
-            "I know of timeline {known} only, the cluster has been on {recorded}; if no member of that is left, \
-             `patronictl failover --candidate` accepts the loss"
-        ));
-    }
-    if others.is_empty() {
-        return Outcome::Win;
-    }
-    let round = match fresh_round(ctx, unlocked, &others) {
-        Ok(round) => round,
+    let everybody = voters(ctx, unlocked);
+    let nobody = BTreeMap::new();
+    let answers = match asked(ctx, unlocked, &everybody, &nobody) {
+        Ok(answers) => answers,
         Err(outcome) => return outcome,
     };
-    for (name, answer) in round.answers.iter().filter(|(n, _)| others.contains(n)) {
-        let PeerAnswer::Fit { role, position: theirs, tags, watchdog_failed, .. } = answer else { continue };
-        if tags.nofailover || *watchdog_failed {
+    let field = Field::new(ctx, answers);
+    let Some(me) = field.me() else { return yields("PostgreSQL is still starting up") };
+    if probe.at < unlocked.positions_final {
+        return yields("PostgreSQL here has not answered since the lock became free");
+    }
+    if let Some(name) = field.primary() {
+        return yields_to(name, format!("primary ({name}) is still alive"));
+    }
+    if let Some(why) = field.unfit(&me) {
+        return yields(format!("I am {why}{}", way_out(ctx, &why)));
+    }
+    let lost = match sworn(ctx, unlocked, &field, &me) {
+        Ok(lost) => lost,
+        Err(outcome) => return outcome,
+    };
+    for (name, theirs) in field.all_fit() {
+        if wish.steps_down == Some(name) || lag(ctx, theirs.position) > allowed {
             continue;
         }
-        if *role == PeerRole::Primary {
-            return Outcome::Yield(format!("primary ({name}) is still alive"));
-        }
-        if *theirs > position {
-            return Outcome::Yield(format!("wal position of {name} is ahead of my wal position"));
-        }
         let former = unlocked.gone.as_ref() == Some(name);
-        if *theirs == position && !former && tags.failover_priority > ctx.settings.tags.failover_priority {
-            return Outcome::Yield(format!("{name} has the same wal position and a higher failover_priority"));
+        match field.compare(&theirs, &me) {
+            Ordering::Greater if theirs.known > me.known => {
+                return yields_to(name, format!("{name} has heard of timeline {}, I have not", theirs.known));
+            }
+            Ordering::Greater => return yields_to(name, format!("wal position of {name} is ahead of my wal position")),
+            Ordering::Equal if wish.prefers == Some(name) => {
+                return yields_to(name, format!("{name} has the same wal position and is to become the leader"));
+            }
+            Ordering::Equal if !former && wish.prefers != Some(&ctx.local.me) && theirs.priority > me.priority => {
+                return yields_to(name, format!("{name} has the same wal position and a higher failover_priority"));
+            }
+            Ordering::Equal | Ordering::Less => {}
         }
     }
-    Outcome::Win
+    Outcome::Win { claim: claim(&field, probe), lost }
+}
+
+/// The oath. `Ok`: it does not stand in my way; in words, what is lost if I lead.
+fn sworn(ctx: &Ctx<'_>, unlocked: &Unlocked, field: &Field<'_>, me: &Standing) -> Result<Option<String>, Outcome> {
+    let Some(oath) = field.oath().filter(|_| !field.has_oath(me)) else { return Ok(None) };
+    let all = format!("everything up to {}, the last clean shutdown", oath.position);
+    if let Some((name, _)) = field.all_fit().find(|(_, s)| field.has_oath(s)) {
+        return Err(yields_to(name, format!("{name} has {all}")));
+    }
+    let silent = silent_of(ctx, oath);
+    let until = waited_until(ctx, unlocked);
+    if !silent.is_empty() && ctx.now.boot < until {
+        let who = silent.iter().map(|m| m.as_str()).collect::<Vec<_>>().join(", ");
+        let left = until.since(ctx.now.boot).as_secs();
+        return Err(Outcome::Yield {
+            why: format!(
+                "I do not have {all}, waiting up to {left} s for {who}; `patronictl failover --candidate NAME` goes on \
+                 without"
+            ),
+            to: None,
+            until: Some(until),
+        });
+    }
+    let bytes = oath.position.ahead_of(me.position);
+    let who =
+        if silent.is_empty() { "no member that answers has them" } else { "who may have them did not come in time" };
+    Ok(Some(format!(
+        "my WAL ends at {}, the last clean shutdown was at {} on timeline {}: {bytes} bytes are lost, {who}",
+        me.position, oath.position, oath.timeline
+    )))
+}
+
+/// Members that had data at the shutdown and have not shown what they have: any of them may still come.
+fn silent_of<'o>(ctx: &Ctx<'_>, oath: &'o Shutdown) -> Vec<&'o MemberName> {
+    let answered = |name: &MemberName| match ctx.local.peers.as_ref().and_then(|r| r.answers.get(name)) {
+        Some(PeerAnswer::Fit { .. } | PeerAnswer::Unfit(_)) => true,
+        Some(PeerAnswer::Unreachable(_)) | None => false,
+    };
+    oath.members.iter().filter(|name| **name != ctx.local.me && !answered(name)).collect()
+}
+
+/// Counted by my own clock from when I could otherwise lead.
+fn waited_until(ctx: &Ctx<'_>, unlocked: &Unlocked) -> BootInstant {
+    let could_lead = unlocked.emptied.max(ctx.local.started).max(ctx.local.postgres.since);
+    could_lead + ctx.settings.primary_start_timeout.max(OATH_WAIT_LEAST)
 }
 
 /// Asks early when a silent lease is about to expire, so that no answer has to be waited for afterwards.
@@ -200,7 +377,11 @@ pub(super) fn ask_ahead(ctx: &Ctx<'_>) -> Option<Action> {
     if ctx.now.boot < from || asked || ctx.local.asking.is_some() || ctx.settings.tags.nofailover {
         return None;
     }
-    let unlocked = Unlocked { stood: None, proven_dead: false, positions_final: from, gone: None };
-    let members = contenders(ctx, &unlocked);
+    let unlocked = Unlocked { stood: None, proven_dead: false, positions_final: from, emptied: expires, gone: None };
+    let members = voters(ctx, &unlocked);
     (!members.is_empty()).then_some(Action::AskPeers { members })
 }
+
+#[cfg(test)]
+#[path = "race_tests.rs"]
+mod tests;

@@ -1,4 +1,4 @@
-//! Postgres is not running, or its data directory is no good (ha-decisions §3 rows 10–12, §8).
+//! Postgres is not running, or its data directory is no good.
 
 use std::time::Duration;
 
@@ -11,8 +11,12 @@ use crate::model::{
 /// The longest pause between two attempts to start a standby that does not start.
 const START_PAUSE_MAX: Duration = Duration::from_secs(10);
 
-/// Rows 10 to 12: a data directory that is gone, unreadable, or of another cluster.
+/// A data directory that is gone, unreadable, or of another cluster.
 pub(super) fn data_directory(ctx: &Ctx<'_>) -> Option<Decision> {
+    if ctx.local.data_stale {
+        // What was seen of it is over: a mark that was just removed is no vanished directory.
+        return None;
+    }
     match &ctx.local.data {
         DataDir::Unusable(why) => Some(no_data(ctx, format!("data directory is not accessible: {why}"))),
         DataDir::Empty | DataDir::HalfMade => {
@@ -25,7 +29,18 @@ pub(super) fn data_directory(ctx: &Ctx<'_>) -> Option<Decision> {
                 .to_owned(),
         )),
         DataDir::Present { control: Some(control), .. } => other_cluster(ctx, control),
+        DataDir::HalfRewound { control } => {
+            control.as_ref().and_then(|control| other_cluster(ctx, control)).or_else(|| Some(half_rewound(ctx)))
+        }
     }
+}
+
+fn half_rewound(ctx: &Ctx<'_>) -> Decision {
+    let reinit = matches!(ctx.local.request, Some(crate::model::Request::Reinitialize { .. }));
+    if ctx.local.postgres.alive || !matches!(ctx.hold, Hold::No) || reinit {
+        return no_data(ctx, "pg_rewind began in the data directory and did not finish".to_owned());
+    }
+    rewind::of_half_rewound(ctx)
 }
 
 fn no_data(ctx: &Ctx<'_>, reason: String) -> Decision {
@@ -44,10 +59,10 @@ fn no_data(ctx: &Ctx<'_>, reason: String) -> Decision {
     }
     ctx.wait(if holding { format!("released leader key voluntarily: {reason}") } else { reason })
         .then_if(holding, || Action::Permit(Permission::None))
-        .then_if(holding && ctx.local.lease_write.is_none(), || Action::ReleaseLease { optime: None })
+        .then_if(holding && ctx.local.lease_write.is_none(), || Action::ReleaseLease { shutdown: None })
 }
 
-/// Row 12: never adopt another system identifier; refuse, never delete (SAFETY).
+/// Another system identifier is never adopted: refused, and nothing deleted.
 fn other_cluster(ctx: &Ctx<'_>, control: &ControlData) -> Option<Decision> {
     let theirs = ctx.cluster.initialize.system_id()?;
     if theirs == control.system_id {
@@ -85,19 +100,19 @@ pub(super) fn not_running(ctx: &Ctx<'_>) -> Decision {
     }
 }
 
-/// ha-decisions §8.1 rows 1, 3, 6; §8.3.
+/// The lock is mine and Postgres is down: start it as what it was, or give the lock to somebody who can.
+///
+/// What this version does not support but finds in the configuration is no reason to give the lock up: nobody else would
+/// take it. The incumbent goes on, also through a restart of its Postgres.
 fn with_lock(ctx: &Ctx<'_>, own: &OwnLease, control: &ControlData, standby_signal: bool) -> Decision {
     let pg = &ctx.local.postgres;
     let release = |reason: String| {
         ctx.wait(reason)
             .then(Action::Permit(Permission::None))
-            .then_if(ctx.local.lease_write.is_none(), || Action::ReleaseLease { optime: control.shutdown_position })
+            .then_if(ctx.local.lease_write.is_none(), || Action::ReleaseLease { shutdown: requests::oath(ctx) })
     };
     if pg.failed_starts > 0 {
         return release("removed leader key after trying and failing to start postgres".to_owned());
-    }
-    if !ctx.settings.unsupported.is_empty() {
-        return release(format!("removed leader key: {}", ctx.settings.unsupported.join("; ")));
     }
     if pg.crashed && ctx.settings.primary_start_timeout.is_zero() {
         match requests::fit_candidates(ctx, None) {
@@ -134,8 +149,7 @@ fn with_lock(ctx: &Ctx<'_>, own: &OwnLease, control: &ControlData, standby_signa
         .then(Action::StartPostgres { role: StartRole::Primary, upstream: Upstream::Nobody })
 }
 
-/// The store lost `initialize`: a stopped member restores it once the throne is provably empty (ha-decisions §3 row 13,
-/// S7). It stays stopped until then, because a running replica may not.
+/// The store lost `initialize`: a stopped member restores it once the throne is provably empty. It stays stopped until then, because a running replica may not.
 fn restore_initialize(ctx: &Ctx<'_>, control: &ControlData) -> Decision {
     if ctx.unlocked().is_none() {
         return ctx
@@ -149,7 +163,7 @@ fn restore_initialize(ctx: &Ctx<'_>, control: &ControlData) -> Decision {
     })
 }
 
-/// ha-decisions §8.1 rows 5 to 10, and §3 row 13.
+/// Compared with the leader, if there is one, then started as a standby.
 fn without_lock(ctx: &Ctx<'_>, control: &ControlData, standby_signal: bool) -> Decision {
     let pg = &ctx.local.postgres;
     if let Some(record) = &ctx.local.reclaim

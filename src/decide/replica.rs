@@ -1,4 +1,4 @@
-//! Following (ha-decisions §11).
+//! Following.
 
 use super::{Ctx, race, rewind};
 use crate::model::{Action, Decision, LeaseVerdict, RewindState, Upstream};
@@ -12,6 +12,10 @@ pub(super) fn follow(ctx: &Ctx<'_>) -> Decision {
     let Some((leader, member)) = ctx.leader() else {
         return idle(ctx, nobody(ctx));
     };
+    if let Some(why) = &pg.login_refused {
+        let me = &ctx.local.me;
+        return ctx.wait(format!("I am ({me}), following ({leader}); Postgres is up but refuses my login: {why}"));
+    }
     if pg.probe.is_none() {
         return ctx.wait(format!("PostgreSQL is still starting up; I am ({}), following ({leader})", ctx.local.me));
     }
@@ -32,7 +36,7 @@ pub(super) fn follow(ctx: &Ctx<'_>) -> Decision {
 /// A standby with nothing to do: slots, and the early question before a silent lease ends.
 pub(super) fn idle(ctx: &Ctx<'_>, reason: String) -> Decision {
     let ahead = if ctx.leader().is_some() { race::ask_ahead(ctx) } else { None };
-    let done = matches!(ctx.local.rewind, RewindState::Success | RewindState::NotNeeded);
+    let done = matches!(ctx.local.rewind, RewindState::Success(_) | RewindState::NotNeeded(_));
     let streaming = ctx.local.postgres.probe.as_ref().is_some_and(|p| p.streaming);
     ctx.wait(reason)
         .then_if(done && streaming, || Action::SetRewind(RewindState::Initial))

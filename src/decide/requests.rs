@@ -1,21 +1,22 @@
-//! What people ask for: switchover, failover, restart, reinitialize, shutdown (ha-decisions §14, §15, §25; design §2).
+//! What people ask for: switchover, failover, restart, reinitialize, shutdown.
 
 use std::time::Duration;
 
+use super::fit::Field;
 use super::{Ctx, Hold, RETRY_PAUSE, ROUND_MAX_AGE};
 use crate::model::{
-    Action, BootInstant, DataDir, Decision, FailoverRequest, Handover, InFlight, Lsn, MemberName, PeerAnswer,
-    Permission, Request, RestartFilter, Role, StopMode,
+    Action, BootInstant, DataDir, Decision, FailoverRequest, Handover, InFlight, MemberName, PeerAnswer, Permission,
+    Request, RestartFilter, Role, Shutdown, StopMode, TaskKind,
 };
 
-/// Between two looks at whether a standby has everything (design §2).
+/// Between two looks at whether a standby has everything. An answer takes a millisecond.
 const SHIPPED_POLL: Duration = Duration::from_millis(20);
-/// How long a stopped leader waits for that (design §2).
+/// How long a stopped leader waits for that: what is not shipped by then will not be.
 const SHIPPED_WAIT: Duration = Duration::from_secs(2);
 /// A checkpoint that takes longer than this does not hold up a hand-over; the stop does the rest of it.
 const CHECKPOINT_WAIT: Duration = Duration::from_secs(60);
 
-/// SIGTERM of the sidecar alone, in a pod: Postgres, lock and permission stay (design §7).
+/// SIGTERM of the sidecar alone, in a pod: Postgres, lock and permission stay.
 pub(super) fn leave(ctx: &Ctx<'_>) -> Option<Decision> {
     match ctx.local.request {
         Some(Request::Terminate { leave_postgres: true }) => {
@@ -27,7 +28,7 @@ pub(super) fn leave(ctx: &Ctx<'_>) -> Option<Decision> {
     }
 }
 
-/// SIGTERM: an orderly hand-over, then the end (ha-decisions §25).
+/// SIGTERM: an orderly hand-over, then the end.
 pub(super) fn shutdown(ctx: &Ctx<'_>) -> Option<Decision> {
     let Some(Request::Terminate { leave_postgres: false }) = ctx.local.request else { return None };
     if ctx.local.handover.is_some() && matches!(ctx.hold, Hold::Leader(_)) {
@@ -55,7 +56,7 @@ pub(super) fn shutdown(ctx: &Ctx<'_>) -> Option<Decision> {
         return Some(
             ctx.wait("shutting down: releasing the lock")
                 .then(Action::Permit(Permission::None))
-                .then_if(ctx.local.lease_write.is_none(), || Action::ReleaseLease { optime: shutdown_position(ctx) }),
+                .then_if(ctx.local.lease_write.is_none(), || Action::ReleaseLease { shutdown: oath(ctx) }),
         );
     }
     if !matches!(ctx.hold, Hold::No) {
@@ -74,14 +75,26 @@ fn begin_handover(ctx: &Ctx<'_>, candidate: Option<MemberName>, why: &'static st
     ctx.wait(format!("{why}: demoting myself")).then(Action::BeginHandover(handover)).then(Action::Checkpoint)
 }
 
-fn shutdown_position(ctx: &Ctx<'_>) -> Option<Lsn> {
+/// Where Postgres was shut down cleanly, and who had data then: what a release promises.
+pub(super) fn oath(ctx: &Ctx<'_>) -> Option<Shutdown> {
     match &ctx.local.data {
-        DataDir::Present { control: Some(control), .. } => control.shutdown_position,
-        DataDir::Present { control: None, .. } | DataDir::Empty | DataDir::HalfMade | DataDir::Unusable(_) => None,
+        DataDir::Present { control: Some(control), .. } => {
+            let others = ctx.cluster.members.iter().filter(|(_, m)| m.shows_data()).map(|(name, _)| name.clone());
+            control.shutdown_position.map(|position| Shutdown {
+                position,
+                timeline: control.timeline,
+                members: others.chain([ctx.local.me.clone()]).collect(),
+            })
+        }
+        DataDir::Present { control: None, .. }
+        | DataDir::HalfRewound { .. }
+        | DataDir::Empty
+        | DataDir::HalfMade
+        | DataDir::Unusable(_) => None,
     }
 }
 
-/// An orderly hand-over: early CHECKPOINT, fast stop, a standby has the shutdown position, release (design §2).
+/// An orderly hand-over: early CHECKPOINT, fast stop, a standby has the shutdown position, release.
 pub(super) fn handover(ctx: &Ctx<'_>) -> Option<Decision> {
     let h = ctx.local.handover.as_ref()?;
     if !matches!(ctx.hold, Hold::Leader(_)) {
@@ -111,31 +124,32 @@ pub(super) fn handover(ctx: &Ctx<'_>) -> Option<Decision> {
 /// Postgres is down and the lock still mine: to whom does it go?
 fn stopped(ctx: &Ctx<'_>, h: &Handover) -> Decision {
     let at = h.stopped.or(ctx.local.postgres.last_death).unwrap_or(h.began);
-    let release = |optime: Option<Lsn>, text: String| {
+    let release = |shutdown: Option<Shutdown>, text: String| {
         // A renewal that is still under way ends first: two lease writes at once could land in either order.
         let free = ctx.local.lease_write.is_none();
-        ctx.wait(text).then(Action::Permit(Permission::None)).then_if(free, || Action::ReleaseLease { optime })
+        ctx.wait(text).then(Action::Permit(Permission::None)).then_if(free, || Action::ReleaseLease { shutdown })
     };
-    let Some(position) = shutdown_position(ctx) else {
+    let Some(shutdown) = oath(ctx) else {
         if h.in_any_case {
             return release(None, format!("{}: Postgres did not stop cleanly, releasing the lock", h.why));
         }
         return give_up(ctx, h, "Postgres did not stop cleanly");
     };
+    let position = shutdown.position;
     let members = eligible(ctx, h.candidate.as_ref());
     let round = ctx.local.peers.as_ref().filter(|r| r.asked_at >= at);
-    if let Some(name) = members.iter().find(|m| {
-        round.and_then(|r| r.answers.get(*m)).is_some_and(|a| fit(a).is_some_and(|theirs| theirs >= position))
-    }) {
-        return release(
-            Some(position),
-            format!("{}: {name} has everything up to {position}, releasing the lock", h.why),
-        );
+    let has_all = |field: &Field<'_>, name: &MemberName| {
+        field.fit(name).is_ok_and(|s| s.timeline >= shutdown.timeline && s.position >= position)
+    };
+    let field = round.map(|r| Field::new(ctx, &r.answers));
+    if let Some(name) = members.iter().find(|m| field.as_ref().is_some_and(|f| has_all(f, m))) {
+        let text = format!("{}: {name} has everything up to {position}, releasing the lock", h.why);
+        return release(Some(shutdown), text);
     }
     if ctx.now.boot >= at + SHIPPED_WAIT || members.is_empty() {
         return if h.in_any_case {
             release(
-                Some(position),
+                Some(shutdown),
                 format!("{}: no standby has everything up to {position}; releasing the lock all the same", h.why),
             )
         } else {
@@ -158,7 +172,7 @@ fn give_up(ctx: &Ctx<'_>, h: &Handover, why: &str) -> Decision {
     ctx.wait(format!("{} given up: {why}; starting the primary again", h.why)).then(Action::EndHandover).then_all(clear)
 }
 
-/// The lock holder sees a failover request (ha-decisions §14.1).
+/// The lock holder sees a failover request.
 pub(super) fn failover_request(ctx: &Ctx<'_>) -> Option<Decision> {
     let request = ctx.cluster.request()?;
     let word = if request.leader.is_some() { "switchover" } else { "manual failover" };
@@ -168,6 +182,9 @@ pub(super) fn failover_request(ctx: &Ctx<'_>) -> Option<Decision> {
                 .then_if(!ctx.local.store_write, || Action::ClearRequest { expect: request.version.clone(), why }),
         )
     };
+    if ctx.local.given_up.as_ref() == Some(&request.version) {
+        return clear("its hand-over was given up".to_owned());
+    }
     if let Some(d) = scheduled(ctx, request) {
         return d;
     }
@@ -221,7 +238,7 @@ pub(super) enum Fitness {
     Nobody(String),
 }
 
-/// Members that may become leader at all (ha-decisions §14.2).
+/// Members that may become leader at all.
 fn eligible(ctx: &Ctx<'_>, candidate: Option<&MemberName>) -> Vec<MemberName> {
     ctx.cluster
         .members
@@ -233,17 +250,7 @@ fn eligible(ctx: &Ctx<'_>, candidate: Option<&MemberName>) -> Vec<MemberName> {
         .collect()
 }
 
-/// The position of a fit standby.
-fn fit(answer: &PeerAnswer) -> Option<Lsn> {
-    match answer {
-        PeerAnswer::Fit { position, tags, watchdog_failed, .. } if !tags.nofailover && !watchdog_failed => {
-            Some(*position)
-        }
-        PeerAnswer::Fit { .. } | PeerAnswer::Unreachable(_) => None,
-    }
-}
-
-/// Is failover possible (ha-decisions §14.3)? Needs a round of answers not older than four seconds.
+/// Is failover possible? Needs a round of answers not older than four seconds.
 pub(super) fn fit_candidates(ctx: &Ctx<'_>, candidate: Option<&MemberName>) -> Fitness {
     let members = eligible(ctx, candidate);
     if members.is_empty() {
@@ -255,38 +262,33 @@ pub(super) fn fit_candidates(ctx: &Ctx<'_>, candidate: Option<&MemberName>) -> F
         return if ctx.local.asking.is_some() { Fitness::Waiting } else { Fitness::Ask(Action::AskPeers { members }) };
     };
     let own = ctx.local.postgres.probe.as_ref().map_or(ctx.cluster.optime(), |p| p.position);
-    let timeline = ctx.cluster.timeline();
+    let field = Field::new(ctx, &round.answers);
     let mut why = Vec::new();
-    let mut good = Vec::new();
     for name in &members {
-        match round.answers.get(name) {
-            Some(PeerAnswer::Unreachable(reason)) => why.push(format!("{name} is unreachable ({reason})")),
-            Some(PeerAnswer::Fit { timeline: theirs, .. }) if ctx.settings.check_timeline && *theirs < timeline => {
-                why.push(format!("{name} is on timeline {theirs}, behind {timeline}"));
+        match (field.fit(name), round.answers.get(name)) {
+            (Ok(s), _) if own.ahead_of(s.position) > ctx.settings.maximum_lag_on_failover => {
+                why.push(format!("{name} lags by {} bytes", own.ahead_of(s.position)));
             }
-            Some(answer) => match fit(answer) {
-                Some(position) if own.ahead_of(position) > ctx.settings.maximum_lag_on_failover => {
-                    why.push(format!("{name} lags by {} bytes", own.ahead_of(position)));
-                }
-                Some(_) => good.push(name.clone()),
-                None => why.push(format!("{name} must not become leader (nofailover or watchdog)")),
-            },
-            None => why.push(format!("{name} did not answer")),
+            (Ok(_), _) => return Fitness::Fit,
+            (Err(Some(reason)), _) => why.push(format!("{name} is {reason}")),
+            (Err(None), Some(PeerAnswer::Unreachable(reason))) => why.push(format!("{name} is unreachable ({reason})")),
+            (Err(None), Some(PeerAnswer::Unfit(reason))) => why.push(format!("{name} may not lead ({reason})")),
+            (Err(None), Some(PeerAnswer::Fit { .. }) | None) => why.push(format!("{name} did not answer")),
         }
     }
-    if good.is_empty() { Fitness::Nobody(why.join(", ")) } else { Fitness::Fit }
+    Fitness::Nobody(why.join(", "))
 }
 
 fn covers<'n>(mut answered: impl Iterator<Item = &'n MemberName> + Clone, members: &[MemberName]) -> bool {
     members.iter().all(|m| answered.clone().any(|a| a == m)) || (members.is_empty() && answered.next().is_none())
 }
 
-/// Restart and reinitialize (ha-decisions §15).
+/// Restart and reinitialize.
 pub(super) fn of_people(ctx: &Ctx<'_>) -> Option<Decision> {
     match ctx.local.request.as_ref()? {
         Request::Terminate { .. } => None,
         Request::Restart { filter, timeout } => restart(ctx, filter, *timeout),
-        Request::Reinitialize { from_leader, .. } => Some(reinitialize(ctx, *from_leader)),
+        Request::Reinitialize { force, from_leader } => Some(begin_reinit(ctx, *force, *from_leader)),
     }
 }
 
@@ -346,35 +348,90 @@ fn matches(ctx: &Ctx<'_>, filter: &RestartFilter) -> bool {
     role && version && (!filter.pending_only || pg.pending_restart)
 }
 
-fn reinitialize(ctx: &Ctx<'_>, from_leader: bool) -> Decision {
+/// The person is answered once, here; the rest is [`reinit`], step by step.
+fn begin_reinit(ctx: &Ctx<'_>, force: bool, from_leader: bool) -> Decision {
+    if ctx.local.reinit.is_some() {
+        return answer(ctx, 503, "reinitialize already in progress");
+    }
     if !matches!(ctx.hold, Hold::No) {
         return answer(ctx, 503, "I am the leader, can not reinitialize");
     }
-    let Some((leader, Some(member))) = ctx.leader() else {
+    if let Some(task) = &ctx.local.task
+        && (!force || ctx.local.bootstrapping)
+    {
+        return answer(ctx, 503, &format!("{} already in progress", task.kind.word()));
+    }
+    let Some((_, Some(member))) = ctx.leader() else {
         return answer(ctx, 503, "Cluster has no leader, can not reinitialize");
     };
-    let (Some(conn_url), Some(Role::Primary)) = (&member.conn_url, member.role) else {
+    if super::rewind::verified(Some(member)).is_none() {
         return answer(ctx, 503, "Cluster has no leader, can not reinitialize: its leader is not a primary yet");
-    };
-    if ctx.local.postgres.alive {
-        let stop = ctx.local.postgres.stopping != Some(StopMode::Immediate);
-        return ctx
-            .wait("reinitialize: stopping Postgres")
-            .then_if(stop, || Action::StopPostgres { mode: StopMode::Immediate, why: "reinitialize" });
     }
-    let source = if from_leader { None } else { clone_source(ctx, leader) };
-    let (from, conn_url) = source.unwrap_or((leader.clone(), conn_url.clone()));
-    let why = format!("reinitialize: cloning from {from}");
-    ctx.wait(why.clone())
-        .then(Action::RemoveDataDir { keep_as_failed: false, why })
-        .then(Action::SetRewind(crate::model::RewindState::Initial))
+    ctx.wait("reinitialize")
+        .then(Action::BeginReinit { from_leader })
         .then(Action::AnswerRequest { status: 200, text: "reinitialize started".to_owned() })
-        .then(Action::Begin(crate::model::TaskKind::CreateReplica { from: Some(from), conn_url: Some(conn_url) }))
+        .then_if(ctx.local.task.is_some(), || Action::CancelTask)
+        .wake_by(ctx.now.boot)
 }
 
-fn clone_source(ctx: &Ctx<'_>, leader: &MemberName) -> Option<(MemberName, String)> {
-    ctx.cluster.members.iter().find_map(|(name, m)| {
-        let good = name != leader && *name != ctx.local.me && m.tags.clonefrom && m.is_running();
-        m.conn_url.as_ref().filter(|_| good).map(|url| (name.clone(), url.clone()))
+/// A reinitialize under way: the older task ends, Postgres stops, the directory goes (the leader is asked just before),
+/// a copy is made. Every step waits for the one before. `None`: nothing to do here; making the copy is the same as for any
+/// empty member.
+pub(super) fn reinit(ctx: &Ctx<'_>) -> Option<Decision> {
+    let reinit = ctx.local.reinit.as_ref()?;
+    if let Some(Request::Reinitialize { .. }) = &ctx.local.request {
+        return Some(answer(ctx, 503, "reinitialize already in progress"));
+    }
+    let over = |why: &str| Some(ctx.wait(why).then(Action::EndReinit).wake_by(ctx.now.boot));
+    if !matches!(ctx.hold, Hold::No) {
+        return over("reinitialize given up: the lock is mine");
+    }
+    if let Some(task) = &ctx.local.task {
+        return (task.since <= reinit.began)
+            .then(|| ctx.wait(format!("reinitialize: waiting for the end of {}", task.kind.word())));
+    }
+    if ctx.local.postgres.alive {
+        let stop = ctx.local.postgres.stopping != Some(StopMode::Immediate);
+        let copied = copied(ctx, reinit.began);
+        return if copied {
+            over("reinitialized")
+        } else {
+            Some(
+                ctx.wait("reinitialize: stopping Postgres")
+                    .then_if(stop, || Action::StopPostgres { mode: StopMode::Immediate, why: "reinitialize" }),
+            )
+        };
+    }
+    match &ctx.local.data {
+        DataDir::Empty | DataDir::HalfMade => None,
+        DataDir::Present { .. } if copied(ctx, reinit.began) => over("reinitialized"),
+        DataDir::Present { .. } | DataDir::HalfRewound { .. } | DataDir::Unusable(_) => Some(clear(ctx)),
+    }
+}
+
+/// The copy was made since then.
+fn copied(ctx: &Ctx<'_>, began: BootInstant) -> bool {
+    ctx.local
+        .task_end
+        .as_ref()
+        .is_some_and(|end| matches!(end.kind, TaskKind::CreateReplica { .. }) && end.result.is_done() && end.at > began)
+}
+
+/// The directory goes, on behalf of a leader that answers.
+fn clear(ctx: &Ctx<'_>) -> Decision {
+    if ctx.keeper_lost() {
+        return ctx.wait("reinitialize: the keeper does not answer, waiting for it");
+    }
+    let leader = ctx.leader().and_then(|(name, member)| super::rewind::verified(member).map(|(_, url)| (name, url)));
+    let Some((leader, conn_url)) = leader else {
+        return ctx.wait("reinitialize: waiting for a leader before anything is removed");
+    };
+    super::rewind::resting(ctx).unwrap_or_else(|| {
+        let why = format!("reinitialize: cloning from {leader} or a replica of it");
+        ctx.wait(why.clone()).then(Action::Begin(TaskKind::Remove {
+            keep_as_failed: false,
+            verify: Some(conn_url.to_owned()),
+            why,
+        }))
     })
 }

@@ -109,7 +109,7 @@ impl Options {
         self.secs(f64::from(self.ttl))
     }
 
-    /// L1 (design §10): ttl + 2·loop_wait + 10 s, after which a healed cluster is whole. The 10 s are for Postgres, which
+    /// L1: ttl + 2·loop_wait + 10 s, after which a healed cluster is whole. The 10 s are for Postgres, which
     /// no time scale makes faster.
     pub fn healed_within(&self) -> Duration {
         self.secs(f64::from(self.ttl + 2 * self.loop_wait)) + Duration::from_secs(10)

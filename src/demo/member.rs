@@ -217,7 +217,7 @@ impl Member {
     /// Asks `GET /patroni`.
     ///
     /// # Errors
-    /// No answer within a second, which is what design §6 promises.
+    /// No answer within a second, which is what a member promises.
     pub async fn said(&self, http: &Http) -> Res<Said> {
         let url = format!("http://127.0.0.1:{}/patroni", self.rest);
         let (status, body) = http.get(&url, Duration::from_secs(1)).await?;

@@ -1,6 +1,6 @@
 //! What the clients' memory says about the cluster: were two members writable at once, and which promises were broken.
 //!
-//! Both are pure functions over the list of acknowledgements. S2 (design §10): no commit is acknowledged by a member after
+//! Both are pure functions over the list of acknowledgements. S2: no commit is acknowledged by a member after
 //! another member's first acknowledgement on a newer timeline. Loss is judged against the final primary: what is missing of a
 //! timeline must be its tail, else something other than asynchronous replication lost it.
 

@@ -1,20 +1,34 @@
 //! `postgres-keeper`: starts and reaps the postmaster, runs programs for the sidecar, and stops Postgres when its
-//! permission lapses (design §7). PID 1 of a stock Postgres container, or a child of `patroni` elsewhere.
+//! permission lapses. PID 1 of a stock Postgres container, or a child of `patroni` elsewhere.
 //!
-//! Reading order: `protocol` (the words) → `fence` (the one pure decision) → `server` (the loop) → `postmaster`,
-//! `programs` (what runs) → `session` (who asks) → `process` (the kernel) → `pgcontrol`.
+//! A pure machine in a thin shell. Reading order: `protocol` (the words) → `core` (every decision; a simulation drives
+//! the same one) → `server` (the loop around it) → `launch`, `pipes`, `connection`, `looker`, `log` (its hands) →
+//! `process` (the kernel) → `pgcontrol`, `remove`.
 //!
 //! What it deliberately does not do: know Kubernetes, leases, members or SQL; keep a permission on disk; start Postgres
 //! by itself. It outlives the sidecar, and a sidecar that comes back finds everything as it was.
 
-mod fence;
-mod pgcontrol;
-mod postmaster;
-mod process;
-mod programs;
 pub mod protocol;
+
+pub mod core;
+
 mod server;
-mod session;
+
+mod launch;
+
+mod pipes;
+
+mod connection;
+
+mod looker;
+
+mod log;
+
+mod process;
+
+mod pgcontrol;
+
+mod remove;
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -35,9 +49,9 @@ pub struct Options {
 }
 
 const USAGE: &str = "usage: postgres-keeper --socket PATH [--grace SECONDS] [--exit-when-idle] [--detach]\n       \
-                     postgres-keeper install DIR\n       postgres-keeper --version";
+                     postgres-keeper install DIR\n       postgres-keeper remove DIR...\n       postgres-keeper --version";
 
-/// The program: parses, and runs one of its three forms.
+/// The program: parses, and runs one of its forms.
 pub fn main(args: Vec<String>) -> ExitCode {
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--version" | "-V"] => {
@@ -49,6 +63,7 @@ pub fn main(args: Vec<String>) -> ExitCode {
             ExitCode::SUCCESS
         }
         ["install", dir] => report(install(Path::new(dir))),
+        ["remove", ..] => report(remove::remove(&args[1..])),
         ["install", ..] | [] => usage("a directory or a socket is needed"),
         _ => match parse(&args) {
             Ok((_, true)) => {
@@ -62,7 +77,7 @@ pub fn main(args: Vec<String>) -> ExitCode {
 }
 
 fn usage(why: &str) -> ExitCode {
-    eprintln!("postgres-keeper: {why}\n{USAGE}");
+    complain(&format!("{why}\n{USAGE}"));
     ExitCode::from(2)
 }
 
@@ -70,10 +85,15 @@ fn report(result: Result<(), String>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
-            eprintln!("postgres-keeper: {why}");
+            complain(&why);
             ExitCode::FAILURE
         }
     }
+}
+
+/// A stderr that takes nothing changes no exit code.
+fn complain(why: &str) {
+    let _nobody_reads_it = writeln!(io::stderr(), "postgres-keeper: {why}");
 }
 
 fn parse(args: &[String]) -> Result<(Options, bool), String> {
@@ -134,14 +154,20 @@ fn keep(options: Options) -> Result<(), String> {
             "Postgres will not run as root: start postgres-keeper as the user that owns the data directory".into()
         );
     }
-    let listener = listen(&options.socket)?;
-    let socket = options.socket.clone();
+    process::children_can_be_seen(Path::new("/proc"))?;
+    let socket = &options.socket;
+    let listener = listen(socket)?;
+    // Before the first thread: threads inherit what is blocked, and their memory is not to be locked.
+    let signals = process::signal_fd().map_err(|e| format!("take signals: {e}"))?;
+    process::settle().map_err(|e| format!("become the parent of orphans: {e}"))?;
+    let log = log::to_stderr().map_err(|e| format!("start the log: {e}"))?;
     tracing::info!("postgres-keeper {} on {}", env!("CARGO_PKG_VERSION"), socket.display());
-    let kept = server::Keeper::new(options, listener).and_then(server::Keeper::run).map_err(|e| e.to_string());
-    if let Err(e) = fs::remove_file(&socket) {
+    let kept = server::Keeper::new(&options, listener, signals).and_then(server::Keeper::run);
+    if let Err(e) = fs::remove_file(socket) {
         tracing::warn!("remove {}: {e}", socket.display());
     }
-    kept
+    log.finish();
+    kept.map_err(|e| e.to_string())
 }
 
 fn listen(socket: &Path) -> Result<UnixListener, String> {

@@ -1,4 +1,5 @@
-//! The state field of `global/pg_control`: the only thing the keeper reads of a data directory.
+//! The state field of `global/pg_control`, and whether standby.signal is there: all that the keeper reads of a data
+//! directory.
 //!
 //! Layout since Postgres 9.4: system identifier (8 bytes), pg_control version (4), catalog version (4), state (4).
 
@@ -6,19 +7,14 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
-/// "Database cluster state", as far as the keeper distinguishes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ControlState {
-    /// In archive recovery, or shut down in it.
-    InRecovery,
-    /// Shutting down, or shut down.
-    ShuttingDown,
-    /// Anything else, unreadable included.
-    Other,
+use super::core::{ControlState, Facts};
+
+/// Looks. `at` is when the look began.
+pub(super) fn look(data_dir: &Path, at: u64) -> Facts {
+    Facts { at, control: state(data_dir), standby_signal: data_dir.join("standby.signal").exists() }
 }
 
-/// Reads the state.
-pub(super) fn state(data_dir: &Path) -> ControlState {
+fn state(data_dir: &Path) -> ControlState {
     let mut head = [0u8; 20];
     let read = File::open(data_dir.join("global/pg_control")).and_then(|mut f| f.read_exact(&mut head));
     if read.is_err() {

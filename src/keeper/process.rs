@@ -5,15 +5,17 @@
 
 #![allow(unsafe_code)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Seek as _, Write as _};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use super::core::End;
 use super::protocol::{Program, StopMode};
 
 /// Nanoseconds since boot, the machine's sleep included.
@@ -93,18 +95,20 @@ pub(super) fn next_signal(fd: &OwnedFd) -> Option<i32> {
 /// How a spawned process relates to the keeper.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// The postmaster: SIGQUIT when the keeper dies, output to ours. It and its children hold this lock open too: a keeper
-    /// that comes after a killed one finds the directory in use until the last backend is gone.
-    Postmaster(i32),
-    /// A program: SIGKILL when the keeper dies, output to pipes.
-    Program,
+    /// The postmaster: SIGQUIT when the keeper dies, output to ours.
+    Postmaster,
+    /// A program of this run: SIGKILL when the keeper dies, output to pipes.
+    Program(u64),
 }
 
-/// Marks programs we run (and their orphans), so that they are not taken for Postgres' own children.
+/// Marks programs we run (and their orphans) with their run, so that they are not taken for Postgres' own children.
 const RUN_MARK: &str = "POSTGRES_KEEPER_RUN";
 
 /// Starts a process in a session of its own. Must be called from the main thread: PDEATHSIG follows the thread.
-pub(super) fn spawn(program: &Program, kind: Kind) -> io::Result<Child> {
+///
+/// The process and its children hold the lock of the directory from here on, and nobody else does: it is free when the
+/// last of them is gone, also for a keeper that comes after a killed one.
+pub(super) fn spawn(program: &Program, kind: Kind, lock: Option<&DirLock>) -> io::Result<Child> {
     let (name, args) =
         program.argv.split_first().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "empty argv"))?;
     let mut command = Command::new(name);
@@ -122,16 +126,19 @@ pub(super) fn spawn(program: &Program, kind: Kind) -> io::Result<Child> {
         command.current_dir(cwd);
     }
     let death_signal = match kind {
-        Kind::Postmaster(_) => {
+        Kind::Postmaster => {
             command.stdin(Stdio::null());
             libc::SIGQUIT
         }
-        Kind::Program => {
-            command.env(RUN_MARK, "1").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Kind::Program(run) => {
+            let mut mark = String::new();
+            write!(mark, "{run}").map_err(io::Error::other)?;
+            command.env(RUN_MARK, mark).stdin(input(program)?).stdout(Stdio::piped()).stderr(Stdio::piped());
             libc::SIGKILL
         }
     };
     let parent = std::process::id();
+    let lock = lock.map(DirLock::fd);
     // SAFETY: the closure runs between fork and exec in a single-threaded child and calls only async-signal-safe
     // functions; `our_signals` works on the stack.
     unsafe {
@@ -140,17 +147,26 @@ pub(super) fn spawn(program: &Program, kind: Kind) -> io::Result<Child> {
             let set = our_signals();
             libc::sigprocmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut());
             libc::setpriority(libc::PRIO_PROCESS, 0, 0);
-            if let Kind::Postmaster(lock) = kind {
+            if let Some(lock) = lock {
                 libc::fcntl(lock, libc::F_SETFD, 0);
             }
             libc::prctl(libc::PR_SET_PDEATHSIG, death_signal, 0, 0, 0);
             if libc::getppid() as u32 != parent {
-                return Err(io::Error::other("the keeper died"));
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
             }
             Ok(())
         });
     }
     command.spawn()
+}
+
+/// What the program reads: from memory, so that a program that does not read makes nobody wait.
+fn input(program: &Program) -> io::Result<Stdio> {
+    let Some(text) = &program.stdin else { return Ok(Stdio::null()) };
+    let mut file = File::from(rustix::fs::memfd_create("stdin", rustix::fs::MemfdFlags::CLOEXEC)?);
+    file.write_all(text.as_bytes())?;
+    file.rewind()?;
+    Ok(file.into())
 }
 
 /// Starts a copy of ourselves that outlives the caller: a session of its own, and this process ends.
@@ -165,24 +181,6 @@ pub(super) fn detach(args: &[String]) -> io::Result<()> {
         });
     }
     command.spawn().map(|_child| ())
-}
-
-/// How a child ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
-    /// Exit code.
-    Code(i32),
-    /// Signal number.
-    Signal(i32),
-}
-
-impl std::fmt::Display for End {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            End::Code(code) => write!(f, "exit code {code}"),
-            End::Signal(signal) => write!(f, "killed by signal {signal}"),
-        }
-    }
 }
 
 /// Reaps one dead child, whoever it is.
@@ -230,6 +228,23 @@ pub(super) const CHILD: i32 = libc::SIGCHLD;
 /// SIGHUP, to the keeper itself: ignored.
 pub(super) const HANGUP: i32 = libc::SIGHUP;
 
+/// Can the children of a process be listed at all? Where they cannot (sandboxed runtimes, kernels without the file),
+/// "nothing is left of the dead postmaster" would be a guess.
+///
+/// # Errors
+/// One line for the person who chose the runtime.
+pub(super) fn children_can_be_seen(proc_dir: &Path) -> Result<(), String> {
+    let pid = std::process::id();
+    let path = proc_dir.join(format!("{pid}/task/{pid}/children"));
+    fs::read_to_string(&path).map(|_| ()).map_err(|e| {
+        format!(
+            "{}: {e}: this kernel or container runtime does not show the children of a process, so it cannot be known \
+             when a postmaster is dead; use a runtime with a Linux kernel of its own /proc (runc, crun, Kata)",
+            path.display()
+        )
+    })
+}
+
 /// The children of a process, threads included.
 fn children(pid: i32) -> Vec<i32> {
     let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
@@ -254,23 +269,35 @@ pub(super) fn descendants(pid: i32) -> BTreeSet<i32> {
     found
 }
 
-/// Our own children that are neither in `known` nor orphans of programs we ran: what a dead postmaster left, with all
-/// their descendants. Zombies count: they are gone only when reaped.
-pub(super) fn orphans(known: &BTreeSet<i32>) -> BTreeSet<i32> {
+/// Children of ours that we did not start: their parents are gone.
+#[derive(Debug, Default)]
+pub(super) struct Orphans {
+    /// What a dead postmaster left, with all descendants.
+    pub postgres: BTreeSet<i32>,
+    /// What programs left, by their run.
+    pub runs: BTreeMap<u64, BTreeSet<i32>>,
+}
+
+/// Our own children but those in `known`. Zombies count: they are gone only when reaped.
+pub(super) fn orphans(known: &BTreeSet<i32>) -> Orphans {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
-    let mut found = BTreeSet::new();
-    for child in children(own) {
-        if !known.contains(&child) && !marked(child) {
-            found.insert(child);
-            found.extend(descendants(child));
-        }
+    let mut found = Orphans::default();
+    for child in children(own).into_iter().filter(|child| !known.contains(child)) {
+        let of = match mark(child) {
+            Some(run) => found.runs.entry(run).or_default(),
+            None => &mut found.postgres,
+        };
+        of.insert(child);
+        of.extend(descendants(child));
     }
     found
 }
 
-fn marked(pid: i32) -> bool {
-    fs::read(format!("/proc/{pid}/environ"))
-        .is_ok_and(|env| env.split(|b| *b == 0).any(|var| var.starts_with(RUN_MARK.as_bytes())))
+/// The run that a process belongs to.
+fn mark(pid: i32) -> Option<u64> {
+    let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let value = environ.split(|b| *b == 0).find_map(|var| var.strip_prefix(RUN_MARK.as_bytes())?.strip_prefix(b"="))?;
+    std::str::from_utf8(value).ok()?.parse().ok()
 }
 
 /// The lock of a data directory, held as long as the file is open (OFD locks belong to the open file, and see through
@@ -281,18 +308,20 @@ pub(super) struct DirLock {
 }
 
 impl DirLock {
-    /// The descriptor, for a child that is to hold the lock too.
-    pub fn fd(&self) -> i32 {
+    fn fd(&self) -> i32 {
         self.file.as_raw_fd()
     }
 
     /// Locks `PGDATA/PG_VERSION`; `Ok(None)` when there is no such file yet.
-    pub fn take(data_dir: &Path) -> io::Result<Option<DirLock>> {
+    ///
+    /// # Errors
+    /// One line: somebody holds it, or the file system cannot lock.
+    pub fn take(data_dir: &Path) -> Result<Option<DirLock>, String> {
         let path = data_dir.join("PG_VERSION");
         let file = match OpenOptions::new().read(true).write(true).open(&path) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(e),
+            Err(e) => return Err(format!("open {}: {e}", path.display())),
         };
         // SAFETY: flock is plain data; zero is a valid value for every field (l_pid must be 0 for OFD locks).
         let mut lock: libc::flock = unsafe { std::mem::zeroed() };
@@ -300,8 +329,41 @@ impl DirLock {
         lock.l_whence = libc::SEEK_SET as libc::c_short;
         // SAFETY: the descriptor is open and `lock` outlives the call.
         if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) } != 0 {
-            return Err(io::Error::last_os_error());
+            return Err(not_locked(data_dir, &io::Error::last_os_error()));
         }
         Ok(Some(DirLock { file }))
+    }
+}
+
+/// A lock that somebody holds and a file system without locks call for different people.
+fn not_locked(data_dir: &Path, e: &io::Error) -> String {
+    match e.raw_os_error() {
+        Some(libc::EAGAIN | libc::EACCES) => format!("{} is in use by another keeper: {e}", data_dir.display()),
+        Some(_) | None => format!(
+            "{} cannot be locked: {e}: its file system has no working locks (NFS without lockd, for instance), so a \
+             second pod on the same volume could not be kept out",
+            data_dir.display()
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_system_without_locks_is_not_another_keeper() {
+        let said = |errno| not_locked(Path::new("/data"), &io::Error::from_raw_os_error(errno));
+        assert!(said(libc::EAGAIN).contains("in use by another keeper"));
+        for errno in [libc::ENOLCK, libc::EOPNOTSUPP, libc::EIO] {
+            assert!(said(errno).contains("no working locks"), "{}", said(errno));
+        }
+    }
+
+    #[test]
+    fn a_runtime_that_does_not_show_children_is_refused() {
+        assert_eq!(children_can_be_seen(Path::new("/proc")), Ok(()));
+        let why = children_can_be_seen(Path::new("/nonexistent")).unwrap_err();
+        assert!(why.contains("does not show the children"), "{why}");
     }
 }

@@ -1,4 +1,4 @@
-//! The words between sidecar and keeper: length-prefixed JSON over a Unix socket (design §7).
+//! The words between sidecar and keeper: length-prefixed JSON over a Unix socket.
 //!
 //! A frame is a big-endian u32 length and that many bytes of JSON. Instants are CLOCK_BOOTTIME in nanoseconds: both
 //! containers of a pod share the kernel's clock, and `hello` compares the boot id to be sure. [`PROTOCOL`] ± 1 is
@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// Version of this protocol.
-pub const PROTOCOL: u32 = 1;
+/// Version of this protocol. 2: kinds of programs, living programs and the next run id in the state, classes of refusals.
+pub const PROTOCOL: u32 = 2;
 /// The largest frame: a note of 64 KiB and the output of a script fit many times.
 pub const FRAME_MAX: usize = 1 << 20;
 /// The largest note.
@@ -17,7 +17,7 @@ pub const NOTE_MAX: usize = 64 << 10;
 /// A Unix socket path ends at 107 bytes; the rest is for temporary names.
 pub const SOCKET_PATH_MAX: usize = 100;
 
-/// What may run (design §7 "Permissions").
+/// What may run. It covers one postmaster at a time, is replaced only by newer evidence, and is never kept on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Permission {
@@ -71,10 +71,47 @@ pub enum StopMode {
     Kill,
 }
 
+/// What a program is for: what may run beside it, and what becomes of it when a newer session opens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Tells the outside about a change of role; outlives the session that asked for it.
+    Callback,
+    /// pg_rewind: stopped in the middle it leaves a directory that cannot be used, so a newer session adopts it.
+    Rewind,
+    /// A restore from a backup: adopted, as it may have run for hours.
+    Restore,
+    /// Fills an empty data directory (initdb, pg_basebackup); ended by a newer session.
+    Fill,
+    /// Removes directories: `argv` is the list of them, the program is the keeper's own `remove`. Ended by a newer session.
+    Removal,
+    /// Anything else (scripts, single-user recovery); ended by a newer session.
+    #[default]
+    Tool,
+}
+
+impl Kind {
+    /// It changes a data directory: never beside a postmaster, never two at a time.
+    pub fn changes_data(self) -> bool {
+        match self {
+            Kind::Rewind | Kind::Restore | Kind::Fill | Kind::Removal => true,
+            Kind::Callback | Kind::Tool => false,
+        }
+    }
+
+    /// A newer session finds it running instead of having it ended.
+    pub fn outlives_its_session(self) -> bool {
+        match self {
+            Kind::Callback | Kind::Rewind | Kind::Restore => true,
+            Kind::Fill | Kind::Removal | Kind::Tool => false,
+        }
+    }
+}
+
 /// A program to run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Program {
-    /// Program and arguments.
+    /// Program and arguments; of a removal: the directories.
     pub argv: Vec<String>,
     /// Variables added to the keeper's own environment (from which PATRONI_*, KUBERNETES_* and NOTIFY_SOCKET are removed).
     #[serde(default)]
@@ -152,8 +189,12 @@ pub enum Ask {
     Reload,
     /// Starts a program. `output` and `finished` follow.
     Run {
-        /// Chosen by the client, unique in its session.
+        /// Chosen by the client: at least [`State::next_run`], and greater than any it used. Never used twice in the
+        /// life of a keeper, whatever became of the request.
         run: u64,
+        /// What it is for.
+        #[serde(default)]
+        kind: Kind,
         /// What.
         program: Program,
     },
@@ -195,7 +236,26 @@ pub enum Answer {
     Refused {
         /// Why, one line.
         why: String,
+        /// What the client does next.
+        #[serde(default)]
+        class: Refusal,
     },
+}
+
+/// Why something was not done, by what the client does next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    /// A postmaster lives, or is not dead yet: ask for the state, and take what it says as the truth.
+    Running,
+    /// A program is still at work, or not dead yet: try again.
+    Busy,
+    /// The permission does not cover it: permit first, with newer evidence.
+    NotPermitted,
+    /// Anything else: tell a person.
+    #[default]
+    #[serde(other)]
+    Other,
 }
 
 /// The keeper's state.
@@ -221,6 +281,23 @@ pub struct State {
     /// SIGTERM came: the keeper waits for the hand-over.
     #[serde(default)]
     pub terminating: bool,
+    /// The programs that live.
+    #[serde(default)]
+    pub programs: Vec<Living>,
+    /// The smallest run id that was never used.
+    #[serde(default)]
+    pub next_run: u64,
+}
+
+/// A program that lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Living {
+    /// Which.
+    pub run: u64,
+    /// What it is for.
+    pub kind: Kind,
+    /// It was killed, and something of it is not reaped yet.
+    pub ending: bool,
 }
 
 /// A running postmaster.

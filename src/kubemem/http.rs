@@ -1,11 +1,11 @@
 //! Connections, authentication, routes.
 //!
 //! A request goes: fault switches → token → route → rules → fault rules → the store → latency → the reply (or not).
-use super::calls::Call;
+use super::call::{Call, Verb, decode};
 use super::faults::{Client, Switches};
-use super::kinds::Kind;
+use super::run::run;
 use super::status::Status;
-use super::{Shared, discovery, lock};
+use super::{Shared, discovery, lock, watch};
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited};
@@ -16,7 +16,6 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::io::{Error, ErrorKind};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -152,97 +151,15 @@ fn split_token(path: &str) -> (&str, &str) {
     rest.split_at(end)
 }
 
-/// What a URL under `/api` or `/apis` names.
-pub(crate) struct Target {
-    pub kind: &'static Kind,
-    pub namespace: String,
-    pub name: String,
-    pub status: bool,
-}
-
-fn target(segments: &[&str]) -> Option<Target> {
-    let (group, rest) = match segments {
-        ["api", "v1", rest @ ..] => ("", rest),
-        ["apis", group, "v1", rest @ ..] => (*group, rest),
-        _ => return None,
-    };
-    let (namespace, plural, rest) = match rest {
-        ["namespaces", namespace, plural, rest @ ..] if *plural != "status" => (*namespace, *plural, rest),
-        [plural, rest @ ..] => ("", *plural, rest),
-        [] => return None,
-    };
-    let kind = Kind::find(group, plural)?;
-    let (name, status) = match rest {
-        [] => ("", false),
-        [name] => (*name, false),
-        [name, "status"] if kind.status => (*name, true),
-        _ => return None,
-    };
-    let misplaced =
-        (kind.namespaced && namespace.is_empty() && !name.is_empty()) || (!kind.namespaced && !namespace.is_empty());
-    let target = Target { kind, namespace: namespace.to_owned(), name: name.to_owned(), status };
-    (!misplaced).then_some(target)
-}
-
-pub(crate) type Parameters = BTreeMap<String, String>;
-
-pub(crate) fn is_true(parameters: &Parameters, key: &str) -> bool {
-    parameters.get(key).is_some_and(|value| !matches!(value.as_str(), "false" | "0" | ""))
-}
-
-pub(crate) fn text<'a>(parameters: &'a Parameters, key: &str) -> &'a str {
-    parameters.get(key).map_or("", String::as_str)
-}
-
-fn parse_query(query: &str) -> Parameters {
-    let pairs = query.split('&').filter(|pair| !pair.is_empty());
-    pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(|(k, v)| (decode(k), decode(v))).collect()
-}
-
-fn decode(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let hex = text.get(at + 1..at + 3).and_then(|hex| u8::from_str_radix(hex, 16).ok());
-        match (bytes[at], hex) {
-            (b'%', Some(byte)) => {
-                out.push(byte);
-                at += 3;
-                continue;
-            }
-            (b'+', _) => out.push(b' '),
-            (byte, _) => out.push(byte),
-        }
-        at += 1;
-    }
-    String::from_utf8_lossy(&out).into_owned()
-}
-
-fn verb(method: &Method, target: &Target, watching: bool) -> Result<&'static str, Status> {
-    let one = !target.name.is_empty();
-    match (method.as_str(), one) {
-        ("GET", _) if watching => Ok("watch"),
-        ("GET", true) => Ok("get"),
-        ("GET", false) => Ok("list"),
-        ("POST", false) => Ok("create"),
-        ("PUT", true) => Ok("update"),
-        ("PATCH", true) => Ok("patch"),
-        ("DELETE", true) if !target.status => Ok("delete"),
-        ("DELETE", false) => Ok("deletecollection"),
-        _ => Err(Status::method_not_allowed()),
-    }
-}
-
 /// 401 for a token nobody has, 403 for what its owner may not do.
-fn authorize(shared: &Shared, client: &Client, verb: &str, target: &Target) -> Result<(), Status> {
+fn authorize(shared: &Shared, client: &Client, call: &Call) -> Result<(), Status> {
+    let (verb, target) = (call.verb().word(), &call.target);
     let users = lock(&shared.users);
     let user = users.get(&client.token).ok_or_else(Status::unauthorized)?;
     let Some(rules) = &user.rules else {
         return Ok(());
     };
-    let slash = if target.status { "/status" } else { "" };
-    let resource = format!("{}{slash}", target.kind.plural);
+    let resource = call.resource();
     let allowed = |(v, r): &(String, String)| (v == "*" || v == verb) && (r == "*" || *r == resource);
     if rules.iter().any(allowed) {
         return Ok(());
@@ -276,23 +193,21 @@ async fn route(request: Request<Incoming>, shared: &Arc<Shared>, client: Client)
             Err(Status::method_not_allowed())
         };
     }
-    let target = target(&segments).ok_or_else(Status::no_such_path)?;
-    let parameters = parse_query(request.uri().query().unwrap_or(""));
-    let verb = verb(request.method(), &target, is_true(&parameters, "watch"))?;
-    *lock(&shared.counts).entry((verb.to_owned(), target.kind.plural.to_owned())).or_default() += 1;
-    authorize(shared, &client, verb, &target)?;
-    let content_type = request.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("").to_owned();
-    let call = Call { shared: Arc::clone(shared), target, parameters, content_type, client };
-    match verb {
-        "watch" => call.watch(),
-        "get" => call.get(),
-        "list" => call.list(),
-        "create" => call.create(read_body(request).await?),
-        "update" => call.update(read_body(request).await?),
-        "patch" => call.patch(read_body(request).await?),
-        "delete" => call.delete(read_body(request).await?),
-        _ => call.delete_collection(),
+    let mut call = Call::route(request.method().as_str(), &path, request.uri().query().unwrap_or(""))?;
+    let counted = (call.verb().word().to_owned(), call.target.kind.plural.to_owned());
+    *lock(&shared.counts).entry(counted).or_default() += 1;
+    authorize(shared, &client, &call)?;
+    match call.verb() {
+        Verb::Watch => return watch::response(shared, &call, client),
+        Verb::Get | Verb::List | Verb::DeleteCollection => {}
+        Verb::Create | Verb::Update | Verb::Patch | Verb::Delete => {
+            let content_type = request.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
+            let content_type = content_type.to_owned();
+            call.read_body(&content_type, &read_body(request).await?)?;
+        }
     }
+    let answer = run(&shared.store, &call);
+    Ok(reply(answer.status, &answer.body))
 }
 
 async fn read_body(request: Request<Incoming>) -> Result<Bytes, Status> {

@@ -6,24 +6,35 @@
 //! bookmarks, 410 after compaction, and the real server's words in every refusal. `tests/kube_api.rs` holds it
 //! and a real kube-apiserver to the same test body.
 //!
-//! Reading order: `kinds` (what is served) → `store` (the objects and their history) → `watch` → `http`
-//! (routes, authentication) → `calls` (the verbs) → `faults` (how it is made to misbehave). It imports nothing of ours and
-//! deliberately does not run controllers, schedule pods, keep data on disk, or speak TLS, protobuf or server-side apply.
-mod calls;
+//! Below HTTP nothing waits: [`run`] makes a [`Call`] on a [`Store`] and returns the [`Answer`], a [`Cursor`] is a watch that
+//! is asked for its next event, and [`Sources`] say what time it is and which UIDs come next. A simulation drives these;
+//! the server is a layer around them.
+//!
+//! Reading order: `kinds` (what is served) → `store` (the objects and their history), `sources` → `call`, `run` (the
+//! verbs) → `cursor` → `http` (routes, authentication), `watch` (its stream) → `faults` (how it is made to misbehave). It
+//! imports nothing of ours and deliberately does not run controllers, schedule pods, keep data on disk, or speak TLS, protobuf or server-side apply.
+mod call;
+mod cursor;
 mod discovery;
 mod faults;
 mod http;
 mod kinds;
 mod patch;
+mod run;
 mod select;
+mod sources;
 mod status;
 mod store;
 mod validate;
 mod watch;
 
+pub use call::{Call, Verb};
+pub use cursor::Cursor;
 pub use faults::{FaultRule, Faults};
+pub use run::{Answer, run};
+pub use sources::Sources;
 pub use status::Status;
-pub use store::Store;
+pub use store::{Snapshot, Store};
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -31,6 +42,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+
+/// Between two looks at grace periods when nothing is written: the wall clock may be set meanwhile.
+const REAP_PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// How a server is started.
 #[derive(Debug, Clone)]
@@ -81,7 +95,7 @@ pub(crate) struct Shared {
 }
 
 /// A poisoned lock means a panic elsewhere; the maps behind it are still whole.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -91,6 +105,7 @@ pub struct Server {
     shared: Arc<Shared>,
     token: String,
     accept: JoinHandle<()>,
+    reap: JoinHandle<()>,
 }
 
 impl Server {
@@ -98,10 +113,11 @@ impl Server {
     pub async fn start(options: Options) -> std::io::Result<Server> {
         let listener = TcpListener::bind(options.bind).await?;
         let address = listener.local_addr()?;
-        let token = options.token.unwrap_or_else(store::new_uid);
+        let sources = Sources::default();
+        let token = options.token.unwrap_or_else(|| sources.uid());
         let admin = User { name: "admin".to_owned(), rules: None };
         let shared = Arc::new(Shared {
-            store: Store::new(options.history, options.loopback_addresses),
+            store: Store::new(options.history, options.loopback_addresses, sources),
             faults: Faults::new(),
             users: Mutex::new(BTreeMap::from([(token.clone(), admin)])),
             counts: Mutex::new(BTreeMap::new()),
@@ -109,7 +125,8 @@ impl Server {
             address,
         });
         let accept = tokio::spawn(http::accept(listener, Arc::clone(&shared)));
-        Ok(Server { shared, token, accept })
+        let reap = tokio::spawn(reap(shared.store.clone()));
+        Ok(Server { shared, token, accept, reap })
     }
 
     /// Where it listens.
@@ -187,9 +204,23 @@ impl Server {
     }
 }
 
+/// Removes pods when the grace periods they were given are over, until the task is aborted.
+async fn reap(store: Store) {
+    let mut changes = store.changes();
+    loop {
+        changes.borrow_and_update();
+        let pause = store.expire(store.now()).map_or(REAP_PAUSE_MAX, |due| due.saturating_sub(store.now()));
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(pause.min(REAP_PAUSE_MAX)) => {}
+        }
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         self.accept.abort();
+        self.reap.abort();
         self.shared.faults.down(true);
     }
 }

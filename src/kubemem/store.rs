@@ -6,6 +6,7 @@
 use super::kinds::Kind;
 use super::patch::merge;
 use super::select::Selector;
+use super::sources::{Sources, stamp};
 use super::status::Status;
 use super::{lock, validate};
 use serde_json::{Value, json};
@@ -37,6 +38,24 @@ struct Inner {
     compacted: u64,
     objects: BTreeMap<&'static str, BTreeMap<Key, Arc<Value>>>,
     history: VecDeque<Change>,
+    /// Objects whose grace period runs.
+    dying: Vec<Dying>,
+}
+
+/// An object that is removed at `due`, since 1970, if it is still the one with this UID.
+#[derive(Debug, Clone)]
+struct Dying {
+    due: Duration,
+    kind: &'static Kind,
+    key: Key,
+    uid: String,
+}
+
+/// A copy of all objects, for [`Store::restore`].
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    version: u64,
+    objects: BTreeMap<&'static str, BTreeMap<Key, Arc<Value>>>,
 }
 
 /// Which part of an object a write may touch.
@@ -85,20 +104,9 @@ pub(crate) struct Query<'a> {
 pub struct Store {
     inner: Arc<Mutex<Inner>>,
     latest: watch::Sender<u64>,
+    sources: Sources,
     limit: usize,
     loopback: bool,
-}
-
-/// A random UUID (version 4).
-pub(crate) fn new_uid() -> String {
-    let bits: u128 = rand::random();
-    let bits = (bits & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
-    let hex = format!("{bits:032x}");
-    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
-}
-
-fn now() -> Value {
-    json!(jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
 }
 
 fn version_of(object: &Value) -> &str {
@@ -127,15 +135,24 @@ impl Inner {
 }
 
 impl Store {
-    pub(crate) fn new(limit: usize, loopback: bool) -> Self {
+    /// An empty store with the namespaces `default` and `kube-system`. It keeps the last `history` changes for watches
+    /// and paged lists, and refuses loopback addresses in Endpoints, as a real server does, unless
+    /// `loopback_addresses`.
+    pub fn new(history: usize, loopback_addresses: bool, sources: Sources) -> Self {
         let inner = Inner {
             version: FIRST_VERSION,
             compacted: FIRST_VERSION,
             objects: BTreeMap::new(),
             history: VecDeque::new(),
+            dying: Vec::new(),
         };
-        let store =
-            Self { inner: Arc::new(Mutex::new(inner)), latest: watch::Sender::new(FIRST_VERSION), limit, loopback };
+        let store = Self {
+            inner: Arc::new(Mutex::new(inner)),
+            latest: watch::Sender::new(FIRST_VERSION),
+            sources,
+            limit: history,
+            loopback: loopback_addresses,
+        };
         for name in ["default", "kube-system"] {
             let created =
                 store.create("namespaces", "", json!({"metadata": {"name": name}, "status": {"phase": "Active"}}));
@@ -196,10 +213,53 @@ impl Store {
         self.latest.subscribe()
     }
 
-    pub(crate) fn compact(&self) {
+    /// Forgets all history: every older resourceVersion answers 410 Expired from here on.
+    pub fn compact(&self) {
         let mut inner = lock(&self.inner);
         inner.history.clear();
         inner.compacted = inner.version;
+    }
+
+    /// All objects as they stand, and the version they stand at.
+    pub fn snapshot(&self) -> Snapshot {
+        let inner = lock(&self.inner);
+        Snapshot { version: inner.version, objects: inner.objects.clone() }
+    }
+
+    /// Goes back to a snapshot, as somebody who restores etcd from a backup does: resourceVersions count on from the
+    /// snapshot's, so that those of the lost writes are given out a second time; the history is gone. A watch from a
+    /// lost version hears nothing until the counter has passed it, as with a real server. Open watches stay open:
+    /// cut them too, since a restore goes with a restart.
+    pub fn restore(&self, snapshot: &Snapshot) {
+        let mut inner = lock(&self.inner);
+        inner.version = snapshot.version;
+        inner.compacted = snapshot.version;
+        inner.objects = snapshot.objects.clone();
+        inner.history.clear();
+        inner.dying.clear();
+        self.announce(&inner);
+    }
+
+    /// Stands in for the kubelet: removes every object whose grace period is over at `now` (since 1970). Returns when
+    /// the next one ends.
+    pub fn expire(&self, now: Duration) -> Option<Duration> {
+        let due: Vec<Dying> = {
+            let mut inner = lock(&self.inner);
+            let (due, later) = inner.dying.drain(..).partition(|dying| dying.due <= now);
+            inner.dying = later;
+            due
+        };
+        for Dying { kind, key, uid, .. } in due {
+            let options = DeleteOptions { uid: Some(uid), grace: Some(0), version: None };
+            // Not found or another uid: somebody removed the object earlier, as they may.
+            drop(self.remove(kind, &key.0, &key.1, &options));
+        }
+        lock(&self.inner).dying.iter().map(|dying| dying.due).min()
+    }
+
+    /// The time of this store's wall clock, since 1970.
+    pub fn now(&self) -> Duration {
+        self.sources.now()
     }
 
     fn announce(&self, inner: &Inner) {
@@ -230,11 +290,11 @@ impl Store {
         if metadata["name"].as_str().unwrap_or("").is_empty()
             && let Some(prefix) = metadata["generateName"].as_str()
         {
-            let suffix = &new_uid()[..5];
+            let suffix = &self.sources.uid()[..5];
             metadata["name"] = json!(format!("{prefix}{suffix}"));
         }
-        metadata["uid"] = json!(new_uid());
-        metadata["creationTimestamp"] = now();
+        metadata["uid"] = json!(self.sources.uid());
+        metadata["creationTimestamp"] = stamp(self.sources.now());
         if let Some(map) = metadata.as_object_mut() {
             map.shift_remove("deletionTimestamp");
             map.shift_remove("deletionGracePeriodSeconds");
@@ -343,9 +403,14 @@ impl Store {
             return Ok((old, false));
         }
         let mut marked = (*old).clone();
-        let end = jiff::Timestamp::now() + Duration::from_secs(grace);
-        marked["metadata"]["deletionTimestamp"] = json!(end.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+        let due = self.sources.now() + Duration::from_secs(grace);
+        marked["metadata"]["deletionTimestamp"] = stamp(due);
         marked["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
+        if grace > 0 {
+            let uid = metadata["uid"].as_str().unwrap_or("").to_owned();
+            inner.dying.retain(|dying| dying.uid != uid);
+            inner.dying.push(Dying { due, kind, key: key.clone(), uid });
+        }
         let marked = inner.commit(kind, key, marked, false, self.limit);
         self.announce(&inner);
         Ok((marked, false))

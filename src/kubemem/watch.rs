@@ -1,42 +1,63 @@
-//! A watch: a position in the history, turned into a stream of events.
+//! The stream of a watch: a cursor, asked again after every write.
 //!
-//! The stream reads the history from its position, sends what its selector sees, moves the position and sleeps
-//! until the next write. It ends at its timeout, with an ERROR event when its position is compacted away, or broken off when a
-//! fault cuts it.
+//! It sends what the cursor shows and sleeps until the next write. It ends at its timeout, with the cursor, or broken off
+//! when a fault cuts it.
+use super::Shared;
+use super::call::Call;
+use super::cursor::Cursor;
 use super::faults::{Client, Switches};
-use super::kinds::Kind;
-use super::select::Selector;
-use super::store::{Change, Store};
+use super::http::Body;
+use super::status::Status;
+use super::store::Store;
 use bytes::Bytes;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::Response;
 use hyper::body::Frame;
-use serde_json::{Value, json};
-use std::collections::VecDeque;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use serde_json::Value;
 use std::io::{Error, ErrorKind};
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// An open watch.
-pub(crate) struct Watch {
-    pub kind: &'static Kind,
-    pub namespace: String,
-    pub selector: Selector,
-    /// Everything up to here was sent.
-    pub position: u64,
-    /// Where it began. A bookmark that says no more than that is not sent.
-    pub start: u64,
-    /// Events to send before looking at the history.
-    pub queue: VecDeque<Value>,
-    pub bookmarks: Option<Duration>,
-    pub next_bookmark: Instant,
-    pub deadline: Instant,
-    pub finished: bool,
-    pub store: Store,
-    pub latest: watch::Receiver<u64>,
-    pub switches: watch::Receiver<Switches>,
-    pub client: Client,
-    pub cuts: u64,
+/// A watch without timeoutSeconds ends after this long (the real server: 30 to 60 minutes).
+const WATCH_MAX: Duration = Duration::from_secs(2700);
+
+/// An open stream.
+struct Stream {
+    cursor: Cursor,
+    bookmark_interval: Duration,
+    next_bookmark: Instant,
+    deadline: Instant,
+    store: Store,
+    latest: watch::Receiver<u64>,
+    switches: watch::Receiver<Switches>,
+    client: Client,
+    cuts: u64,
+}
+
+/// The answer to a watch.
+pub(crate) fn response(shared: &Shared, call: &Call, client: Client) -> Result<Response<Body>, Status> {
+    let store = shared.store.clone();
+    let latest = store.changes();
+    let switches = shared.faults.switches();
+    let cuts = switches.borrow().cuts(&client);
+    let timeout = call.number("timeoutSeconds")?.and_then(|s| u64::try_from(s).ok()).filter(|s| *s > 0);
+    let stream = Stream {
+        cursor: Cursor::open(&store, call)?,
+        bookmark_interval: shared.bookmark_interval,
+        next_bookmark: Instant::now() + shared.bookmark_interval,
+        deadline: Instant::now() + timeout.map_or(WATCH_MAX, Duration::from_secs).min(WATCH_MAX),
+        store,
+        latest,
+        switches,
+        client,
+        cuts,
+    };
+    let frames = futures::stream::unfold(stream, next);
+    let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
 }
 
 /// One event as it goes over the wire: a JSON object and a newline.
@@ -44,108 +65,49 @@ fn line(event: &Value) -> Frame<Bytes> {
     Frame::data(Bytes::from(format!("{event}\n")))
 }
 
-/// An event of this type.
-pub(crate) fn event(kind: &str, object: &Value) -> Value {
-    json!({"type": kind, "object": object})
-}
-
-/// The next frame of the stream and the watch to ask again; `None` at the end.
-pub(crate) async fn next(mut watch: Watch) -> Option<(Result<Frame<Bytes>, Error>, Watch)> {
+/// The next frame and the stream to ask again; `None` at the end.
+async fn next(mut stream: Stream) -> Option<(Result<Frame<Bytes>, Error>, Stream)> {
     loop {
         let (hangs, cuts) = {
-            let switches = watch.switches.borrow_and_update();
-            (switches.hangs(&watch.client), switches.cuts(&watch.client))
+            let switches = stream.switches.borrow_and_update();
+            (switches.hangs(&stream.client), switches.cuts(&stream.client))
         };
-        if cuts != watch.cuts {
-            watch.cuts = cuts;
-            return Some((Err(Error::new(ErrorKind::ConnectionReset, "the watch was cut")), watch));
+        if cuts != stream.cuts {
+            stream.cuts = cuts;
+            return Some((Err(Error::new(ErrorKind::ConnectionReset, "the watch was cut")), stream));
         }
         if hangs {
-            watch.switches.changed().await.ok()?;
+            stream.switches.changed().await.ok()?;
             continue;
         }
-        if let Some(event) = watch.queue.pop_front() {
-            return Some((Ok(line(&event)), watch));
+        stream.latest.borrow_and_update();
+        if let Some(event) = stream.cursor.next(&stream.store) {
+            return Some((Ok(line(&event)), stream));
         }
-        if watch.finished {
+        if stream.cursor.is_over() || Instant::now() >= stream.deadline {
             return None;
         }
-        watch.latest.borrow_and_update();
-        watch.read_history();
-        if !watch.queue.is_empty() {
-            continue;
+        if let Some(event) = stream.sleep().await? {
+            return Some((Ok(line(&event)), stream));
         }
-        watch.sleep().await?;
     }
 }
 
-impl Watch {
-    fn read_history(&mut self) {
-        match self.store.changes_after(self.kind, self.position) {
-            Err(expired) => {
-                self.queue.push_back(event("ERROR", &expired.to_value()));
-                self.finished = true;
-            }
-            Ok((changes, position)) => {
-                self.position = position;
-                let seen: Vec<Value> = changes.iter().filter_map(|change| self.see(change)).collect();
-                self.queue.extend(seen);
-            }
-        }
-    }
-
-    /// What this watch sees of a change: an object that leaves the selector is deleted, one that enters is added.
-    fn see(&self, change: &Change) -> Option<Value> {
-        if !self.namespace.is_empty() && self.namespace != change.key.0 {
-            return None;
-        }
-        let before = change.before.as_deref().filter(|object| self.selector.matches(object));
-        let after = Some(&*change.after).filter(|object| !change.deleted && self.selector.matches(object));
-        match (before, after) {
-            (None, None) => None,
-            (None, Some(after)) => Some(event("ADDED", after)),
-            (Some(_), Some(after)) => Some(event("MODIFIED", after)),
-            (Some(before), None) => {
-                let mut last = before.clone();
-                last["metadata"]["resourceVersion"] = json!(change.version.to_string());
-                Some(event("DELETED", &last))
-            }
-        }
-    }
-
-    fn bookmark(&self) -> Value {
-        let metadata = json!({"resourceVersion": self.position.to_string(), "creationTimestamp": null});
-        event("BOOKMARK", &json!({"kind": self.kind.kind, "apiVersion": self.kind.api_version(), "metadata": metadata}))
-    }
-
-    /// Waits for a write, a switch, a bookmark's turn or the end. `None` when the server is gone.
-    async fn sleep(&mut self) -> Option<()> {
-        let wake = if self.bookmarks.is_some() { self.deadline.min(self.next_bookmark) } else { self.deadline };
+impl Stream {
+    /// Waits for a write, a switch, a bookmark's turn (it is returned) or the end. `None` when the server is gone.
+    async fn sleep(&mut self) -> Option<Option<Value>> {
+        let bookmarks = self.cursor.wants_bookmarks();
+        let wake = if bookmarks { self.deadline.min(self.next_bookmark) } else { self.deadline };
         tokio::select! {
             changed = self.latest.changed() => changed.ok()?,
             changed = self.switches.changed() => changed.ok()?,
             () = tokio::time::sleep_until(wake) => {
-                if let Some(interval) = self.bookmarks {
-                    if self.position > self.start {
-                        self.queue.push_back(self.bookmark());
-                    }
-                    self.next_bookmark = Instant::now() + interval;
+                if bookmarks && Instant::now() >= self.next_bookmark {
+                    self.next_bookmark = Instant::now() + self.bookmark_interval;
+                    return Some(self.cursor.bookmark());
                 }
-                self.finished = Instant::now() >= self.deadline;
             }
         }
-        Some(())
-    }
-
-    /// Fills the queue with what stands, for a watch without a resourceVersion.
-    pub(crate) fn start_with(&mut self, items: &[Arc<Value>], version: u64) {
-        self.queue.extend(items.iter().map(|item| event("ADDED", item)));
-        self.start_at(version);
-    }
-
-    /// Begins after a version the client has seen.
-    pub(crate) fn start_at(&mut self, version: u64) {
-        self.position = version;
-        self.start = version;
+        Some(None)
     }
 }

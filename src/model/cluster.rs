@@ -1,4 +1,4 @@
-//! The cluster as the store shows it, in one consistent view (kubernetes-objects §1).
+//! The cluster as the store shows it, in one consistent view.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,7 +15,7 @@ impl fmt::Display for Version {
     }
 }
 
-/// `patroni.holder`: who exactly holds the lease (design §4). Valid only while its two times equal the record's.
+/// `patroni.holder`: who exactly holds the lease. Valid only while its two times equal the record's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HolderMark {
     /// UID of the holder's pod.
@@ -57,6 +57,21 @@ pub struct LeaderRecord {
 }
 
 impl LeaderRecord {
+    /// With nothing but the lease.
+    pub fn of(version: Version, lease: LeaseRecord) -> LeaderRecord {
+        LeaderRecord {
+            version,
+            lease,
+            holder: None,
+            optime: None,
+            slots: BTreeMap::new(),
+            retain_slots: Vec::new(),
+            failsafe: None,
+            addresses: Vec::new(),
+            released: None,
+            claim: None,
+        }
+    }
     /// The number that the promotion of the acquisition that stands will take, or has taken.
     pub fn claimed_timeline(&self) -> Option<Timeline> {
         self.claim
@@ -96,7 +111,7 @@ impl LeaderRecord {
     }
 }
 
-/// The `initialize` key. `""` and absent mean different things (kubernetes-objects §1.1).
+/// The `initialize` key. `""` and absent mean different things.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Initialize {
     /// Never initialized, or cancelled.
@@ -109,7 +124,7 @@ pub enum Initialize {
 }
 
 impl Initialize {
-    /// The system identifier if it is valid: at least 10 characters, all digits (ha-decisions §5).
+    /// The system identifier if it is valid: at least 10 characters, all digits.
     pub fn system_id(&self) -> Option<&str> {
         match self {
             Initialize::Value(v) if v.len() >= 10 && v.bytes().all(|b| b.is_ascii_digit()) => Some(v),
@@ -118,7 +133,7 @@ impl Initialize {
     }
 }
 
-/// `patroni.initializer`: which incarnation is bootstrapping (design §4).
+/// `patroni.initializer`: which incarnation is bootstrapping.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Initializer {
     /// UID of its pod.
@@ -151,7 +166,7 @@ pub struct HistoryRow {
     pub new_leader: Option<String>,
 }
 
-/// The failover request object (kubernetes-objects §1.1): `leader` present = switchover, absent = failover.
+/// The failover request object: `leader` present = switchover, absent = failover.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FailoverRequest {
     /// For conditional writes.
@@ -210,7 +225,7 @@ impl Cluster {
     pub fn request(&self) -> Option<&FailoverRequest> {
         self.failover.as_ref().filter(|f| f.is_present())
     }
-    /// The timeline the history speaks for: last row + 1; 1 without rows; 0 without a config object (kubernetes-objects §1.1).
+    /// The timeline the history speaks for: last row + 1; 1 without rows; 0 without a config object.
     pub fn timeline(&self) -> Timeline {
         match (&self.config, &self.history) {
             (None, _) => Timeline(0),

@@ -1,6 +1,6 @@
 //! The answer of `decide`: one reason, the actions in order, and when to look again at the latest.
 //!
-//! An action carries every detail; the executor chooses nothing (style §6). Lease and store writes and long tasks are
+//! An action carries every detail; the executor chooses nothing. Lease and store writes and long tasks are
 //! *begun* by the executor and show up in `Local` (`lease_write`, `store_write`, `task`, `asking`) until their outcome
 //! is there, so that one look never begins a second one.
 
@@ -8,12 +8,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::local::Handover;
-use super::{BootInstant, Cluster, DataDir, HistoryRow, LeaseRecord, Lsn, MemberName, Version};
+use super::{BootInstant, Cluster, DataDir, HistoryRow, LeaseRecord, MemberName, Shutdown, Timeline, Version};
 
-/// What the keeper may let run (design §7).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What the keeper may let run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Permission {
     /// No writer.
+    #[default]
     None,
     /// One writer, until these instants.
     Writer {
@@ -35,7 +36,7 @@ pub enum StartRole {
     Standby,
 }
 
-/// How Postgres is stopped. Never smart (design §4).
+/// How Postgres is stopped. Never smart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopMode {
     /// SIGINT.
@@ -71,6 +72,8 @@ pub enum TaskKind {
         from: Option<MemberName>,
         /// Its `conn_url`.
         conn_url: Option<String>,
+        /// A person asked for a base backup of this source and nothing else.
+        basebackup_only: bool,
     },
     /// pg_rewind against the leader.
     Rewind {
@@ -78,9 +81,48 @@ pub enum TaskKind {
         from: MemberName,
         /// Its `conn_url`.
         conn_url: String,
+        /// The timeline it was compared on; 0 = not known.
+        timeline: Timeline,
     },
     /// `postgres --single` to reach a clean shutdown.
     CrashRecovery,
+    /// Remove (or move away) the data directory; refused while a postmaster lives.
+    Remove {
+        /// Move to `<dir>.failed` instead of deleting.
+        keep_as_failed: bool,
+        /// Just before, this leader must answer as a primary, else nothing is touched: on its behalf the data goes. `None`:
+        /// what goes is nobody's copy (half-made, or kept as `.failed`).
+        verify: Option<String>,
+        /// In words.
+        why: String,
+    },
+}
+
+/// How a long task ended: what may be done next. The words are for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TaskOutcome {
+    /// Done.
+    Done,
+    /// The leader it works against did not answer, or is no primary (any more): once there is one, try again.
+    LeaderGone(String),
+    /// Cancelled, or the keeper that ran it was lost: says nothing of the data or the leader. Try again.
+    Interrupted(String),
+    /// It was tried with everything it needs, and does not work.
+    Failed(String),
+}
+
+impl TaskOutcome {
+    /// It did what it should.
+    pub fn is_done(&self) -> bool {
+        *self == TaskOutcome::Done
+    }
+    /// Why not.
+    pub fn why(&self) -> Option<&str> {
+        match self {
+            TaskOutcome::Done => None,
+            TaskOutcome::LeaderGone(why) | TaskOutcome::Interrupted(why) | TaskOutcome::Failed(why) => Some(why),
+        }
+    }
 }
 
 impl TaskKind {
@@ -92,6 +134,7 @@ impl TaskKind {
             TaskKind::CreateReplica { .. } => "creating replica",
             TaskKind::Rewind { .. } => "pg_rewind",
             TaskKind::CrashRecovery => "crash recovery in single user mode",
+            TaskKind::Remove { .. } => "removal of the data directory",
         }
     }
 }
@@ -115,19 +158,22 @@ pub enum Action {
     /// Read the leader object afresh and put it into the view.
     ReadLease,
     /// Take the lease. The executor reads the leader object afresh, compares its five keys with `stood` (`None`: no
-    /// object) and writes on exactly that version (design §4).
+    /// object) and writes on exactly that version.
     AcquireLease {
         /// The record that stood for its ttl, was released, or is proven dead.
         stood: Option<LeaseRecord>,
         /// Proof needs the holder annotation to be valid in the fresh read too.
         proven_dead: bool,
+        /// The number that the promotion will take, written with the lock. `None`: there will be no promotion.
+        claim: Option<Timeline>,
     },
     /// Renew my lease, with status (position, slots).
     RenewLease,
-    /// Give the lease up; `optime` is the shutdown position if Postgres was shut down cleanly.
+    /// Give the lease up. With `shutdown`, if Postgres was shut down cleanly, it is an oath: whoever ends before that
+    /// position does not lead while somebody who has it may still come.
     ReleaseLease {
-        /// Shutdown position.
-        optime: Option<Lsn>,
+        /// Position, timeline, and who had data.
+        shutdown: Option<Shutdown>,
     },
     /// Look for proof that the holder of the standing record is dead (fresh GET of pod, then of leader object).
     ProveDeath {
@@ -193,7 +239,10 @@ pub enum Action {
         why: &'static str,
     },
     /// Promote the running standby (pre_promote first, if configured).
-    Promote,
+    Promote {
+        /// The number claimed with the lock; `None`: whatever Postgres takes.
+        claim: Option<Timeline>,
+    },
     /// Point a running standby at another upstream.
     Follow {
         /// Whom.
@@ -217,14 +266,7 @@ pub enum Action {
         /// Its `conn_url`.
         conn_url: String,
         /// Its published timeline.
-        timeline: Option<super::Timeline>,
-    },
-    /// Remove (or move away) the data directory; refused while a postmaster lives.
-    RemoveDataDir {
-        /// Move to `<dir>.failed` instead of deleting.
-        keep_as_failed: bool,
-        /// In words.
-        why: String,
+        timeline: Option<Timeline>,
     },
     /// Begin (or update) a hand-over.
     BeginHandover(Handover),
@@ -237,6 +279,15 @@ pub enum Action {
         /// Text.
         text: String,
     },
+    /// A reinitialize begins: `Local::reinit` until the clone is there.
+    BeginReinit {
+        /// A base backup of the leader and nothing else.
+        from_leader: bool,
+    },
+    /// The reinitialize is over.
+    EndReinit,
+    /// The bootstrap has failed for good; why. What follows (directory aside, key removed, exit) is decided step by step.
+    FailBootstrap(String),
     /// Begin a planned restart (stop, then start in the same role).
     PlanRestart {
         /// Start timeout in seconds.
@@ -251,7 +302,7 @@ pub enum Action {
     /// Disarm the watchdog.
     DisarmWatchdog,
     /// Remember a change of the divergence check.
-    SetRewind(super::local::RewindState),
+    SetRewind(super::RewindState),
     /// Set or clear the bootstrap flag.
     SetBootstrapping(bool),
     /// Publish member status and labels if they changed.
@@ -267,7 +318,7 @@ pub enum Action {
     },
 }
 
-/// Why. Printed once per tick, at INFO when it changed (style §29). The words are Patroni's where Patroni has some.
+/// Why. Printed once per tick, at INFO when it changed. The words are Patroni's where Patroni has some.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reason(pub String);
 
@@ -332,6 +383,7 @@ pub fn facts(cluster: &Cluster, data: &DataDir) -> String {
             DataDir::Empty => "empty",
             DataDir::HalfMade => "half-made",
             DataDir::Present { .. } => "present",
+            DataDir::HalfRewound { .. } => "half-rewound",
             DataDir::Unusable(_) => "unusable",
         }
     )

@@ -1,11 +1,15 @@
-//! The lease: what is written, how an observer judges it, and what its holder may count on (design §4).
+//! The lease: what is written, how an observer judges it, and what its holder may count on.
 //!
 //! Nobody parses another member's timestamp. An observer counts `ttl` of its own clock from the moment it *received* the
 //! last change of the five keys; the holder counts from the moment it *sent* the renewal that was confirmed.
+//!
+//! An object without a holder is *released* only when the holder itself gave it up: it says so, or the record is the one
+//! seen last with nothing but the name taken out. An object that vanished, was made anew, or was stripped of its keys by a
+//! tool says nothing about its holder, who goes on until its own deadline: that is silence, and silence costs a full ttl.
 
 use std::time::Duration;
 
-use super::{BootInstant, MemberName};
+use super::{BootInstant, LeaderRecord, MemberName};
 
 /// The five keys of the lease. Times are opaque text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,7 +27,7 @@ pub struct LeaseRecord {
 }
 
 impl LeaseRecord {
-    /// The ttl of the record; missing, unparsable or 0 = the reader's own (kubernetes-objects §1.1). The record has
+    /// The ttl of the record; missing, unparsable or 0 = the reader's own. The record has
     /// configured seconds; in builds with `test-time-scale` each of them is shorter.
     pub fn ttl_or(&self, own: Duration) -> Duration {
         match self.ttl.as_deref().and_then(|t| t.trim().parse::<u64>().ok()) {
@@ -31,9 +35,18 @@ impl LeaseRecord {
             Some(secs) => Duration::from_secs(secs.min(u64::from(u32::MAX))).mul_f64(super::time_scale()),
         }
     }
-    /// The `transitions` that a new acquirer writes (kubernetes-objects §4.2).
+    /// The `transitions` that a new acquirer writes.
     pub fn next_transitions(&self) -> u64 {
         self.transitions.as_deref().and_then(|t| t.trim().parse::<u64>().ok()).unwrap_or(0) + 1
+    }
+    /// Is this `seen`, or a later renewal of that very acquisition, with nothing but its leader taken out? That is how a
+    /// member that leaves no words of its own (Patroni) gives the lock up.
+    pub fn is_release_of(&self, seen: &LeaseRecord) -> bool {
+        self.leader.is_none()
+            && self.renew_time.is_some()
+            && self.ttl.is_some()
+            && self.acquire_time.is_some()
+            && (&self.acquire_time, &self.transitions) == (&seen.acquire_time, &seen.transitions)
     }
 }
 
@@ -44,9 +57,13 @@ pub struct LeaseTracker {
     pub record: Option<LeaseRecord>,
     /// When the record above was received first, by our clock. At the start of the process: the start.
     pub since: BootInstant,
-    /// Until when the last record *with a holder* counts. It outlives a vanished object: a wiped store is silence, and
-    /// silence costs the full ttl.
+    /// Until when the last record *with a holder* counts while nobody is named. It outlives a vanished object: a wiped
+    /// store is silence, and silence costs the full ttl.
     pub silent_until: BootInstant,
+    /// The last record with a holder that was seen in this object; `None` when the object was gone since.
+    pub seen: Option<LeaseRecord>,
+    /// The record names nobody because its holder gave it up.
+    pub released: bool,
 }
 
 /// What an observer may conclude from the leader object.
@@ -54,7 +71,7 @@ pub struct LeaseTracker {
 pub enum LeaseVerdict {
     /// Somebody holds it, as far as we can know.
     Held(MemberName),
-    /// The object is there and names nobody: released. Nothing has to be waited for.
+    /// Its holder gave it up. Nothing has to be waited for.
     Released,
     /// The holder was silent for its ttl.
     Expired(MemberName),
@@ -63,48 +80,69 @@ pub enum LeaseVerdict {
         /// When the silence may be taken for an empty throne.
         until: BootInstant,
     },
-    /// No object, no record for a full ttl.
+    /// No holder known for a full ttl.
     Vacant,
 }
 
 impl LeaseTracker {
-    /// At process start: nothing seen yet, so a full ttl has to pass (design §4, "process just started").
+    /// At process start: nothing seen yet, so a full ttl has to pass.
     pub fn new(now: BootInstant, ttl: Duration) -> Self {
-        LeaseTracker { record: None, since: now, silent_until: now + ttl }
+        LeaseTracker { record: None, since: now, silent_until: now + ttl, seen: None, released: false }
     }
 
     /// Takes in what was received at `at`. Returns true if the record changed.
     #[must_use]
-    pub fn observe(&mut self, record: Option<LeaseRecord>, at: BootInstant, own_ttl: Duration) -> bool {
+    pub fn observe(&mut self, leader: Option<&LeaderRecord>, at: BootInstant, own_ttl: Duration) -> bool {
+        let record = leader.map(|l| l.lease.clone());
+        let by_holder = leader.is_some_and(LeaderRecord::released_by_holder);
         if self.record == record {
+            self.released |= by_holder;
             return false;
         }
-        if let Some(r) = record.as_ref().filter(|r| r.leader.is_some()) {
-            self.silent_until = self.silent_until.max(at + r.ttl_or(own_ttl));
-        } else if let (None, Some(old)) = (&record, &self.record) {
-            self.silent_until = self.silent_until.max(at + old.ttl_or(own_ttl));
+        match &record {
+            Some(r) if r.leader.is_some() => {
+                self.released = false;
+                self.silent_until = self.silent_until.max(at + r.ttl_or(own_ttl));
+                self.seen = Some(r.clone());
+            }
+            Some(r) => {
+                self.released = by_holder || self.seen.as_ref().is_some_and(|seen| r.is_release_of(seen));
+                if !self.released {
+                    self.fall_silent(at, own_ttl);
+                }
+            }
+            None => {
+                self.released = false;
+                self.fall_silent(at, own_ttl);
+                self.seen = None;
+            }
         }
         self.record = record;
         self.since = at;
         true
     }
 
+    /// Nobody is named and nobody said why. The holder may have renewed up to this moment: views skip what was
+    /// overwritten soon.
+    fn fall_silent(&mut self, at: BootInstant, own_ttl: Duration) {
+        let before = [&self.record, &self.seen].into_iter().flatten().map(|r| r.ttl_or(own_ttl)).max();
+        self.silent_until = self.silent_until.max(at + before.unwrap_or(own_ttl));
+    }
+
     /// The verdict at `now`.
     pub fn verdict(&self, now: BootInstant, own_ttl: Duration) -> LeaseVerdict {
-        match &self.record {
+        match self.record.as_ref().and_then(|r| r.leader.as_ref()) {
+            Some(who) if now > self.expires(own_ttl) => LeaseVerdict::Expired(who.clone()),
+            Some(who) => LeaseVerdict::Held(who.clone()),
+            None if self.released => LeaseVerdict::Released,
             None if now >= self.silent_until => LeaseVerdict::Vacant,
             None => LeaseVerdict::Silence { until: self.silent_until },
-            Some(r) => match &r.leader {
-                None => LeaseVerdict::Released,
-                Some(who) if now > self.expires(own_ttl) => LeaseVerdict::Expired(who.clone()),
-                Some(who) => LeaseVerdict::Held(who.clone()),
-            },
         }
     }
 
     /// When the record that stands expires for this observer.
     pub fn expires(&self, own_ttl: Duration) -> BootInstant {
-        match &self.record {
+        match self.record.as_ref().filter(|r| r.leader.is_some()) {
             None => self.silent_until,
             Some(r) => self.since + r.ttl_or(own_ttl),
         }
@@ -125,6 +163,7 @@ pub struct OwnLease {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{HolderMark, Released, Version};
 
     const TTL: Duration = Duration::from_secs(30);
     fn at(s: u64) -> BootInstant {
@@ -140,11 +179,15 @@ mod tests {
         }
     }
 
+    fn object(lease: LeaseRecord) -> LeaderRecord {
+        LeaderRecord::of(Version("1".into()), lease)
+    }
+
     #[test]
     fn never_takes_over_a_holder_that_keeps_renewing() {
         let mut t = LeaseTracker::new(at(0), TTL);
         for i in 0..100 {
-            assert!(t.observe(Some(record(Some("a"), &i.to_string())), at(i * 10), TTL));
+            assert!(t.observe(Some(&object(record(Some("a"), &i.to_string()))), at(i * 10), TTL));
             assert_eq!(t.verdict(at(i * 10 + 10), TTL), LeaseVerdict::Held("a".into()));
         }
     }
@@ -152,8 +195,8 @@ mod tests {
     #[test]
     fn a_silent_holder_expires_after_its_own_ttl_by_our_clock() {
         let mut t = LeaseTracker::new(at(0), TTL);
-        assert!(t.observe(Some(record(Some("a"), "x")), at(5), TTL));
-        assert!(!t.observe(Some(record(Some("a"), "x")), at(34), TTL), "the same record is not a heartbeat");
+        assert!(t.observe(Some(&object(record(Some("a"), "x"))), at(5), TTL));
+        assert!(!t.observe(Some(&object(record(Some("a"), "x"))), at(34), TTL), "the same record is not a heartbeat");
         assert_eq!(t.verdict(at(35), TTL), LeaseVerdict::Held("a".into()));
         assert_eq!(t.verdict(at(36), TTL), LeaseVerdict::Expired("a".into()));
     }
@@ -161,8 +204,8 @@ mod tests {
     #[test]
     fn a_released_lease_waits_for_nobody_but_a_vanished_one_costs_the_ttl() {
         let mut t = LeaseTracker::new(at(0), TTL);
-        assert!(t.observe(Some(record(Some("a"), "x")), at(100), TTL));
-        assert!(t.observe(Some(record(None, "x")), at(105), TTL));
+        assert!(t.observe(Some(&object(record(Some("a"), "x"))), at(100), TTL));
+        assert!(t.observe(Some(&object(record(None, "x"))), at(105), TTL));
         assert_eq!(t.verdict(at(105), TTL), LeaseVerdict::Released);
         assert!(t.observe(None, at(106), TTL));
         assert_eq!(t.verdict(at(107), TTL), LeaseVerdict::Silence { until: at(136) });
@@ -174,5 +217,49 @@ mod tests {
         let t = LeaseTracker::new(at(50), TTL);
         assert_eq!(t.verdict(at(79), TTL), LeaseVerdict::Silence { until: at(80) });
         assert_eq!(t.verdict(at(80), TTL), LeaseVerdict::Vacant);
+    }
+
+    #[test]
+    fn an_object_stripped_of_its_keys_or_made_anew_is_silence_not_a_release() {
+        let mut t = LeaseTracker::new(at(0), TTL);
+        assert!(t.observe(Some(&object(record(Some("a"), "x"))), at(100), TTL));
+        assert!(t.observe(Some(&object(LeaseRecord::default())), at(105), TTL));
+        assert_eq!(t.verdict(at(106), TTL), LeaseVerdict::Silence { until: at(135) }, "stripped");
+        assert!(t.observe(Some(&object(record(Some("a"), "y"))), at(110), TTL));
+        assert!(t.observe(None, at(111), TTL));
+        assert!(t.observe(Some(&object(record(None, "y"))), at(112), TTL));
+        assert_eq!(t.verdict(at(113), TTL), LeaseVerdict::Silence { until: at(142) }, "an old copy applied anew");
+        assert_eq!(t.verdict(at(142), TTL), LeaseVerdict::Vacant);
+    }
+
+    #[test]
+    fn a_record_without_its_leader_is_a_release_only_of_the_acquisition_that_was_seen() {
+        let mut t = LeaseTracker::new(at(0), TTL);
+        assert!(t.observe(Some(&object(record(None, "x"))), at(1), TTL));
+        assert_eq!(t.verdict(at(2), TTL), LeaseVerdict::Silence { until: at(31) }, "none was seen before");
+        assert!(t.observe(Some(&object(record(Some("a"), "x"))), at(40), TTL));
+        assert!(t.observe(Some(&object(record(None, "z"))), at(41), TTL));
+        assert_eq!(t.verdict(at(41), TTL), LeaseVerdict::Released, "a later renewal that this view has skipped");
+        let other = LeaseRecord { transitions: Some("7".into()), ..record(None, "x") };
+        assert!(t.observe(Some(&object(other)), at(42), TTL));
+        assert_eq!(t.verdict(at(43), TTL), LeaseVerdict::Silence { until: at(72) }, "a restored store");
+    }
+
+    #[test]
+    fn a_release_in_the_words_of_its_holder_needs_nothing_that_was_seen_before() {
+        let mark =
+            |transitions: &str| Released { acquire_time: "a".into(), transitions: transitions.into(), shutdown: None };
+        let holder = HolderMark { acquire_time: "a".into(), renew_time: "x".into(), ..HolderMark::default() };
+        let said = |transitions| LeaderRecord {
+            holder: Some(holder.clone()),
+            released: Some(mark(transitions)),
+            ..object(record(None, "x"))
+        };
+        let mut t = LeaseTracker::new(at(0), TTL);
+        assert!(t.observe(Some(&said("1")), at(1), TTL));
+        assert_eq!(t.verdict(at(1), TTL), LeaseVerdict::Released);
+        let mut t = LeaseTracker::new(at(0), TTL);
+        assert!(t.observe(Some(&said("0")), at(1), TTL));
+        assert_eq!(t.verdict(at(1), TTL), LeaseVerdict::Silence { until: at(31) }, "words about an older acquisition");
     }
 }

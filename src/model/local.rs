@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{
-    BootInstant, LeaseRecord, LeaseTracker, Lsn, MemberName, OwnLease, Permission, PostgresState, RestartFilter, Role,
-    StopMode, Tags, TaskKind, Timeline, Upstream, Version, WallTime,
+    BootInstant, Cluster, Initialize, LeaseRecord, LeaseTracker, Lsn, MemberName, OwnLease, Permission, PostgresState,
+    RestartFilter, RewindState, Role, StopMode, Tags, TaskKind, TaskOutcome, Timeline, Upstream, Version, WallTime,
 };
 
 /// The connection to the store.
@@ -44,7 +44,7 @@ pub enum KeeperLink {
         /// The standing permission.
         permission: Permission,
     },
-    /// Unreachable since then: keep renewing, never promote or start, report `fence: lost` (design §7).
+    /// Unreachable since then: keep renewing, never promote or start, report `fence: lost`.
     Lost {
         /// Since when.
         since: BootInstant,
@@ -86,16 +86,16 @@ pub struct ControlData {
     /// Can pg_rewind work: wal_log_hints on, or data checksums.
     pub rewindable: bool,
     /// Where the next standby continues after a clean shutdown: the end of the shutdown checkpoint's predecessor, i.e.
-    /// the position a standby must have received (ha-decisions §12 "Shutdown position"). Only set in state "shut down".
+    /// the position a standby must have received. Only set in state "shut down".
     pub shutdown_position: Option<Lsn>,
 }
 
 /// The data directory.
 #[derive(Clone, Debug, PartialEq)]
 pub enum DataDir {
-    /// Missing, or nothing but dotfiles and `lost+found` (ha-decisions §3 row 10).
+    /// Missing, or nothing but dotfiles and `lost+found`.
     Empty,
-    /// Half-made by this very pod's own bootstrap: the marker beside PGDATA names our pod (design §4).
+    /// Half-made by this very pod's own bootstrap: the marker beside PGDATA names our pod.
     HalfMade,
     /// A data directory.
     Present {
@@ -104,11 +104,17 @@ pub enum DataDir {
         /// standby.signal or recovery.signal is there.
         standby_signal: bool,
     },
+    /// pg_rewind has begun to change it and did not finish: some blocks are the leader's, some its own. Never started as if
+    /// it were whole.
+    HalfRewound {
+        /// pg_control, if readable; the last thing that pg_rewind writes.
+        control: Option<ControlData>,
+    },
     /// Exists, not readable or not a data directory; why, in words.
     Unusable(String),
 }
 
-/// One answer of the monitoring query (ha-decisions §1.1).
+/// One answer of the monitoring query.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Probe {
     /// When the query was sent.
@@ -156,6 +162,11 @@ pub struct PostgresView {
     pub failed_starts: u32,
     /// The last answer, if Postgres answers.
     pub probe: Option<Probe>,
+    /// It accepts connections but refuses mine (password, pg_hba, all slots taken): it is up, and this is why I do not see
+    /// more of it.
+    pub login_refused: Option<String>,
+    /// When a standby was last seen streaming.
+    pub streamed: Option<BootInstant>,
     /// The upstream it is configured for.
     pub following: Option<Upstream>,
     /// Primary: a checkpoint on the present timeline has been completed since promotion.
@@ -178,7 +189,7 @@ pub enum StartRoleSeen {
     Standby,
 }
 
-/// The long task under way. One at a time (style §10).
+/// The long task under way. One at a time.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Task {
     /// What.
@@ -196,26 +207,8 @@ pub struct TaskEnd {
     pub kind: TaskKind,
     /// When.
     pub at: BootInstant,
-    /// `Err`: one line, what went wrong.
-    pub result: Result<(), String>,
-}
-
-/// The divergence check (ha-decisions §22.1).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum RewindState {
-    /// Nothing to check.
-    #[default]
-    Initial,
-    /// To be checked against the leader.
-    Check,
-    /// Diverged.
-    Need,
-    /// Checked, not diverged.
-    NotNeeded,
-    /// pg_rewind succeeded.
-    Success,
-    /// pg_rewind failed; why.
-    Failed(String),
+    /// How.
+    pub result: TaskOutcome,
 }
 
 /// Role in a peer's answer.
@@ -227,7 +220,7 @@ pub enum PeerRole {
     Standby,
 }
 
-/// One peer's answer to `GET /patroni` (rest-api §2.2, ha-decisions §9.4).
+/// One peer's answer to `GET /patroni`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum PeerAnswer {
     /// Answered, with a WAL position.
@@ -238,12 +231,16 @@ pub enum PeerAnswer {
         position: Lsn,
         /// 0 = unknown.
         timeline: Timeline,
+        /// The newest timeline it has heard of (its history files); 0 = it does not say.
+        known_timeline: Timeline,
         /// Its effective tags.
         tags: Tags,
         /// `watchdog_failed`.
         watchdog_failed: bool,
     },
-    /// No answer, or one without position.
+    /// Answered, its Postgres runs, and it gives no position on purpose: it says itself that it may not lead.
+    Unfit(String),
+    /// No answer, or one of a member whose Postgres does not run (yet).
     Unreachable(String),
 }
 
@@ -273,6 +270,13 @@ pub struct Handover {
     pub stopped: Option<BootInstant>,
 }
 
+impl Handover {
+    /// Was it asked for through the store?
+    pub fn of_request(&self) -> bool {
+        matches!(self.why, "switchover" | "manual failover")
+    }
+}
+
 /// Something a person asked for, or a signal.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Request {
@@ -292,7 +296,7 @@ pub enum Request {
     },
     /// SIGTERM, or the keeper is terminating.
     Terminate {
-        /// Pod shape, SIGTERM of the sidecar alone: leave Postgres, lock and permission as they are (design §7).
+        /// Pod shape, SIGTERM of the sidecar alone: leave Postgres, lock and permission as they are.
         leave_postgres: bool,
     },
 }
@@ -306,7 +310,35 @@ pub struct PlannedRestart {
     pub timeout: Duration,
 }
 
-/// A proof that the holder of this very record is dead (design §5): fresh reads of pod and leader object agreed.
+/// A reinitialize under way: what runs is cancelled, Postgres stopped, the directory removed (a leader must answer just
+/// then), the copy made. The person was answered when it began.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reinit {
+    /// A base backup of the leader and nothing else.
+    pub from_leader: bool,
+    /// When it began: a task that is older was cancelled for it.
+    pub began: BootInstant,
+}
+
+/// The bootstrap of a new cluster that has failed for good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BootstrapFailed {
+    /// Why.
+    pub why: String,
+    /// When that was found.
+    pub at: BootInstant,
+}
+
+/// Attempts to take the lease that the store refused, one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseRefused {
+    /// How many.
+    pub count: u32,
+    /// The last one.
+    pub at: BootInstant,
+}
+
+/// A proof that the holder of this very record is dead: fresh reads of pod and leader object agreed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeathProof {
     /// The record of the dead holder.
@@ -315,6 +347,19 @@ pub struct DeathProof {
     pub version: Version,
     /// In words, for the log: which containers, which UID.
     pub how: String,
+}
+
+/// A proof of death that is being looked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProofWanted {
+    /// The record.
+    pub record: LeaseRecord,
+    /// UID of its holder's pod.
+    pub uid: String,
+    /// Name of its holder's pod.
+    pub pod: MemberName,
+    /// Container name → ID, as its mark names them.
+    pub containers: BTreeMap<String, String>,
 }
 
 /// Everything this member knows of itself.
@@ -332,13 +377,16 @@ pub struct Local {
     pub store: StoreLink,
     /// The lease as observed.
     pub lease: LeaseTracker,
-    /// The lease as mine (design §4 "Mine").
+    /// The lease as mine.
     pub own: Option<OwnLease>,
     /// The record that stood at my start, whose `patroni.holder.uid` is my own pod's, while my keeper reports that no
-    /// Postgres of an earlier session is left (design §4 "Mine" (c)): renew it first, start after.
+    /// Postgres of an earlier session is left: renew it first, start after.
     pub reclaim: Option<LeaseRecord>,
     /// A lease write in flight.
     pub lease_write: Option<InFlight>,
+    /// The number claimed by the last acquisition that was sent. Belongs to `own` once that is confirmed; the view may show
+    /// it later.
+    pub claim: Option<Timeline>,
     /// When the last attempt to renew was sent.
     pub last_attempt: Option<BootInstant>,
     /// Any other store write in flight (initialize, config, history, failover).
@@ -347,12 +395,16 @@ pub struct Local {
     pub death_proof: Option<DeathProof>,
     /// A `ProveDeath` is in flight.
     pub proving: bool,
+    /// What it looks for.
+    pub proof_wanted: Option<ProofWanted>,
     /// When the last `ProveDeath` ended without a proof; the next try waits a moment.
     pub proof_tried: Option<BootInstant>,
     /// The keeper.
     pub keeper: KeeperLink,
-    /// The data directory.
+    /// The data directory, as seen last.
     pub data: DataDir,
+    /// Something has happened to it since: nothing that depends on it is decided before the next look.
+    pub data_stale: bool,
     /// Postgres.
     pub postgres: PostgresView,
     /// The long task.
@@ -361,8 +413,16 @@ pub struct Local {
     pub task_end: Option<TaskEnd>,
     /// I won the initialize race and the bootstrap is not finished.
     pub bootstrapping: bool,
+    /// It has failed.
+    pub bootstrap_failed: Option<BootstrapFailed>,
+    /// The pod that began to initialize the cluster is gone from the view: its UID, and since when.
+    pub initializer_gone: Option<(String, BootInstant)>,
+    /// The store refused to give me the lease.
+    pub lease_refused: Option<LeaseRefused>,
     /// Divergence check.
     pub rewind: RewindState,
+    /// When the last check ended.
+    pub rewind_checked: Option<BootInstant>,
     /// A `CheckDivergence` is in flight.
     pub checking: bool,
     /// The last completed round of questions.
@@ -371,16 +431,23 @@ pub struct Local {
     pub asking: Option<BootInstant>,
     /// Hand-over in progress.
     pub handover: Option<Handover>,
+    /// The version of the request whose hand-over was given up: it is cleared, not carried out again.
+    pub given_up: Option<Version>,
+    /// A promotion did not take the number that was claimed for it, or not from the timeline it was claimed on: one number
+    /// may stand for two branches. Why, in words.
+    pub misnumbered: Option<String>,
     /// A planned restart in progress.
     pub restart: Option<PlannedRestart>,
+    /// A reinitialize in progress.
+    pub reinit: Option<Reinit>,
     /// The oldest unserved request.
     pub request: Option<Request>,
-    /// pre_promote failed: no race until then (ha-decisions §9.2 row 1).
+    /// pre_promote failed: no race until then.
     pub backoff_until: Option<BootInstant>,
     /// I stepped down by a hand-over at this time; I do not race for the lock I have just given away until a ttl passed
     /// or somebody else has held it.
     pub stepped_down: Option<BootInstant>,
-    /// The failsafe promise given to another leader (design §4): no race until then.
+    /// The failsafe promise given to another leader: no race until then.
     pub promised_until: Option<BootInstant>,
     /// The watchdog device is armed.
     pub watchdog_armed: bool,
@@ -401,23 +468,33 @@ impl Local {
             own: None,
             reclaim: None,
             lease_write: None,
+            claim: None,
             last_attempt: None,
             store_write: false,
             death_proof: None,
             proving: false,
+            proof_wanted: None,
             proof_tried: None,
             keeper: KeeperLink::Connected { permission: Permission::None },
             data: DataDir::Empty,
+            data_stale: true,
             postgres: PostgresView::at_start(now),
             task: None,
             task_end: None,
             bootstrapping: false,
+            bootstrap_failed: None,
+            initializer_gone: None,
+            lease_refused: None,
             rewind: RewindState::Initial,
+            rewind_checked: None,
             checking: false,
             peers: None,
             asking: None,
             handover: None,
+            given_up: None,
+            misnumbered: None,
             restart: None,
+            reinit: None,
             request: None,
             backoff_until: None,
             stepped_down: None,
@@ -425,6 +502,19 @@ impl Local {
             watchdog_armed: false,
             scheduled_restart: None,
         }
+    }
+}
+
+impl Local {
+    /// Takes note whether the pod that is to initialize the cluster is still there.
+    pub fn watch_initializer(&mut self, cluster: &Cluster, now: BootInstant) {
+        let gone = cluster.initializer.as_ref().filter(|i| {
+            cluster.initialize == Initialize::InProgress && !cluster.members.values().any(|m| m.uid == i.uid)
+        });
+        self.initializer_gone = gone.map(|i| match self.initializer_gone.take() {
+            Some((uid, since)) if uid == i.uid => (uid, since),
+            Some(_) | None => (i.uid.clone(), now),
+        });
     }
 }
 
@@ -443,11 +533,38 @@ impl PostgresView {
             crashed: false,
             failed_starts: 0,
             probe: None,
+            login_refused: None,
+            streamed: None,
             following: None,
             checkpointed: false,
             pending_restart: false,
             server_version: None,
             newest_history: Timeline(0),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Initializer, Member};
+
+    #[test]
+    fn an_initializer_is_gone_since_its_uid_left_the_view() {
+        let at = BootInstant::from_secs_f64;
+        let mut local = Local::at_start("a".into(), "s".into(), at(0.0), Duration::from_secs(30));
+        let mut cluster = Cluster { initialize: Initialize::InProgress, ..Cluster::default() };
+        cluster.initializer = Some(Initializer { uid: "u1".into(), session: "s".into() });
+        cluster.members.insert("b".into(), Member { uid: "u1".into(), ..Member::default() });
+        local.watch_initializer(&cluster, at(1.0));
+        assert_eq!(local.initializer_gone, None);
+        // A new pod of the same name is another one.
+        cluster.members.insert("b".into(), Member { uid: "u2".into(), ..Member::default() });
+        local.watch_initializer(&cluster, at(2.0));
+        local.watch_initializer(&cluster, at(9.0));
+        assert_eq!(local.initializer_gone, Some(("u1".into(), at(2.0))));
+        cluster.initialize = Initialize::Absent;
+        local.watch_initializer(&cluster, at(10.0));
+        assert_eq!(local.initializer_gone, None);
     }
 }

@@ -1,4 +1,4 @@
-//! Members: one pod each, named as the pod (kubernetes-objects §2).
+//! Members: one pod each, named as the pod.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,7 +14,7 @@ impl MemberName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
-    /// The name of the physical replication slot of this member (kubernetes-objects §12.8): lower case, `-` and `.` to
+    /// The name of the physical replication slot of this member: lower case, `-` and `.` to
     /// `_`, any other character outside `[a-z0-9_]` to `u` + four decimal digits, cut to 63 characters.
     pub fn slot_name(&self) -> String {
         let mut out = String::new();
@@ -42,7 +42,7 @@ impl From<&str> for MemberName {
     }
 }
 
-/// What a member says of its Postgres (kubernetes-objects §2.2, rest-api §2.1). `Other` keeps words of other versions.
+/// What a member says of its Postgres. `Other` keeps words of other versions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PostgresState {
     /// `initializing new cluster`
@@ -104,7 +104,7 @@ impl PostgresState {
         }
         Self::WORDS.iter().find(|(_, s)| s == self).map_or("", |(w, _)| w)
     }
-    /// The metric index of `patroni_postgres_state` (rest-api §2.1), -1 for unknown words.
+    /// The metric index of `patroni_postgres_state`, -1 for unknown words.
     pub fn index(&self) -> i32 {
         Self::WORDS.iter().position(|(_, s)| s == self).map_or(-1, |i| i as i32)
     }
@@ -117,7 +117,7 @@ impl PostgresState {
     }
 }
 
-/// A member's role (kubernetes-objects §2.3). `master` is read as [`Role::Primary`].
+/// A member's role. `master` is read as [`Role::Primary`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Read-write and out of recovery.
@@ -160,7 +160,7 @@ impl Role {
     }
 }
 
-/// The effective tags that decisions look at (configuration §4.7). Free-form tags stay with `config`.
+/// The effective tags that decisions look at. Free-form tags stay with `config`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tags {
     /// Never becomes leader.
@@ -240,7 +240,7 @@ pub struct Member {
 }
 
 impl Member {
-    /// Has this member ever shown a data directory? A pod that never ran, or runs nothing yet, has none (design §4, bootstrap).
+    /// Has this member ever shown a data directory? A pod that never ran, or runs nothing yet, has none.
     pub fn shows_data(&self) -> bool {
         match self.role {
             None | Some(Role::Uninitialized) => false,
@@ -256,14 +256,14 @@ impl Member {
             ),
         }
     }
-    /// Does the view suggest that this very set of containers is dead (design §5)? Never a proof by itself.
+    /// Does the view suggest that this very set of containers is dead? Never a proof by itself.
     pub fn looks_terminated(&self, uid: &str, containers: &BTreeMap<String, String>) -> bool {
         self.uid == uid
             && !containers.is_empty()
             && self.terminated.len() == containers.len()
             && containers.iter().all(|(name, id)| self.terminated.get(name).is_some_and(|ids| ids.contains(id)))
     }
-    /// Is the state exactly `running` (kubernetes-objects §2.2)?
+    /// Is the state exactly `running`?
     pub fn is_running(&self) -> bool {
         self.state == Some(PostgresState::Running)
     }

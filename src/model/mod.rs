@@ -7,33 +7,46 @@
 //!
 //! What it deliberately does not do: parse or print wire formats (that is `dcs::schema`, `api`, `ctl::output`).
 
+pub mod callback;
 pub mod cluster;
+pub mod command;
 pub mod decision;
+pub mod divergence;
 pub mod lease;
 pub mod local;
 pub mod member;
 pub mod settings;
+pub mod slots;
+pub mod snapshot;
 pub mod store;
 pub mod time;
 pub mod timings;
 pub mod wal;
 
+pub use callback::Callback;
 pub use cluster::{
     Cluster, ConfigRecord, FailoverRequest, HistoryRow, HolderMark, Initialize, Initializer, LeaderRecord, SyncRecord,
     Version,
 };
-pub use decision::{Action, Decision, Permission, Reason, Rewrite, StartRole, StopMode, TaskKind, Upstream, Warning};
+pub use command::Command;
+pub use decision::{
+    Action, Decision, Permission, Reason, Rewrite, StartRole, StopMode, TaskKind, TaskOutcome, Upstream, Warning,
+};
+pub use divergence::{Compared, RewindState};
 pub use lease::{LeaseRecord, LeaseTracker, LeaseVerdict, OwnLease};
 pub use local::{
-    ClusterState, ControlData, DataDir, DeathProof, Handover, InFlight, KeeperLink, Local, PeerAnswer, PeerRole,
-    PeerRound, PlannedRestart, PostgresView, Probe, Request, RewindState, StartRoleSeen, StoreLink, Task, TaskEnd,
+    BootstrapFailed, ClusterState, ControlData, DataDir, DeathProof, Handover, InFlight, KeeperLink, LeaseRefused,
+    Local, PeerAnswer, PeerRole, PeerRound, PlannedRestart, PostgresView, Probe, ProofWanted, Reinit, Request,
+    StartRoleSeen, StoreLink, Task, TaskEnd,
 };
 pub use member::{Member, MemberName, PostgresState, Role, Tags};
 pub use settings::{ProofOfDeath, RestartFilter, Settings, WatchdogMode};
+pub use slots::{SlotsNow, WantedSlot};
+pub use snapshot::MemberSnapshot;
 pub use store::{
     Change, LeaderStatus, LeaderWrite, LeaderWritten, MemberStatus, OwnPod, Periods, PodFacts, ReadFailed, Released,
     RequestText, Shutdown, StoreWrite, TimelineClaim, View, WriteResult,
 };
-pub use time::{BootInstant, Now, WallTime};
+pub use time::{BootInstant, Now, WallTime, backoff};
 pub use timings::{Timings, TooTight, time_scale};
 pub use wal::{Lsn, Timeline};

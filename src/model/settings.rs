@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Tags;
 
-/// What counts as proof that a holder is gone (design §5).
+/// What counts as proof that a holder is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ProofOfDeath {
     /// The object is there and names nobody.
@@ -28,7 +28,7 @@ pub enum WatchdogMode {
     Required,
 }
 
-/// Filters of a restart request (rest-api §5.3).
+/// Filters of a restart request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RestartFilter {
     /// Role the member must have: `primary`, `replica` or `standby_leader`.
@@ -42,7 +42,7 @@ pub struct RestartFilter {
 /// Everything `decide` reads besides the cluster and the local state.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// Lease duration, after adjustment (configuration §3.1).
+    /// Lease duration, after adjustment.
     pub ttl: Duration,
     /// Period of the loop at rest.
     pub loop_wait: Duration,

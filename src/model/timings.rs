@@ -1,4 +1,4 @@
-//! The deadlines that follow from ttl, loop_wait, retry_timeout and the watchdog (design §4, "Fences").
+//! The deadlines that follow from ttl, loop_wait, retry_timeout and the watchdog.
 //!
 //! ```text
 //! evidence ──N──► renewals …  F failsafe  D demote  S keeper stops  K keeper kills  (W device)  E what we count on  ttl

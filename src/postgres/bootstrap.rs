@@ -1,4 +1,4 @@
-//! Making a new cluster: initdb or a custom method, then accounts and the post_bootstrap script (ha-decisions §4.2, §4.3).
+//! Making a new cluster: initdb or a custom method, then accounts and the post_bootstrap script.
 
 use std::collections::BTreeMap;
 use std::io;

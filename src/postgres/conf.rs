@@ -1,4 +1,4 @@
-//! The configuration files of Postgres (configuration §6.1): generated postgresql.conf over the renamed original,
+//! The configuration files of Postgres: generated postgresql.conf over the renamed original,
 //! pg_hba.conf, pg_ident.conf, recovery settings, and `.backup` copies that survive tools which forget them.
 //!
 //! Texts are computed by pure functions; writing compares first, so "nothing changed" is known and nothing is touched.
@@ -32,7 +32,7 @@ pub enum Recovery {
 pub enum HbaMode {
     /// As configured.
     Configured,
-    /// First start after a custom bootstrap: this machine is trusted, nobody else comes in (ha-decisions §4.2).
+    /// First start after a custom bootstrap: this machine is trusted, nobody else comes in.
     TrustLocal,
 }
 
@@ -96,7 +96,7 @@ fn quote(value: &str) -> String {
     value.replace('\\', "\\\\").replace('\'', "''").replace(['\n', '\r'], " ")
 }
 
-/// The recovery settings (ha-decisions §20). Empty targets: nothing left over in another file may promote a standby.
+/// The recovery settings. Empty targets: nothing left over in another file may promote a standby.
 pub fn recovery_settings(setup: &Setup, major: u32, recovery: &Recovery) -> BTreeMap<String, String> {
     let upstream = match recovery {
         Recovery::Primary => return BTreeMap::new(),
@@ -287,7 +287,7 @@ pub fn restore_backups(setup: &Setup) -> io::Result<()> {
 }
 
 /// Appends `bootstrap.pg_hba` to the pg_hba.conf that initdb made, unless the configuration rules that file
-/// (ha-decisions §4.2).
+///.
 ///
 /// # Errors
 /// The file cannot be written.

@@ -40,6 +40,13 @@ pub enum SqlError {
 }
 
 impl SqlError {
+    /// The server accepts connections, but not mine: account, password, pg_hba, database, or all its slots are taken. It is up.
+    pub fn refuses_login(&self) -> bool {
+        match self {
+            SqlError::Failed { code, .. } => code.starts_with("28") || code == "53300" || code == "3D000",
+            SqlError::Refused(_) | SqlError::StartingUp(_) | SqlError::NoAnswer(_) | SqlError::Config(_) => false,
+        }
+    }
     /// What a driver error means.
     pub fn of(e: &tokio_postgres::Error) -> SqlError {
         if let Some(db) = e.as_db_error() {
@@ -78,7 +85,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// The local server, as superuser (configuration §5 "Local connections").
+    /// The local server, as superuser.
     pub fn local(setup: &Setup, application_name: &str) -> Target {
         Target {
             address: local_address(setup),

@@ -42,7 +42,7 @@ impl Address {
     }
 }
 
-/// Keywords of `authentication` that libpq of a major version knows (configuration §5.1), in order.
+/// Keywords of `authentication` that libpq of a major version knows, in order.
 const OPTIONS: [(&str, u32); 10] = [
     ("sslmode", 0),
     ("sslcert", 0),
@@ -88,7 +88,7 @@ pub fn dsn(to: &Address, who: &Credentials, database: &str, extra: &[(&str, Stri
     render(&pairs)
 }
 
-/// `primary_conninfo` of a standby that streams from `to` (ha-decisions §20, configuration §6.5).
+/// `primary_conninfo` of a standby that streams from `to`.
 pub fn primary_conninfo(setup: &Setup, to: &Address, major: u32) -> String {
     let who = &setup.replication;
     let database = to.database.clone().unwrap_or_else(|| setup.database.clone());

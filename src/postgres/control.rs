@@ -42,7 +42,7 @@ pub struct ControlFile {
     pub wal_segment_size: u64,
     /// Bytes per WAL page.
     pub wal_page_size: u64,
-    /// Settings of the last primary the data directory has followed or been: GUC name → value (ha-decisions §24.3).
+    /// Settings of the last primary the data directory has followed or been: GUC name → value.
     pub limits: [(&'static str, u32); 5],
     /// Page checksums are on.
     pub data_checksums: bool,
@@ -81,7 +81,7 @@ pub fn read_file(data_dir: &Path) -> Result<ControlFile, ControlError> {
     Err(last)
 }
 
-/// Where the next leader must have received everything up to, after a clean shutdown (ha-decisions §12): the LSN of the
+/// Where the next leader must have received everything up to, after a clean shutdown: the LSN of the
 /// shutdown checkpoint, or of the WAL switch record right before it (the checkpoint that follows an archiving switch
 /// sits in a segment of its own). `None`: not cleanly shut down, or the WAL cannot be read.
 pub fn shutdown_position(data_dir: &Path, file: &ControlFile) -> Option<Lsn> {
@@ -101,7 +101,7 @@ pub fn shutdown_position(data_dir: &Path, file: &ControlFile) -> Option<Lsn> {
 }
 
 /// The end of the record of the latest checkpoint: equals the switch point of the next timeline when nothing was written
-/// after a clean shutdown (ha-decisions §22.2). `None` when the WAL cannot be read.
+/// after a clean shutdown. `None` when the WAL cannot be read.
 pub fn end_of_checkpoint_record(data_dir: &Path) -> Option<Lsn> {
     let file = read_file(data_dir).ok()?;
     wal::record_at(&pages(data_dir, &file), file.data.checkpoint).map(|r| r.end)

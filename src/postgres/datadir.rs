@@ -2,7 +2,8 @@
 //!
 //! Whoever begins to fill or to remove the directory first writes a marker *beside* it. If this process dies meanwhile,
 //! the next one sees half-made data and begins anew. A half-made new cluster is the business of the pod that began it
-//! alone (design §4); a half-made copy or a half-removed directory holds nothing anybody could miss.
+//! alone; a half-made copy or a half-removed directory holds nothing anybody could miss. pg_rewind has a mark of its own:
+//! what it did not finish looks whole and is not.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
@@ -46,6 +47,27 @@ pub fn beside(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
+/// The mark of a rewind: `<data_dir>.patroni-rewinding`.
+pub fn rewind_mark_path(setup: &Setup) -> PathBuf {
+    beside(&setup.data_dir, ".patroni-rewinding")
+}
+
+/// pg_rewind is about to change the directory. Durable before it starts.
+///
+/// # Errors
+/// The file cannot be written: then pg_rewind must not be started.
+pub fn mark_rewind(setup: &Setup, leader: &str) -> io::Result<()> {
+    write_atomically(&rewind_mark_path(setup), format!("{leader}\n").as_bytes(), 0o600)
+}
+
+/// pg_rewind has ended well, and has synced what it wrote.
+///
+/// # Errors
+/// The mark cannot be removed: the directory then counts as half-rewound, and is rewound again.
+pub fn unmark_rewind(setup: &Setup) -> io::Result<()> {
+    remove_durably(&rewind_mark_path(setup))
+}
+
 /// Writes the marker, durably. Call before anything else is done to the directory.
 ///
 /// # Errors
@@ -59,7 +81,7 @@ pub fn mark(setup: &Setup, work: Work) -> io::Result<()> {
 /// # Errors
 /// The marker cannot be removed.
 pub fn unmark(setup: &Setup) -> io::Result<()> {
-    remove_if_there(&marker_path(setup))
+    remove_durably(&marker_path(setup))
 }
 
 /// The store says that the cluster with this system identifier is initialized. A bootstrap marker over exactly that data
@@ -71,13 +93,17 @@ pub fn unmark(setup: &Setup) -> io::Result<()> {
 pub fn unmark_if_initialized(setup: &Setup, system_id: &str) -> io::Result<bool> {
     let marker = fs::read_to_string(marker_path(setup)).unwrap_or_default();
     let bootstrap = marker.split_whitespace().next() == Some(Work::Bootstrap.word());
-    if !bootstrap || control::read_file(&setup.data_dir).ok().is_none_or(|c| c.data.system_id != system_id) {
+    if !bootstrap || !setup.data_dir.join("global/pg_control").try_exists()? {
+        return Ok(false);
+    }
+    let found = control::read_file(&setup.data_dir).map_err(|e| io::Error::other(e.to_string()))?;
+    if found.data.system_id != system_id {
         return Ok(false);
     }
     unmark(setup).map(|()| true)
 }
 
-/// Looks at the data directory (ha-decisions §3 row 10).
+/// Looks at the data directory.
 pub fn inspect(setup: &Setup) -> DataDir {
     let dir = &setup.data_dir;
     let names = match fs::read_dir(dir) {
@@ -108,6 +134,9 @@ pub fn inspect(setup: &Setup) -> DataDir {
             dir.display()
         ));
     }
+    if rewind_mark_path(setup).exists() {
+        return DataDir::HalfRewound { control: control::read(dir).ok() };
+    }
     let standby_signal = dir.join("standby.signal").exists() || dir.join("recovery.signal").exists();
     DataDir::Present { control: control::read(dir).ok(), standby_signal }
 }
@@ -132,7 +161,7 @@ pub fn make_standby(data_dir: &Path, standby: bool) -> io::Result<()> {
     File::open(data_dir)?.sync_all()
 }
 
-/// Removes the data directory with the targets of its WAL and tablespace links (ha-decisions §4.3). Refuses while a
+/// Removes the data directory with the targets of its WAL and tablespace links. Refuses while a
 /// postmaster.pid names a living process of this machine. A mount point stays, empty.
 ///
 /// # Errors
@@ -141,7 +170,7 @@ pub fn remove(setup: &Setup) -> io::Result<()> {
     let dir = &setup.data_dir;
     refuse_if_in_use(dir)?;
     if fs::symlink_metadata(dir).is_err() {
-        return remove_if_there(&marker_path(setup));
+        return remove_marks(setup);
     }
     mark(setup, Work::Removal)?;
     for link in links(dir) {
@@ -157,7 +186,12 @@ pub fn remove(setup: &Setup) -> io::Result<()> {
     } else {
         fs::remove_dir(dir).or_else(keep_if_busy)?;
     }
-    remove_if_there(&marker_path(setup))
+    remove_marks(setup)
+}
+
+fn remove_marks(setup: &Setup) -> io::Result<()> {
+    remove_durably(&rewind_mark_path(setup))?;
+    remove_durably(&marker_path(setup))
 }
 
 /// Moves the data directory to `<dir>.failed`, WAL and tablespace targets likewise; an older copy is deleted.
@@ -188,7 +222,7 @@ pub fn move_to_failed(setup: &Setup) -> io::Result<PathBuf> {
         }
     }
     fs::rename(dir, &failed)?;
-    remove_if_there(&marker_path(setup))?;
+    remove_marks(setup)?;
     Ok(failed)
 }
 
@@ -209,7 +243,7 @@ pub fn restore_mode_0700(data_dir: &Path) -> io::Result<()> {
     fs::set_permissions(data_dir, fs::Permissions::from_mode(0o700))
 }
 
-/// Mode of configuration files: 0640 when the group may read the directory, else 0600 (configuration §6.1).
+/// Mode of configuration files: 0640 when the group may read the directory, else 0600.
 pub fn file_mode(data_dir: &Path) -> u32 {
     match fs::metadata(data_dir) {
         Ok(meta) if meta.permissions().mode() & 0o050 == 0o050 => 0o640,
@@ -243,6 +277,15 @@ pub fn remove_if_there(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
         Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// The same, on disk when it returns.
+fn remove_durably(path: &Path) -> io::Result<()> {
+    remove_if_there(path)?;
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() && parent.exists() => File::open(parent)?.sync_all(),
+        Some(_) | None => Ok(()),
     }
 }
 
@@ -338,6 +381,23 @@ mod tests {
         assert!(matches!(inspect(&s), DataDir::Present { control: None, standby_signal: false }));
         make_standby(&s.data_dir, true).unwrap();
         assert!(matches!(inspect(&s), DataDir::Present { standby_signal: true, .. }));
+    }
+
+    #[test]
+    fn what_pg_rewind_did_not_finish_is_seen_until_it_did_or_the_directory_is_gone() {
+        let (_keep, s) = setup();
+        fs::create_dir(&s.data_dir).unwrap();
+        fs::write(s.data_dir.join("PG_VERSION"), "15\n").unwrap();
+        mark_rewind(&s, "b").unwrap();
+        assert_eq!(inspect(&s), DataDir::HalfRewound { control: None });
+        unmark_rewind(&s).unwrap();
+        assert!(matches!(inspect(&s), DataDir::Present { .. }));
+        mark_rewind(&s, "b").unwrap();
+        mark(&s, Work::Removal).unwrap();
+        assert_eq!(inspect(&s), DataDir::HalfMade, "a removal that began goes on");
+        remove(&s).unwrap();
+        assert!(!rewind_mark_path(&s).exists());
+        assert_eq!(inspect(&s), DataDir::Empty);
     }
 
     #[test]

@@ -1,6 +1,17 @@
-//! Timeline history: the files Postgres writes at each promotion, and the rows published from them (ha-decisions §16).
+//! Timeline history: the files Postgres writes at each promotion, the rows published from them, and placeholders.
+//!
+//! The number that a promotion takes is claimed in the store before it. Postgres takes the number after the newest history
+//! file it finds, counted without a gap from its own timeline; for each number below the claim that has no file here a
+//! *placeholder* is written. It descends from the own timeline at a point that lies behind everybody on it, so that no
+//! running standby, which only follows a branch ahead of its replay, ever adopts it. A standby that is *started* would take
+//! the newest file for its goal and refuse to start: placeholders that no history file of a real promotion comes after are
+//! removed before every start ([`drop_placeholders`]).
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::Path;
+
+use super::datadir;
 
 use crate::model::{HistoryRow, Lsn, Timeline};
 
@@ -100,12 +111,76 @@ pub fn local_rows(
 
 /// The newest timeline with a history file in pg_wal; 0 = none.
 pub fn newest(data_dir: &Path) -> Timeline {
-    let Ok(entries) = std::fs::read_dir(data_dir.join("pg_wal")) else { return Timeline(0) };
+    present(data_dir).last().copied().unwrap_or_default()
+}
+
+/// The timelines with a history file in pg_wal.
+pub fn present(data_dir: &Path) -> BTreeSet<Timeline> {
+    let Ok(entries) = std::fs::read_dir(data_dir.join("pg_wal")) else { return BTreeSet::new() };
     let numbers = entries.flatten().filter_map(|entry| {
         let name = entry.file_name();
-        u32::from_str_radix(name.to_str()?.strip_suffix(".history")?, 16).ok()
+        u32::from_str_radix(name.to_str()?.strip_suffix(".history")?, 16).ok().map(Timeline)
     });
-    Timeline(numbers.max().unwrap_or(0))
+    numbers.collect()
+}
+
+/// The reason in the last line of a placeholder; Postgres' own words never are.
+const PLACEHOLDER: &str = "placeholder, this number was claimed by another promotion";
+
+/// The files to write before a promotion that is to take the number `claim`: name and text. `own` and `ancestors`: the
+/// present timeline and the text of its history file (empty on timeline 1). `replayed`: the own replay position.
+/// `present`: timelines with a history file in pg_wal or the archive.
+pub fn placeholders(
+    own: Timeline,
+    ancestors: &str,
+    replayed: Lsn,
+    claim: Timeline,
+    present: &BTreeSet<Timeline>,
+) -> BTreeMap<String, String> {
+    let ended = parse(ancestors);
+    // Just before the own timeline began: behind the replay of everybody who is on it.
+    let began = ended.last().map_or(Lsn(2), |e| e.switchpoint);
+    let switch = Lsn(began.0.min(replayed.0).saturating_sub(1).max(1));
+    let mut text: String = ended.iter().map(|e| format!("{}\t{}\t{}\n", e.timeline, e.switchpoint, e.reason)).collect();
+    text.push_str(&format!("{own}\t{switch}\t{PLACEHOLDER}\n"));
+    (own.0 + 1..claim.0).map(Timeline).filter(|n| !present.contains(n)).map(|n| (file_name(n), text.clone())).collect()
+}
+
+/// Writes placeholders into pg_wal, each whole and durable or not at all. An existing file is left alone.
+///
+/// # Errors
+/// A file cannot be written: then no promotion.
+pub fn write_placeholders(data_dir: &Path, files: &BTreeMap<String, String>) -> io::Result<()> {
+    for (name, text) in files {
+        let path = data_dir.join("pg_wal").join(name);
+        if !path.exists() {
+            datadir::write_atomically(&path, text.as_bytes(), datadir::file_mode(data_dir))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the placeholders that are newer than every other history file here: a promotion that they were written for has
+/// not happened, or its history did not arrive. Only while nothing runs. Says which.
+///
+/// # Errors
+/// A file cannot be removed.
+pub fn drop_placeholders(data_dir: &Path) -> io::Result<Vec<Timeline>> {
+    let mut dropped = Vec::new();
+    for timeline in present(data_dir).into_iter().rev() {
+        if read(data_dir, timeline).is_none_or(|ended| ended.last().is_none_or(|e| e.reason != PLACEHOLDER)) {
+            break;
+        }
+        datadir::remove_if_there(&data_dir.join("pg_wal").join(file_name(timeline)))?;
+        dropped.push(timeline);
+    }
+    Ok(dropped)
+}
+
+/// Did a promotion take the number that was claimed for it, from the timeline it was claimed on? `now`: the timeline the new
+/// primary is on; `history`: the history file of that timeline. If not, two branches may have one number: stop at once.
+pub fn promotion_is_as_claimed(now: Timeline, history: &[Ended], claim: Timeline, former: Timeline) -> bool {
+    now == claim && history.last().is_some_and(|e| e.timeline == former)
 }
 
 #[cfg(test)]
@@ -120,6 +195,43 @@ mod tests {
         assert_eq!(ended.len(), 2);
         assert_eq!(ended[0].switchpoint, Lsn(0x3000148));
         assert_eq!(ended[1].reason, "before 2000-01-01 00:00:00+00");
+    }
+
+    #[test]
+    fn placeholders_fill_every_gap_below_the_claim_and_branch_off_behind_everybody_on_the_own_timeline() {
+        let files = placeholders(Timeline(1), "", Lsn(0x3000000), Timeline(4), &BTreeSet::from([Timeline(3)]));
+        assert_eq!(files.len(), 1);
+        assert_eq!(files["00000002.history"], format!("1\t0/1\t{PLACEHOLDER}\n"));
+        let files = placeholders(Timeline(3), FILE, Lsn(0x5000000), Timeline(5), &BTreeSet::new());
+        assert_eq!(files.keys().collect::<Vec<_>>(), ["00000004.history"]);
+        let ended = parse(&files["00000004.history"]);
+        assert_eq!(ended[..2], parse(FILE));
+        assert_eq!((ended[2].timeline, ended[2].switchpoint), (Timeline(3), Lsn(0x4FFFFFF)));
+        assert!(placeholders(Timeline(3), FILE, Lsn(1), Timeline(4), &BTreeSet::new()).is_empty());
+    }
+
+    #[test]
+    fn only_placeholders_that_nothing_real_comes_after_are_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("pg_wal")).unwrap();
+        let files = placeholders(Timeline(1), "", Lsn(9), Timeline(6), &BTreeSet::from([Timeline(4)]));
+        write_placeholders(dir.path(), &files).unwrap();
+        let real = dir.path().join("pg_wal/00000004.history");
+        std::fs::write(&real, "1\t0/9\tno recovery target specified\n").unwrap();
+        assert_eq!(drop_placeholders(dir.path()).unwrap(), [Timeline(5)]);
+        assert_eq!(present(dir.path()), [2, 3, 4].map(Timeline).into());
+        std::fs::remove_file(real).unwrap();
+        assert_eq!(drop_placeholders(dir.path()).unwrap(), [Timeline(3), Timeline(2)]);
+    }
+
+    #[test]
+    fn a_promotion_must_take_the_claimed_number_from_the_former_timeline() {
+        let history = parse(FILE);
+        let claimed =
+            |now, claim, former| promotion_is_as_claimed(Timeline(now), &history, Timeline(claim), Timeline(former));
+        assert!(claimed(3, 3, 2));
+        assert!(!claimed(4, 3, 2) && !claimed(3, 3, 1));
+        assert!(!promotion_is_as_claimed(Timeline(2), &[], Timeline(2), Timeline(1)));
     }
 
     #[test]

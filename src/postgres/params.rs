@@ -1,5 +1,5 @@
-//! Server parameters: the controlled ones with their rules (configuration §6.2), the others as configured, and the
-//! adjustment a standby needs to start at all (ha-decisions §24.3).
+//! Server parameters: the controlled ones with their rules, the others as configured, and the
+//! adjustment a standby needs to start at all.
 
 use std::collections::BTreeMap;
 
@@ -42,7 +42,7 @@ const CONTROLLED: [(&str, &str, Rule, bool); 11] = [
     ("wal_keep_size", "128MB", Rule::SizeAtLeastMb(16), false),
 ];
 
-/// Settings that belong to recovery, not to `parameters`; found there they act as `recovery_conf` (configuration §6.3).
+/// Settings that belong to recovery, not to `parameters`; found there they act as `recovery_conf`.
 const RECOVERY: [&str; 18] = [
     "restore_command",
     "archive_cleanup_command",
@@ -122,7 +122,7 @@ pub fn effective(setup: &Setup, control: Option<&ControlFile>) -> Effective {
 }
 
 /// Recovery settings a follower gets besides the standard ones: `recovery_conf` and recovery settings found in
-/// `parameters`, without targets, conninfo and slot (ha-decisions §20), and without names the version does not know.
+/// `parameters`, without targets, conninfo and slot, and without names the version does not know.
 pub fn recovery_extras(setup: &Setup, major: u32) -> BTreeMap<String, String> {
     let from_parameters = setup.parameters.iter().filter(|(n, _)| is_recovery(&n.to_lowercase()));
     from_parameters
@@ -191,7 +191,7 @@ fn valid_name(name: &str) -> bool {
 }
 
 /// The value of a bare parameter in another server's or file's unit, for comparing "wanted" with pg_settings
-/// (ha-decisions §24.4): both as numbers in the unit of pg_settings, else as text.
+///: both as numbers in the unit of pg_settings, else as text.
 pub fn same_value(wanted: &str, current: &str, vartype: &str, unit: Option<&str>) -> bool {
     let wanted = wanted.trim();
     match vartype {

@@ -59,7 +59,19 @@ async fn ask(setup: &Setup, conn_url: &str) -> Result<LeaderTimeline, SqlError> 
     Ok(LeaderTimeline { in_recovery, timeline, checkpoint_timeline, history: ended })
 }
 
-/// CHECKPOINT on the member at `conn_url`, as superuser (ha-decisions §22.3).
+/// Is the member at `conn_url` a primary, just now? Asked before anything is rewound or removed on its behalf.
+///
+/// # Errors
+/// Why not: it does not answer, or is in recovery. One line.
+pub async fn primary_answers(setup: &Setup, conn_url: &str) -> Result<LeaderTimeline, String> {
+    match timeline_of(setup, conn_url).await {
+        Ok(leader) if leader.in_recovery => Err(format!("the leader at {conn_url} is in recovery")),
+        Ok(leader) => Ok(leader),
+        Err(e) => Err(format!("the leader at {conn_url}: {e}")),
+    }
+}
+
+/// CHECKPOINT on the member at `conn_url`, as superuser.
 ///
 /// # Errors
 /// See [`SqlError`].
@@ -98,6 +110,7 @@ pub fn source_of(task: &TaskKind) -> Option<&str> {
     match task {
         TaskKind::CreateReplica { conn_url, .. } => conn_url.as_deref(),
         TaskKind::Rewind { conn_url, .. } => Some(conn_url),
+        TaskKind::Remove { verify, .. } => verify.as_deref(),
         TaskKind::Bootstrap | TaskKind::PostBootstrap | TaskKind::CrashRecovery => None,
     }
 }

@@ -1,4 +1,4 @@
-//! Copies of another member: pg_basebackup and custom methods (ha-decisions §4.4).
+//! Copies of another member: pg_basebackup and custom methods.
 
 use std::io;
 use std::time::Duration;
@@ -143,6 +143,7 @@ pub fn finished(setup: &Setup) -> io::Result<()> {
     datadir::restore_mode_0700(&setup.data_dir)?;
     conf::restore_backups(setup)?;
     datadir::make_standby(&setup.data_dir, true)?;
+    datadir::unmark_rewind(setup)?;
     datadir::unmark(setup)
 }
 

@@ -1,4 +1,8 @@
-//! Divergence from the leader, and the programs that end it: pg_rewind and single-user recovery (ha-decisions §22, §8.2).
+//! Divergence from the leader, and the programs that end it: pg_rewind and single-user recovery.
+//!
+//! A running standby without a WAL receiver does not know its timeline for sure: pg_control lags behind until the next
+//! restartpoint. A position beyond the switch point of that older timeline proves nothing then. What does: a pair of
+//! position and timeline that pg_control itself holds, or that no WAL of a newer timeline is here at all.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,6 +29,10 @@ pub struct LocalEnd {
     pub lsn: Lsn,
     /// It was a standby.
     pub in_recovery: bool,
+    /// `lsn` is on `timeline` for sure. If not, it may be on a newer one.
+    pub sure: bool,
+    /// Standby: a position with its timeline that pg_control vouches for.
+    pub vouched: Option<(Timeline, Lsn)>,
     /// Former primary: where the checkpoint record ends.
     pub checkpoint_end: Option<Lsn>,
 }
@@ -44,16 +52,31 @@ pub enum Divergence {
 /// primary: recover first).
 pub fn local_end(data_dir: &Path, probe: Option<&Probe>) -> Option<LocalEnd> {
     if let Some(p) = probe.filter(|p| p.timeline.0 > 0) {
-        let lsn = if p.in_recovery { p.replayed } else { p.position };
-        return Some(LocalEnd { timeline: p.timeline, lsn, in_recovery: p.in_recovery, checkpoint_end: None });
+        // Received is written here too, and will be replayed: a delayed standby ends where its WAL ends.
+        let vouched = control::read(data_dir).ok().map(|c| (c.min_recovery_end.1, c.min_recovery_end.0));
+        return Some(LocalEnd {
+            timeline: p.timeline,
+            lsn: if p.in_recovery { p.received.max(p.replayed).max(p.position) } else { p.position },
+            in_recovery: p.in_recovery,
+            sure: !p.in_recovery || p.streaming || newest_segment(data_dir) <= p.timeline,
+            vouched: vouched.filter(|(timeline, _)| p.in_recovery && timeline.0 > 0),
+            checkpoint_end: None,
+        });
     }
     let control = control::read(data_dir).ok()?;
     end_of_control(&control, || control::end_of_checkpoint_record(data_dir))
 }
 
-fn end_of_control(c: &ControlData, checkpoint_end: impl FnOnce() -> Option<Lsn>) -> Option<LocalEnd> {
-    let was_primary =
-        |checkpoint_end| LocalEnd { timeline: c.timeline, lsn: c.checkpoint, in_recovery: false, checkpoint_end };
+/// The same from pg_control alone; `checkpoint_end`: where the record of the latest checkpoint ends.
+pub fn end_of_control(c: &ControlData, checkpoint_end: impl FnOnce() -> Option<Lsn>) -> Option<LocalEnd> {
+    let was_primary = |checkpoint_end| LocalEnd {
+        timeline: c.timeline,
+        lsn: c.checkpoint,
+        in_recovery: false,
+        sure: true,
+        vouched: None,
+        checkpoint_end,
+    };
     match c.state {
         ClusterState::ShutDown => Some(was_primary(checkpoint_end())),
         ClusterState::ShutDownInRecovery | ClusterState::InArchiveRecovery => {
@@ -61,7 +84,7 @@ fn end_of_control(c: &ControlData, checkpoint_end: impl FnOnce() -> Option<Lsn>)
             if lsn == Lsn::ZERO || timeline.0 == 0 {
                 return Some(was_primary(checkpoint_end()));
             }
-            Some(LocalEnd { timeline, lsn, in_recovery: true, checkpoint_end: None })
+            Some(LocalEnd { timeline, lsn, in_recovery: true, sure: true, vouched: None, checkpoint_end: None })
         }
         ClusterState::StartingUp
         | ClusterState::ShuttingDown
@@ -70,7 +93,19 @@ fn end_of_control(c: &ControlData, checkpoint_end: impl FnOnce() -> Option<Lsn>)
     }
 }
 
-/// Compares the two (ha-decisions §22.2).
+/// The newest timeline that WAL segments in pg_wal are of; 0 = none. A standby that has WAL of a timeline has a file of it
+/// until a restartpoint recycles it, and then pg_control says so.
+fn newest_segment(data_dir: &Path) -> Timeline {
+    let Ok(entries) = fs::read_dir(data_dir.join("pg_wal")) else { return Timeline(u32::MAX) };
+    let timelines = entries.filter_map(Result::ok).filter_map(|entry| {
+        let name = entry.file_name();
+        let name = name.to_str().filter(|n| n.len() == 24 && n.bytes().all(|b| b.is_ascii_hexdigit()))?;
+        u32::from_str_radix(&name[..8], 16).ok()
+    });
+    Timeline(timelines.max().unwrap_or(0))
+}
+
+/// Compares the two.
 pub fn check(local: Option<&LocalEnd>, leader: &LeaderTimeline) -> Divergence {
     let Some(local) = local else { return Divergence::Undecided };
     if leader.in_recovery || leader.timeline.0 == 0 {
@@ -82,10 +117,19 @@ pub fn check(local: Option<&LocalEnd>, leader: &LeaderTimeline) -> Divergence {
     if local.timeline == leader.timeline {
         return Divergence::Same;
     }
-    match leader.history.iter().find(|e| e.timeline == local.timeline) {
+    let ended = |timeline: Timeline| leader.history.iter().find(|e| e.timeline == timeline);
+    if let Some((timeline, lsn)) = local.vouched
+        && ended(timeline).is_some_and(|e| lsn > e.switchpoint)
+    {
+        return Divergence::Diverged;
+    }
+    match ended(local.timeline) {
         None => Divergence::Diverged,
         Some(Ended { switchpoint, .. }) => {
             let beyond = if local.in_recovery {
+                if local.lsn > *switchpoint && !local.sure {
+                    return Divergence::Undecided;
+                }
                 local.lsn > *switchpoint
             } else {
                 // A clean shutdown whose checkpoint record is the last of the old timeline has nothing of its own.
@@ -101,11 +145,12 @@ pub fn is_usable(use_pg_rewind: bool, control: Option<&ControlData>) -> bool {
     use_pg_rewind && control.is_some_and(|c| c.rewindable)
 }
 
-/// The pg_rewind command against the member at `conn_url`. Writes the password file.
+/// The pg_rewind command against the member at `conn_url`. Writes the password file. `rehearsal`: everything but the
+/// changes; what fails then has touched nothing.
 ///
 /// # Errors
 /// One line: `conn_url` is not understood, or the password file cannot be written.
-pub fn command(setup: &Setup, binaries: &Binaries, conn_url: &str) -> Result<Command, String> {
+pub fn command(setup: &Setup, binaries: &Binaries, conn_url: &str, rehearsal: bool) -> Result<Command, String> {
     let from = Address::parse(conn_url)
         .ok_or_else(|| format!("conn_url {conn_url:?} of the leader is not postgres://host:port/database"))?;
     let mut places = connect::local_places(setup);
@@ -122,6 +167,9 @@ pub fn command(setup: &Setup, binaries: &Binaries, conn_url: &str) -> Result<Com
     }
     if binaries.major >= 15 && !config_inside {
         argv.push(format!("--config-file={}", conf::conf_path(setup).display()));
+    }
+    if rehearsal {
+        argv.push("--dry-run".to_owned());
     }
     argv.push("-D".to_owned());
     argv.push(setup.data_dir.to_string_lossy().into_owned());
@@ -170,8 +218,7 @@ pub fn fetch_wal_command(setup: &Setup, segment: &str) -> Option<Command> {
     Some(Command::new(vec!["/bin/sh".to_owned(), "-c".to_owned(), line]))
 }
 
-/// The command of single-user recovery, which brings a crashed directory to a clean shutdown (ha-decisions §8.2). It
-/// reads nothing: its standard input must be closed or empty. Signal files are removed and the archiver is kept from
+/// The command of single-user recovery, which brings a crashed directory to a clean shutdown. It reads nothing: its standard input must be closed or empty. Signal files are removed and the archiver is kept from
 /// recycling WAL that was not archived.
 ///
 /// # Errors
@@ -232,7 +279,50 @@ mod tests {
     }
 
     fn end(timeline: u32, lsn: u64, in_recovery: bool, checkpoint_end: Option<u64>) -> LocalEnd {
-        LocalEnd { timeline: Timeline(timeline), lsn: Lsn(lsn), in_recovery, checkpoint_end: checkpoint_end.map(Lsn) }
+        LocalEnd {
+            timeline: Timeline(timeline),
+            lsn: Lsn(lsn),
+            in_recovery,
+            sure: true,
+            vouched: None,
+            checkpoint_end: checkpoint_end.map(Lsn),
+        }
+    }
+
+    #[test]
+    fn a_running_standby_whose_timeline_is_not_known_for_sure_is_never_judged_by_its_position() {
+        let l = leader(3, &[(1, 100), (2, 200)]);
+        // Its WAL receiver is down; it may well have followed to timeline 2 or 3 and pg_control not know yet.
+        let unsure = LocalEnd { sure: false, ..end(1, 150, true, None) };
+        assert_eq!(check(Some(&unsure), &l), Divergence::Undecided);
+        assert_eq!(check(Some(&LocalEnd { lsn: Lsn(90), ..unsure.clone() }), &l), Divergence::Same);
+        let vouched = LocalEnd { vouched: Some((Timeline(1), Lsn(101))), ..unsure.clone() };
+        assert_eq!(check(Some(&vouched), &l), Divergence::Diverged);
+        let before = LocalEnd { vouched: Some((Timeline(1), Lsn(100))), ..unsure };
+        assert_eq!(check(Some(&before), &l), Divergence::Undecided);
+    }
+
+    #[test]
+    fn the_timeline_of_a_standby_is_sure_when_no_newer_wal_is_here_and_received_counts_as_well() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("pg_wal")).unwrap();
+        let probe = Probe {
+            at: Default::default(),
+            in_recovery: true,
+            timeline: Timeline(1),
+            position: Lsn(150),
+            received: Lsn(150),
+            replayed: Lsn(90),
+            streaming: false,
+            replay_paused: true,
+            system_id: "1".into(),
+        };
+        fs::write(dir.path().join("pg_wal/000000010000000000000001"), "").unwrap();
+        fs::write(dir.path().join("pg_wal/00000002.history"), "").unwrap();
+        let mine = local_end(dir.path(), Some(&probe)).unwrap();
+        assert!(mine.sure && mine.lsn == Lsn(150), "{mine:?}");
+        fs::write(dir.path().join("pg_wal/000000020000000000000001"), "").unwrap();
+        assert!(!local_end(dir.path(), Some(&probe)).unwrap().sure);
     }
 
     #[test]

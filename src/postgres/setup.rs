@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use crate::model::MemberName;
 
-/// One account of `postgresql.authentication` (configuration §5.1). Every field is optional: libpq's defaults apply.
+/// One account of `postgresql.authentication`. Every field is optional: libpq's defaults apply.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Credentials {
     /// Role name; empty or absent: the name of the operating system user.
@@ -40,7 +40,7 @@ impl Credentials {
     }
 }
 
-/// `bootstrap.<method>` with a `command` (ha-decisions §4.2).
+/// `bootstrap.<method>` with a `command`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CustomMethod {
     /// Name of the section.
@@ -57,7 +57,7 @@ pub struct CustomMethod {
     pub extra: BTreeMap<String, String>,
 }
 
-/// One entry of `create_replica_methods` (ha-decisions §4.4).
+/// One entry of `create_replica_methods`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReplicaMethod {
     /// pg_basebackup, with [`Setup::basebackup`] options.
@@ -120,7 +120,7 @@ pub struct Setup {
     pub pgpass: PathBuf,
     /// `postgresql.parameters` after merging, without controlled ones; names lower case.
     pub parameters: BTreeMap<String, String>,
-    /// Controlled parameters as configured in the dynamic configuration (configuration §6.2); missing ones get defaults.
+    /// Controlled parameters as configured in the dynamic configuration; missing ones get defaults.
     pub controlled: BTreeMap<String, String>,
     /// `postgresql.recovery_conf`.
     pub recovery_conf: BTreeMap<String, String>,
@@ -187,7 +187,7 @@ impl Setup {
             basebackup: Vec::new(),
         }
     }
-    /// The `conn_url` this member publishes: without credentials (kubernetes-objects §2.1).
+    /// The `conn_url` this member publishes: without credentials.
     pub fn conn_url(&self) -> String {
         let host = if self.connect_host.contains(':') {
             format!("[{}]", self.connect_host)
@@ -196,7 +196,7 @@ impl Setup {
         };
         format!("postgres://{host}:{}/{}", self.connect_port, self.database)
     }
-    /// The credentials pg_rewind and checks of another member use: `rewind`, else the superuser (ha-decisions §22.3).
+    /// The credentials pg_rewind and checks of another member use: `rewind`, else the superuser.
     pub fn rewind_credentials(&self) -> &Credentials {
         self.rewind.as_ref().filter(|r| r.user().is_some()).unwrap_or(&self.superuser)
     }

@@ -54,6 +54,8 @@ pub struct Sql {
     connection: Mutex<Option<Connection>>,
 }
 
+/// A standby without a receiver knows its timeline from pg_control only at the next restartpoint. Its WAL knows at once:
+/// segments carry the timeline they were written on, and nothing but received or restored WAL makes one of a newer timeline.
 const PROBE: &str = "SELECT pg_is_in_recovery(), \
  CASE WHEN pg_is_in_recovery() THEN 0 ELSE ('x' || pg_catalog.substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int8 END, \
  CASE WHEN pg_is_in_recovery() THEN 0 ELSE pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::int8 END, \
@@ -61,7 +63,9 @@ const PROBE: &str = "SELECT pg_is_in_recovery(), \
  pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::int8, \
  CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() ELSE false END, \
  r.status = 'streaming', \
- CASE WHEN r.latest_end_lsn IS NOT NULL THEN r.received_tli END::int8, \
+ CASE WHEN r.latest_end_lsn IS NOT NULL THEN r.received_tli WHEN pg_is_in_recovery() THEN \
+   (SELECT max(('x' || pg_catalog.substr(w.name, 1, 8))::bit(32)::int8) FROM pg_ls_waldir() w \
+    WHERE w.name ~ '^[0-9A-F]{24}$') END::int8, \
  c.timeline_id::int8, rec.min_recovery_end_timeline::int8, s.system_identifier \
  FROM pg_control_system() s, pg_control_checkpoint() c, pg_control_recovery() rec \
  LEFT JOIN pg_stat_get_wal_receiver() r ON true";
@@ -89,7 +93,7 @@ impl Sql {
         *self.connection.lock().await = None;
     }
 
-    /// The monitoring query (ha-decisions §1.1). `at`: now; it is put into the probe as the time of sending.
+    /// The monitoring query. `at`: now; it is put into the probe as the time of sending.
     ///
     /// # Errors
     /// See [`SqlError`].
@@ -150,7 +154,7 @@ impl Sql {
         Ok(u32::try_from(number).unwrap_or(0))
     }
     /// Parameters whose change waits for a restart: name → (value in force, value wanted, `?` if unknown). Postgres
-    /// marks those of its files; what stands on its command line is compared with `wanted` (ha-decisions §24.4).
+    /// marks those of its files; what stands on its command line is compared with `wanted`.
     /// Recovery settings never count.
     ///
     /// # Errors
@@ -173,7 +177,7 @@ impl Sql {
         }
         Ok(out)
     }
-    /// Names in `wanted` that this server does not know, extensions' dotted names aside (configuration §6.4).
+    /// Names in `wanted` that this server does not know, extensions' dotted names aside.
     ///
     /// # Errors
     /// See [`SqlError`].

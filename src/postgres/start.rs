@@ -1,4 +1,4 @@
-//! From configuration to a postmaster: files written, signal file set, argument vector ready (ha-decisions §23, §24).
+//! From configuration to a postmaster: files written, signal file set, argument vector ready.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,6 +10,7 @@ use super::conf::{self, Changed, HbaMode, Recovery};
 use super::conninfo::{self, Address};
 use super::control::{self, ControlFile};
 use super::datadir;
+use super::history;
 use super::params::{self, Effective};
 use super::setup::{Command, Setup};
 use crate::model::{StartRole, Upstream};
@@ -55,12 +56,13 @@ pub fn prepare(setup: &Setup, binaries: &Binaries, role: StartRole, upstream: &U
     check_version(setup, binaries)?;
     let control = control::read_file(&setup.data_dir).ok().filter(|_| standby);
     let spec = write(setup, binaries, &recovery_for(role, upstream), HbaMode::Configured, control.as_ref())?;
+    history::drop_placeholders(&setup.data_dir).map_err(|e| format!("remove placeholders of history files: {e}"))?;
     datadir::make_standby(&setup.data_dir, standby).map_err(|e| format!("prepare the start of Postgres: {e}"))?;
     Ok(spec)
 }
 
 /// The first start after a custom bootstrap method: `recovery.signal` when it is to recover, local trust only,
-/// `hot_standby=off` where Postgres would refuse connections anyway (ha-decisions §4.2).
+/// `hot_standby=off` where Postgres would refuse connections anyway.
 ///
 /// # Errors
 /// One line.
@@ -211,7 +213,7 @@ pub fn bad_parameters(stderr: &str) -> BTreeMap<String, String> {
     out
 }
 
-/// Creates the directories named in parameters (configuration §5).
+/// Creates the directories named in parameters.
 fn make_directories(setup: &Setup, effective: &Effective) -> Result<(), String> {
     for key in ["unix_socket_directories", "stats_temp_directory"] {
         let Some(value) = effective.file.get(key) else { continue };

@@ -1,4 +1,4 @@
-//! What `GET /patroni` shows of a server (rest-api §2), asked on the REST connection.
+//! What `GET /patroni` shows of a server, asked on the REST connection.
 
 use tokio_postgres::Row;
 
@@ -73,7 +73,9 @@ const STATUS: &str = "SELECT to_char(pg_postmaster_start_time(), 'YYYY-MM-DD HH2
  pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::int8, \
  to_char(pg_last_xact_replay_timestamp(), 'YYYY-MM-DD HH24:MI:SS.USTZH:TZM'), \
  CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() ELSE false END, \
- CASE WHEN pg_is_in_recovery() THEN GREATEST(CASE WHEN r.latest_end_lsn IS NOT NULL THEN r.received_tli END, \
+ CASE WHEN pg_is_in_recovery() THEN GREATEST(CASE WHEN r.latest_end_lsn IS NOT NULL THEN r.received_tli ELSE \
+   (SELECT max(('x' || pg_catalog.substr(w.name, 1, 8))::bit(32)::int8) FROM pg_ls_waldir() w \
+    WHERE w.name ~ '^[0-9A-F]{24}$') END, \
    c.timeline_id, rec.min_recovery_end_timeline)::int8 \
    ELSE ('x' || pg_catalog.substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int8 END, \
  r.status, pg_wal_lsn_diff(r.latest_end_lsn, '0/0')::int8, \

@@ -1,10 +1,10 @@
-//! Who may change something (rest-api §6): allowlist, client certificate, basic authentication; TLS.
+//! Who may change something: allowlist, client certificate, basic authentication; TLS.
 
 use std::process::Command;
 use std::sync::Arc;
 
-use patroni::agent::handle::ApiSettings;
-use patroni::agent::peers::{PeerClient, PeerTls};
+use patroni::door::ApiSettings;
+use patroni::driver::peers::{PeerClient, PeerTls};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -230,7 +230,7 @@ async fn client_certificates_are_asked_for_as_configured() {
     }
 }
 
-/// Members find each other by the addresses of their pods, which no certificate names (configuration §4.4).
+/// Members find each other by the addresses of their pods, which no certificate names.
 #[tokio::test]
 async fn members_verify_each_others_issuer_but_not_the_name() {
     let pki = Pki::new();
@@ -250,7 +250,7 @@ async fn members_verify_each_others_issuer_but_not_the_name() {
     assert!(PeerClient::new(&lonely).err().unwrap().contains("ctl.cacert"));
 }
 
-/// `openssl req -x509` makes one certificate that people use as CA and client at once (design §8).
+/// `openssl req -x509` makes one certificate that people use as CA and client at once.
 #[tokio::test]
 async fn a_certificate_that_is_its_own_ca_is_a_good_client() {
     let pki = Pki::new();

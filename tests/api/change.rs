@@ -1,10 +1,10 @@
-//! Everything that changes something: bodies (rest-api §1.4), configuration (§5.1), restart (§5.3), switchover (§5.5),
-//! timestamps (§5.6), reinitialize (§5.7).
+//! Everything that changes something: bodies, configuration, restart, switchover,
+//! timestamps, reinitialize.
 
 use std::time::Duration;
 
-use patroni::agent::handle::{Answer, COMMANDS_MAX, Command};
-use patroni::model::{FailoverRequest, MemberName, RestartFilter, Version, WallTime};
+use patroni::door::{Answer, COMMANDS_MAX, Command};
+use patroni::model::{FailoverRequest, MemberName, RequestText, RestartFilter, Version, WallTime};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
@@ -26,7 +26,7 @@ fn request(leader: Option<&str>, candidate: Option<&str>, at: Option<i64>) -> Op
     })
 }
 
-/// §1.4: (method, path, body, status). `None`: no Content-Length at all.
+/// (method, path, body, status). `None`: no Content-Length at all.
 #[tokio::test]
 async fn bodies_are_objects_and_mandatory_where_the_contract_says_so() {
     let world = world().await;
@@ -73,6 +73,10 @@ async fn optional_bodies_may_be_missing_or_empty() {
     }
 }
 
+fn write_config(document: &str, conflict: u16) -> Command {
+    Command::WriteConfig { expect: Some(Version("c1".into())), document: document.into(), conflict }
+}
+
 #[tokio::test]
 async fn config_answers_are_mapped_to_documents_and_pages() {
     let mut world = world().await;
@@ -81,10 +85,11 @@ async fn config_answers_are_mapped_to_documents_and_pages() {
         .await;
     assert_eq!(reply.says(), (200, r#"{"ttl": 20, "\u00fc": 1}"#));
     assert_eq!(reply.header("content-type"), Some("application/json"));
-    assert_eq!(command, Command::PatchConfig(json!({"ttl": 20, "x": null})));
+    // Merged into the stored document, on the version it was read in.
+    assert_eq!(command, write_config(r#"{"ttl":20}"#, 409));
     let (reply, command) =
         world.command("PUT", "/config", Some(r#"{"ttl":20}"#), Answer::new(200, r#"{"ttl":20}"#)).await;
-    assert_eq!((reply.says(), command), ((200, r#"{"ttl": 20}"#), Command::PutConfig(json!({"ttl": 20}))));
+    assert_eq!((reply.says(), command), ((200, r#"{"ttl": 20}"#), write_config(r#"{"ttl":20}"#, 502)));
     for (method, status, reason) in [
         ("PATCH", 409, "Conflict"),
         ("PATCH", 503, "Service Unavailable"),
@@ -100,6 +105,25 @@ async fn config_answers_are_mapped_to_documents_and_pages() {
 }
 
 #[tokio::test]
+async fn a_configuration_that_stays_as_it_is_is_not_written() {
+    let world = world().await;
+    let stored = r#"{"ttl": 30, "x": {"y": null}}"#;
+    assert_eq!(world.ask("PATCH", "/config", Some(r#"{"ttl":30}"#)).await.says(), (200, stored));
+    assert_eq!(world.ask("PUT", "/config", Some(r#"{"ttl":30,"x":{"y":null}}"#)).await.says(), (200, stored));
+    world.change(|s| edit_cluster(s, |c| c.config = None));
+    assert_eq!(world.ask("PATCH", "/config", Some(r#"{"ttl":20}"#)).await.status, 503, "nothing to merge into");
+}
+
+#[tokio::test]
+async fn a_restart_that_is_scheduled_keeps_its_start_timeout() {
+    let mut world = world().await;
+    let body = r#"{"schedule":"2030-01-01T10:00Z","timeout":"1min"}"#;
+    let (_, command) = world.command("POST", "/restart", Some(body), Answer::new(202, "Restart scheduled")).await;
+    let Command::ScheduleRestart { timeout, .. } = command else { panic!("{command:?}") };
+    assert_eq!(timeout, Some(Duration::from_secs(60)));
+}
+
+#[tokio::test]
 async fn reload_and_sigterm_are_always_accepted() {
     let mut world = world().await;
     let (reply, command) = world.command("POST", "/reload", None, Answer::new(202, "reload scheduled")).await;
@@ -111,7 +135,7 @@ const ROLE: &str = "PostgreSQL role should be either primary, standby_leader, or
 const TIMEOUT: &str = "Timeout should be a positive number of seconds";
 const PARSE: &str = "Unable to parse scheduled timestamp. It should be in an unambiguous format, e.g. ISO 8601";
 
-/// §5.3: keys in the order sent, the first error wins.
+/// Keys in the order sent, the first error wins.
 #[tokio::test]
 async fn restarts_with_bad_words_are_refused_in_the_words_of_the_contract() {
     let world = world().await;
@@ -163,8 +187,9 @@ async fn restarts_reach_the_loop_with_their_filter() {
     let body = r#"{"schedule":"2030-01-01 10:00 +02:00","restart_pending":true}"#;
     let (reply, command) = world.command("POST", "/restart", Some(body), Answer::new(202, "Restart scheduled")).await;
     assert_eq!(reply.says(), (202, "Restart scheduled"));
-    let Command::ScheduleRestart { at, filter, document } = command else { panic!("{command:?}") };
+    let Command::ScheduleRestart { at, filter, timeout: None, document } = command else { panic!("{command:?}") };
     assert_eq!((at, filter.pending_only), (WallTime(1_893_484_800_000_000), true));
+    let document: serde_json::Value = serde_json::from_str(&document).unwrap();
     assert_eq!(document, json!({"schedule": "2030-01-01T10:00:00+02:00", "restart_pending": true}));
     let (reply, _) =
         world.command("POST", "/restart", Some(body), Answer::new(409, "Another restart is already scheduled")).await;
@@ -203,7 +228,7 @@ async fn reinitialize_passes_its_wishes_and_its_answers_on() {
     assert_eq!(reply.says(), (503, "restart already in progress"));
 }
 
-/// §5.5, the rows that look at words alone; nothing is written.
+/// The rows that look at words alone; nothing is written.
 #[tokio::test]
 async fn switchovers_with_bad_words_are_refused() {
     let world = world().await;
@@ -335,7 +360,9 @@ async fn a_switchover_is_answered_when_it_has_ended() {
     for (path, body, leaders, status, text) in cases {
         let (reply, command) = play(path, body, leaders).await;
         assert_eq!(reply.says(), (status, text), "{path} {body}");
-        let Command::SetRequest { leader, scheduled_at: None, .. } = command else { panic!("{command:?}") };
+        let Command::SetRequest(RequestText { leader, scheduled_at: None, .. }) = command else {
+            panic!("{command:?}")
+        };
         assert_eq!(leader.is_some(), path == "/switchover");
     }
 }
@@ -347,11 +374,11 @@ async fn a_scheduled_switchover_is_only_written() {
     let body = r#"{"leader":"pg-7","candidate":"pg-9","scheduled_at":"2030-01-01T10:00:00+02:00"}"#;
     let (reply, command) = world.command("POST", "/switchover", Some(body), Answer::new(200, "")).await;
     assert_eq!(reply.says(), (202, "Switchover scheduled"));
-    let expected = Command::SetRequest {
+    let expected = Command::SetRequest(RequestText {
         leader: Some("pg-7".into()),
         candidate: Some("pg-9".into()),
         scheduled_at: Some("2030-01-01T10:00:00+02:00".into()),
-    };
+    });
     assert_eq!(command, expected);
     let (reply, _) = world.command("POST", "/switchover", Some(body), Answer::new(503, "whatever")).await;
     assert_eq!(reply.says(), (503, "failed to write failover key into DCS"));

@@ -1,12 +1,12 @@
-//! Health checks: the recorded matrix (rest-api §3.4), which path is which check, `?lag=` and tags.
+//! Health checks: the recorded matrix, which path is which check, `?lag=` and tags.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use patroni::agent::handle::{PostgresStatus, Snapshot};
+use patroni::door::{PostgresStatus, Snapshot};
 use patroni::model::{Lsn, MemberName, PostgresState, Role, SyncRecord, Version};
 
-use crate::world::{Says, World, as_primary, as_standby, edit_cluster, edit_local, leader, replica};
+use crate::world::{Says, World, as_primary, as_standby, edit_cluster, leader, replica};
 
 const COLUMNS: [&str; 13] = [
     "/",
@@ -34,12 +34,12 @@ fn without_lock(s: &mut Snapshot) {
 }
 
 fn in_state(s: &mut Snapshot, state: PostgresState) {
-    edit_local(s, |l| l.postgres.state = state);
+    s.member.state = state;
 }
 
 fn loop_stuck(s: &mut Snapshot) {
-    // The last loop was 45 s ago, with loop_wait 10 the next was due 35 s ago.
-    s.next_loop = s.now.boot - Duration::from_secs(35);
+    // The last step was 45 s ago, with loop_wait 10 the next was due 35 s ago.
+    s.next_step = s.now.boot - Duration::from_secs(35);
     s.leader_until = None;
 }
 
@@ -120,7 +120,7 @@ async fn the_recorded_matrix() {
     assert!(wrong.is_empty(), "{COLUMNS:?}\n{}", wrong.join("\n"));
 }
 
-/// §3.2: matched by substring, in the order of the table.
+/// Matched by substring, in the order of the table.
 #[tokio::test]
 async fn paths_are_matched_by_substring() {
     let cases: [(&str, u16, u16); 22] = [
@@ -161,7 +161,7 @@ async fn paths_are_matched_by_substring() {
     }
 }
 
-/// §1.3: these are unknown health checks for HEAD and OPTIONS.
+/// These are unknown health checks for HEAD and OPTIONS.
 #[tokio::test]
 async fn head_of_what_is_no_health_check_is_503() {
     let world = World::new(leader(), Says::Status(as_primary())).await;
@@ -182,7 +182,7 @@ async fn status_only_replies_have_no_body_and_no_type() {
     }
 }
 
-/// §3.1: the replica has replayed 12 bytes less than its upstream has flushed, 1012 less than the store says.
+/// The replica has replayed 12 bytes less than its upstream has flushed, 1012 less than the store says.
 #[tokio::test]
 async fn lag_is_counted_against_the_further_of_store_and_upstream() {
     let mut s = replica();
@@ -264,7 +264,7 @@ async fn a_check_follows_the_next_snapshot_at_once() {
     assert_eq!(world.get("/primary").await.status, 200);
     world.change(|s| {
         s.leader_until = None;
-        edit_local(s, |l| l.postgres.role = Role::Demoted);
+        s.role = Role::Demoted;
         in_state(s, PostgresState::Stopping);
     });
     let reply = world.get("/primary").await;

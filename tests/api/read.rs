@@ -1,17 +1,17 @@
-//! What is read: the status document (rest-api §2), /cluster, /history, /config, /metrics (§4).
+//! What is read: the status document, /cluster, /history, /config, /metrics.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use patroni::agent::handle::{PostgresStatus, WalSender};
+use patroni::door::{PostgresStatus, WalSender};
 use patroni::model::{
     FailoverRequest, HistoryRow, Lsn, MemberName, PostgresState, Probe, Role, SyncRecord, Timeline, Version, WallTime,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::world::{Says, World, as_primary, as_standby, edit_cluster, edit_local, leader, replica};
+use crate::world::{Says, World, as_primary, as_standby, edit_cluster, leader, replica};
 
-/// The example of §2, byte for byte.
+/// The example of the contract, byte for byte.
 #[tokio::test]
 async fn a_primary_shows_the_document_of_the_contract() {
     let mut s = leader();
@@ -46,9 +46,9 @@ async fn a_replica_shows_every_key_in_order() {
         let standbys = vec![MemberName::from("pg-0")];
         c.sync = Some(SyncRecord { version: Version("s".into()), leader: Some("x".into()), standbys, quorum: 0 });
     });
-    edit_local(&mut s, |l| l.postgres.pending_restart = true);
+    s.pending_restart = true;
     s.pending_restart_reason = [("shared_buffers".to_owned(), ("128MB".to_owned(), "?".to_owned()))].into();
-    s.scheduled_restart = Some(serde_json::json!({"schedule": "2030-01-01T00:00:00+00:00"}));
+    s.scheduled_restart = Some(r#"{"schedule":"2030-01-01T00:00:00+00:00"}"#.into());
     s.effective_tags = Arc::new(serde_json::json!({"zone": "ü"}).as_object().unwrap().clone());
     let world = World::new(s, Says::Status(as_standby())).await;
     let reply = world.get("/patroni/whatever?x=y").await;
@@ -66,12 +66,12 @@ async fn a_replica_shows_every_key_in_order() {
 #[tokio::test]
 async fn a_postgres_that_is_not_asked_leaves_its_keys_out() {
     let mut s = replica();
-    edit_local(&mut s, |l| l.postgres.state = PostgresState::Stopped);
+    s.member.state = PostgresState::Stopped;
     let world = World::new(s, Says::Status(as_standby())).await;
     let reply = world.get("/patroni").await;
     assert!(reply.body.starts_with(r#"{"state": "stopped", "role": "replica", "dcs_last_seen": "#), "{}", reply.body);
     world.change(|s| {
-        edit_local(s, |l| l.postgres.role = Role::Uninitialized);
+        s.role = Role::Uninitialized;
         s.system_id = None;
         s.dcs_available = false;
         s.dcs_last_seen = 0;
@@ -79,23 +79,23 @@ async fn a_postgres_that_is_not_asked_leaves_its_keys_out() {
     assert_eq!(world.get("/patroni").await.keys(), ["state", "role", "cluster_unlocked", "dcs_last_seen", "patroni"]);
 }
 
-/// Design §6: within a second, a primary with its role and last known position, a standby without `xlog`.
+/// Within a second, a primary with its role and last known position, a standby without `xlog`.
 #[tokio::test]
 async fn a_hanging_query_does_not_hang_the_answer() {
     let mut s = leader();
-    edit_local(&mut s, |l| {
-        l.postgres.probe = Some(Probe {
-            at: Default::default(),
-            in_recovery: false,
-            timeline: Timeline(7),
-            position: Lsn(4711),
-            received: Lsn(0),
-            replayed: Lsn(0),
-            streaming: false,
-            replay_paused: false,
-            system_id: String::new(),
-        });
+    s.probe = Some(Probe {
+        at: Default::default(),
+        in_recovery: false,
+        timeline: Timeline(7),
+        position: Lsn(4711),
+        received: Lsn(0),
+        replayed: Lsn(0),
+        streaming: false,
+        replay_paused: false,
+        system_id: String::new(),
     });
+    s.position = Some(Lsn(4711));
+    s.known_timeline = Timeline(7);
     let primary = World::new(s, Says::Never).await;
     let standby = World::new(replica(), Says::Never).await;
     let timed = async |world: &World, path: &str| {
@@ -224,7 +224,7 @@ async fn the_configuration_is_shown_as_stored() {
     assert!(page.body.contains("Error code: 502") && page.body.contains("Message: Bad Gateway."), "{}", page.body);
 }
 
-/// Patroni closes the connection without a word (§1.5); a page says why.
+/// Patroni closes the connection without a word; a page says why.
 #[tokio::test]
 async fn without_a_view_of_the_store_nothing_is_made_up() {
     let mut s = leader();

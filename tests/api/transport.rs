@@ -1,10 +1,10 @@
-//! Connections (rest-api §1): keep-alive, headers, listening.
+//! Connections: keep-alive, headers, listening.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use patroni::agent::handle::ApiSettings;
 use patroni::api;
+use patroni::door::ApiSettings;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 

@@ -4,14 +4,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use patroni::agent::handle::{
-    Answer, ApiSettings, Asked, Command, PostgresStatus, Snapshot, Stamped, StatusWaiter, channels,
-};
-use patroni::agent::{clock, peers};
 use patroni::api;
+use patroni::door::{
+    Answer, ApiSettings, Asked, Command, Outside, PostgresStatus, Snapshot, Stamped, StatusWaiter, channels,
+};
+use patroni::driver::{clock, peers};
 use patroni::model::{
-    BootInstant, Cluster, ConfigRecord, LeaderRecord, LeaseRecord, Local, Lsn, Member, MemberName, PostgresState, Role,
-    Settings, StoreLink, Timeline, Version,
+    Cluster, ConfigRecord, LeaderRecord, LeaseRecord, Lsn, Member, MemberName, MemberSnapshot, PostgresState, Role,
+    Settings, Timeline, Version,
 };
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -55,7 +55,7 @@ impl World {
             settings.listen = "127.0.0.1:0".to_owned();
         }
         let client = peers::PeerClient::new(&peers::PeerTls::default()).unwrap();
-        let (handle, ends) = channels(snapshot, settings.clone(), client);
+        let (handle, ends) = channels(snapshot, settings.clone(), Outside { now: clock::now, peers: Arc::new(client) });
         let bound = api::bind(&Arc::new(settings)).unwrap();
         let addr = bound.local_addr().unwrap();
         let server = tokio::spawn(bound.serve(handle));
@@ -213,7 +213,7 @@ pub fn leader() -> Snapshot {
         }),
         leader: Some(LeaderRecord {
             version: Version("l1".into()),
-            lease: lease.clone(),
+            lease,
             holder: None,
             optime: Some(Lsn(0x7000000)),
             slots: Default::default(),
@@ -230,39 +230,38 @@ pub fn leader() -> Snapshot {
         .into(),
         ..Cluster::default()
     };
-    Snapshot {
+    let member = MemberSnapshot {
         now,
+        me,
         cluster: Arc::new(cluster),
-        local: Arc::new(local(me, now.boot, lease)),
         settings: Arc::new(Settings::default()),
+        store_read: true,
+        dcs_available: true,
+        dcs_last_seen: 1_763_626_530,
+        leader_until: Some(now.boot + Duration::from_secs(29)),
+        alive: true,
+        state: PostgresState::Running,
+        role: Role::Primary,
+        probe: None,
+        server_version: Some(170_002),
+        system_id: Some("7439021837465564321".to_owned()),
+        known_timeline: Timeline(0),
+        position: None,
+        pending_restart: false,
+        pending_restart_reason: Default::default(),
+        scheduled_restart: None,
+        next_step: now.boot + Duration::from_secs(10),
+        reason: "I am the leader with the lock".to_owned(),
+        fence_lost: false,
+    };
+    Snapshot {
+        member,
         scope: "demo".into(),
         version: "4.1.5",
         primary_word: "primary",
-        dcs_last_seen: 1_763_626_530,
-        dcs_available: true,
-        leader_until: Some(now.boot + Duration::from_secs(29)),
-        system_id: Some("7439021837465564321".to_owned()),
         configured_tags: Arc::default(),
         effective_tags: Arc::default(),
-        pending_restart_reason: Default::default(),
-        scheduled_restart: None,
-        last_loop: now.boot,
-        next_loop: now.boot + Duration::from_secs(10),
-        reason: "I am the leader with the lock".to_owned(),
-        fence_lost: false,
     }
-}
-
-fn local(me: MemberName, boot: BootInstant, lease: LeaseRecord) -> Local {
-    let mut local = Local::at_start(me, "s".into(), boot, std::time::Duration::ZERO);
-    local.store = StoreLink::Following;
-    local.lease.record = Some(lease);
-    local.postgres.state = PostgresState::Running;
-    local.postgres.role = Role::Primary;
-    local.postgres.alive = true;
-    local.postgres.checkpointed = true;
-    local.postgres.server_version = Some(170_002);
-    local
 }
 
 /// The same member as a replica of `pg-1`.
@@ -270,16 +269,12 @@ pub fn replica() -> Snapshot {
     let mut s = leader();
     s.leader_until = None;
     edit_cluster(&mut s, |c| c.leader.as_mut().unwrap().lease.leader = Some("pg-1".into()));
-    edit_local(&mut s, |l| l.postgres.role = Role::Replica);
+    s.role = Role::Replica;
     s
 }
 
 pub fn edit_cluster(s: &mut Snapshot, edit: impl FnOnce(&mut Cluster)) {
     edit(Arc::make_mut(&mut s.cluster));
-}
-
-pub fn edit_local(s: &mut Snapshot, edit: impl FnOnce(&mut Local)) {
-    edit(Arc::make_mut(&mut s.local));
 }
 
 pub fn as_primary() -> PostgresStatus {

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{Allowed, Trial, must};
 
-/// Design §7, Dead: "After `kill -9` of a postmaster a backend with a statement in flight was seen to acknowledge an INSERT
+/// Dead means every process: "After `kill -9` of a postmaster a backend with a statement in flight was seen to acknowledge an INSERT
 /// 2.4 s later". Here none may acknowledge anything once the restarted Postgres accepts writes.
 pub async fn a_crashed_postgres_acknowledges_nothing_late_and_loses_nothing(options: Options) -> Res<()> {
     let (mut trial, leader) = Trial::begin(options).await?;
@@ -52,7 +52,7 @@ async fn crash(trial: &mut Trial, leader: usize) -> Res<()> {
     Ok(())
 }
 
-/// Design §5, terminated: takeover without waiting for the ttl.
+/// A proven death: takeover without waiting for the ttl.
 pub async fn a_killed_member_is_replaced_when_it_is_reported(options: Options) -> Res<()> {
     let (mut trial, leader) = Trial::begin(options).await?;
     let result = kill_and_report(&mut trial, leader).await;
@@ -70,7 +70,7 @@ async fn kill_and_report(trial: &mut Trial, leader: usize) -> Res<()> {
     Ok(())
 }
 
-/// Design §5: "Silence always costs the full ttl."
+/// "Silence always costs the full ttl."
 pub async fn silence_costs_the_whole_lease(options: Options) -> Res<()> {
     let (mut trial, leader) = Trial::begin(options).await?;
     let result = kill_in_silence(&mut trial, leader).await;

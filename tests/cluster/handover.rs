@@ -46,7 +46,7 @@ async fn switch_with_rest(trial: &mut Trial, leader: usize) -> Res<()> {
     must(now != leader, "the old leader leads again")
 }
 
-/// Design §2: "An orderly hand-over is: early CHECKPOINT, fast stop, wait until a standby has the shutdown position,
+/// "An orderly hand-over is: early CHECKPOINT, fast stop, wait until a standby has the shutdown position,
 /// release, the standby promotes."
 pub async fn a_terminated_leader_hands_over_and_loses_nothing(options: Options) -> Res<()> {
     let (mut trial, leader) = Trial::begin(options).await?;

@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{Allowed, Trial, must};
 
-/// Design §2: "a sidecar that dies and comes back within the lease re-adopts the running Postgres: no outage, no restart".
+/// "a sidecar that dies and comes back within the lease re-adopts the running Postgres: no outage, no restart".
 pub async fn a_restarted_sidecar_adopts_its_postgres(options: Options) -> Res<()> {
     let (mut trial, leader) = Trial::begin(options).await?;
     let result = kill_and_restart_sidecar(&mut trial, leader).await;
@@ -29,7 +29,7 @@ async fn kill_and_restart_sidecar(trial: &mut Trial, leader: usize) -> Res<()> {
     must(gap < trial.cluster.options.lease(), format!("no write for {:.2} s", gap.as_secs_f64()))
 }
 
-/// Design §11: "sidecar killed, Postgres left alone, nobody restarts it": one writer, the keeper stops the primary in time.
+/// "sidecar killed, Postgres left alone, nobody restarts it": one writer, the keeper stops the primary in time.
 pub async fn without_its_sidecar_a_primary_is_stopped_in_time(options: Options) -> Res<()> {
     let (mut trial, leader) = Trial::begin(options).await?;
     let result = leave_without_sidecar(&mut trial, leader).await;
@@ -55,7 +55,7 @@ fn silent_in_time(trial: &Trial, old: usize, cut: Instant) -> Res<()> {
     must(late < trial.cluster.options.lease(), format!("the old leader wrote for {:.2} s more", late.as_secs_f64()))
 }
 
-/// Design §4: a primary that cannot renew stops accepting writes before its lease ends for others, and the cluster heals.
+/// A primary that cannot renew stops accepting writes before its lease ends for others, and the cluster heals.
 pub async fn without_the_api_a_primary_stops_in_time_and_the_cluster_heals(options: Options) -> Res<()> {
     let (mut trial, leader) = Trial::begin(options).await?;
     let result = cut_for_long(&mut trial, leader).await;
@@ -79,7 +79,7 @@ async fn cut_for_long(trial: &mut Trial, leader: usize) -> Res<()> {
     Ok(())
 }
 
-/// L2 (design §10): "an API outage or slowness shorter than min(retry_timeout, D − N) causes no demotion".
+/// L2: "an API outage or slowness shorter than min(retry_timeout, D − N) causes no demotion".
 pub async fn a_short_outage_of_the_api_demotes_nobody(options: Options) -> Res<()> {
     let (mut trial, leader) = Trial::begin(options).await?;
     let result = cut_for_a_moment(&mut trial, leader).await;

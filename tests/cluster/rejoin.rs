@@ -36,7 +36,7 @@ async fn diverge(trial: &mut Trial, leader: usize) -> Res<()> {
     Ok(())
 }
 
-/// ha-decisions §22: "pg_rewind for a diverged former leader".
+/// pg_rewind for a diverged former leader.
 pub async fn a_diverged_leader_is_rewound(options: Options) -> Res<()> {
     let (mut trial, leader) = Trial::begin(options).await?;
     let result = diverge_and_return(&mut trial, leader, true).await;

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{Allowed, Trial, keep_logs, must};
 
-/// "The sidecars of a cluster elect a leader through one annotated Endpoints or ConfigMap object" (design §1).
+/// "The sidecars of a cluster elect a leader through one annotated Endpoints or ConfigMap object".
 pub async fn three_members_start_from_nothing(options: Options) -> Res<()> {
     let (mut trial, leader) = Trial::begin(options).await?;
     let result = looks_like_patroni(&mut trial.cluster, leader).await;
@@ -65,7 +65,7 @@ async fn looks_like_patroni(cluster: &mut Cluster, leader: usize) -> Res<()> {
         .await
 }
 
-/// Design §4, Bootstrap: "the same pod restarted clears its own half-made directory (the only case) and starts again".
+/// "The same pod restarted clears its own half-made directory (the only case) and starts again".
 pub async fn a_bootstrap_killed_half_way_is_finished(options: Options) -> Res<()> {
     let mut cluster = Cluster::start(options).await?;
     let result = kill_during_initdb(&mut cluster).await;

@@ -3,15 +3,22 @@
 #![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "a test that fails says where")]
 
 mod death;
+mod desk;
+mod identity;
+mod restore;
+mod shell;
+mod vanish;
 mod world;
 
 use std::time::Duration;
 
 use patroni::dcs::kube::{Access, KubeStore, Mode, StoreOptions};
-use patroni::dcs::{Dcs, LeaseWrite, MemberStatus, Renewal, RequestText, WriteResult, schema};
+use patroni::dcs::{Dcs, MemberStatus, RequestText, WriteResult, schema};
 use patroni::kubemem::FaultRule;
+use patroni::member::lease::JobEnd;
 use patroni::model::{
-    HistoryRow, Initialize, LeaseRecord, Lsn, MemberName, PostgresState, Role, StoreLink, Timeline, time_scale,
+    Change, HistoryRow, Initialize, LeaderStatus, LeaderWrite, LeaderWritten, LeaseRecord, Lsn, MemberName,
+    PostgresState, Role, Shutdown, StoreLink, StoreWrite, Timeline, Version, View, time_scale,
 };
 use serde_json::json;
 
@@ -25,9 +32,9 @@ async fn of_two_that_race_for_the_lock_exactly_one_gets_it() {
         let mut stood = None;
         for round in 0..6 {
             let (x, y) = tokio::join!(a.acquire(acquire(stood.clone())), b.acquire(acquire(stood.clone())));
-            let wins = [&x, &y].into_iter().filter(|r| matches!(r, LeaseWrite::Written { .. })).count();
+            let wins = [&x, &y].into_iter().filter(|r| matches!(r, JobEnd::Written { .. })).count();
             assert_eq!(wins, 1, "{mode:?} round {round}: {x:?} {y:?}");
-            let (record, _) = written(if matches!(x, LeaseWrite::Written { .. }) { x } else { y });
+            let (record, _) = written(if matches!(x, JobEnd::Written { .. }) { x } else { y });
             assert_eq!(w.leader()["metadata"]["annotations"]["leader"], record.leader.as_ref().unwrap().as_str());
             stood = Some(record);
         }
@@ -57,19 +64,24 @@ async fn the_leader_object_has_the_form_patroni_members_expect() {
     // A renewal changes renewTime, keeps the rest, publishes the position, and heals the addresses.
     w.server.store().merge("endpoints", "default", "demo", &json!({"subsets": []})).unwrap();
     see(&a, "addresses gone", |v| v.cluster.leader.as_ref().is_some_and(|l| l.addresses.is_empty())).await;
-    let (second, _) = renewed(a.renew(renew(77)).await);
+    let (second, _) = written(a.renew(renew(77)).await);
     assert_eq!(LeaseRecord { renew_time: record.renew_time.clone(), ..second.clone() }, record);
     assert_ne!(second.renew_time, record.renew_time);
     let view = a.view().borrow().clone();
     let leader = view.cluster.leader.as_ref().unwrap();
     assert_eq!((leader.optime, leader.addresses.as_slice()), (Some(Lsn(77)), &["127.0.1.0".to_owned()][..]));
     // Release: nobody, no addresses, the shutdown position.
-    written(a.release(Some(Lsn(99)), DEADLINE).await);
+    let members = [MemberName::from("a")].into();
+    written(a.release(Some(Shutdown { position: Lsn(99), timeline: Timeline(1), members })).await);
     let object = w.leader();
     assert_eq!(object["metadata"]["annotations"].get("leader"), None);
     assert_eq!(object["metadata"]["annotations"]["optime"], "99");
     assert_eq!(object["subsets"].as_array().map_or(0, Vec::len), 0);
     assert_eq!(object["metadata"]["annotations"]["ttl"], "30", "the other keys stay");
+    let given_up = a.leader().await.unwrap();
+    assert!(given_up.released_by_holder(), "in the holder's own words: the mark stays, patroni.released names it");
+    assert_eq!(given_up.valid_holder().unwrap().session, "session-of-a");
+    assert_eq!(given_up.oath().map(|oath| (oath.position, oath.timeline)), Some((Lsn(99), Timeline(1))));
     // The next holder counts transitions on.
     let b = w.store("b").await;
     let stood = b.view().borrow().cluster.leader.as_ref().map(|l| l.lease.clone());
@@ -83,7 +95,7 @@ async fn at_rest_a_renewal_is_one_request() {
     let (a, _) = lead(&w, "a").await;
     w.server.reset_request_counts();
     for i in 0..3 {
-        renewed(a.renew(renew(i)).await);
+        written(a.renew(renew(i)).await);
     }
     let counts = w.server.request_counts();
     assert_eq!(counts.get(&("patch".into(), "endpoints".into())), Some(&3));
@@ -97,7 +109,7 @@ async fn a_lost_answer_is_looked_up_and_counts_from_the_sending_of_the_attempt_t
         let (a, first) = lead(&w, "a").await;
         w.server.faults().drop_reply(w.writes_fault(0, 1));
         let before = now();
-        let (record, sent) = renewed(a.renew(renew(1)).await);
+        let (record, sent) = written(a.renew(renew(1)).await);
         assert_eq!(
             Some(record.renew_time.clone().unwrap().as_str()),
             w.leader()["metadata"]["annotations"]["renewTime"].as_str()
@@ -138,7 +150,7 @@ async fn a_server_in_trouble_costs_a_renewal_nothing_but_time() {
     for status in [500, 503, 429, 403] {
         w.server.faults().fail(w.writes_fault(status, 2));
         let before = now();
-        let (record, sent) = renewed(a.renew(renew(1)).await);
+        let (record, sent) = written(a.renew(renew(1)).await);
         assert_eq!(w.leader()["metadata"]["annotations"]["renewTime"], record.renew_time.unwrap());
         assert!(
             sent.since(before) >= Duration::from_millis(100).mul_f64(time_scale()),
@@ -157,7 +169,7 @@ async fn a_server_that_hangs_for_a_while_is_not_a_lost_lease() {
         tokio::time::sleep(Duration::from_millis(2500)).await;
         faults.hang(false);
     });
-    let (record, _) = renewed(a.renew(renew(1)).await);
+    let (record, _) = written(a.renew(renew(1)).await);
     let shown = w.leader()["metadata"]["annotations"]["renewTime"].as_str().unwrap().to_owned();
     assert_eq!(record.renew_time, Some(shown));
 }
@@ -176,11 +188,11 @@ async fn a_renewal_nobody_answers_is_unknown_and_when_it_landed_the_next_one_fin
     faults.cut_watches();
     let mut want = renew(1);
     want.deadline = Duration::from_millis(800);
-    assert!(matches!(a.renew(want).await, Renewal::Unknown(_)));
+    assert!(matches!(a.renew(want).await, JobEnd::Unknown(_)));
     faults.clear();
     let landed = w.leader()["metadata"]["annotations"]["renewTime"].clone();
     assert_ne!(landed, first.renew_time.clone().unwrap());
-    let (record, _) = renewed(a.renew(renew(2)).await);
+    let (record, _) = written(a.renew(renew(2)).await);
     assert_ne!(landed, record.renew_time.unwrap());
     assert_eq!(record.transitions, first.transitions);
 }
@@ -199,7 +211,7 @@ async fn a_status_only_write_by_somebody_else_is_no_loss() {
         });
         w.server.faults().cut_watches();
         w.annotate_leader(json!({"optime": "4711"}));
-        let (second, _) = renewed(a.renew(renew(1)).await);
+        let (second, _) = written(a.renew(renew(1)).await);
         assert_eq!(second.acquire_time, record.acquire_time);
         // The same for a takeover: a bare change of the version does not spoil what stood.
         w.annotate_leader(json!({"optime": "4712"}));
@@ -214,11 +226,11 @@ async fn a_lease_is_lost_only_to_a_holder_that_a_fresh_read_names() {
     let (a, record) = lead(&w, "a").await;
     let b = w.store("b").await;
     written(b.acquire(acquire(Some(record.clone()))).await);
-    assert_eq!(a.renew(renew(1)).await, Renewal::LostTo(Some("b".into())));
-    assert!(matches!(a.acquire(acquire(Some(record))).await, LeaseWrite::Conflict(_)));
-    assert!(matches!(a.release(None, DEADLINE).await, LeaseWrite::Conflict(_)));
-    written(b.release(None, DEADLINE).await);
-    assert_eq!(b.renew(renew(1)).await, Renewal::LostTo(None));
+    assert_eq!(lost(a.renew(renew(1)).await).as_deref(), Some("b"));
+    assert_eq!(lost(a.acquire(acquire(Some(record))).await).as_deref(), Some("b"));
+    assert_eq!(lost(a.release(None).await).as_deref(), Some("b"));
+    written(b.release(None).await);
+    assert_eq!(lost(b.renew(renew(1)).await), None);
 }
 
 #[tokio::test]
@@ -229,13 +241,13 @@ async fn a_record_with_my_name_is_a_strangers_until_it_is_adopted() {
     let mut o = w.options("a");
     o.session = "another session".into();
     let again = w.store_with(o).await;
-    let leader = again.read_lease(DEADLINE).await.unwrap().unwrap();
+    let leader = again.leader().await.unwrap();
     assert!(!again.is_mine(&leader));
-    assert_eq!(again.renew(renew(1)).await, Renewal::LostTo(Some("a".into())));
+    assert_eq!(lost(again.renew(renew(1)).await).as_deref(), Some("a"));
     again.adopt(schema::from_note(&schema::note(&record)).unwrap());
     assert!(again.is_mine(&leader));
-    let (renewed, _) = renewed(again.renew(renew(1)).await);
-    assert_eq!((renewed.acquire_time, renewed.transitions), (record.acquire_time, record.transitions));
+    let (kept, _) = written(again.renew(renew(1)).await);
+    assert_eq!((kept.acquire_time, kept.transitions), (record.acquire_time, record.transitions));
 }
 
 #[tokio::test]
@@ -247,7 +259,7 @@ async fn a_forbidden_write_says_which_permission_is_missing() {
     o.access = Access::Server { url: w.server.url(), token: Some("reader-token".into()) };
     let a = w.store_with(o).await;
     match a.acquire(acquire(None)).await {
-        LeaseWrite::Refused(why) => {
+        JobEnd::Refused(why) => {
             assert!(why.starts_with("Forbidden: the service account needs verb create on endpoints"), "{why}")
         }
         other => panic!("{other:?}"),
@@ -266,7 +278,7 @@ async fn cut_and_expire(mode: Mode) {
     let mut last = String::new();
     for round in 0..4 {
         w.server.faults().cut_watches();
-        let (record, _) = renewed(a.renew(renew(round)).await);
+        let (record, _) = written(a.renew(renew(round)).await);
         if round % 2 == 1 {
             w.server.compact();
         }
@@ -293,28 +305,44 @@ async fn cut_and_expire(mode: Mode) {
     assert!(!last.is_empty());
 }
 
+fn claim(expect: Option<Version>) -> StoreWrite {
+    StoreWrite::ClaimInitialize { expect }
+}
+
+fn config(expect: Version, document: &str) -> StoreWrite {
+    StoreWrite::Config { expect: Some(expect), document: document.into() }
+}
+
+fn system_id(expect: Version, system_id: &str) -> StoreWrite {
+    StoreWrite::SystemId { expect: Some(expect), system_id: system_id.into() }
+}
+
+fn clear(expect: Version) -> StoreWrite {
+    StoreWrite::ClearRequest { expect }
+}
+
+fn version_of_config(view: &View) -> Option<Version> {
+    view.cluster.config.as_ref().map(|c| c.version.clone())
+}
+
 #[tokio::test]
 async fn the_initialize_race_has_one_winner_and_ends_with_the_system_identifier() {
     for mode in MODES {
         let w = World::new(mode).await;
         let (a, b) = (w.store("a").await, w.store("b").await);
-        let (x, y) = tokio::join!(a.claim_initialize(None), b.claim_initialize(None));
+        let (x, y) = tokio::join!(a.write(claim(None)), b.write(claim(None)));
         let wins: Vec<bool> = [&x, &y].iter().map(|r| matches!(r, WriteResult::Written(_))).collect();
         assert_eq!(wins.iter().filter(|w| **w).count(), 1, "{x:?} {y:?}");
         let (winner, session) = if wins[0] { (&a, "session-of-a") } else { (&b, "session-of-b") };
         let view = see(winner, "the claim", |v| v.cluster.initialize == Initialize::InProgress).await;
         assert_eq!(view.cluster.initializer.as_ref().unwrap().session, session);
         let version = view.cluster.config.as_ref().unwrap().version.clone();
-        let WriteResult::Written(next) = winner.write_config(Some(version.clone()), r#"{ "ttl": 30 }"#.into()).await
-        else {
+        let WriteResult::Written(next) = winner.write(config(version.clone(), r#"{ "ttl": 30 }"#)).await else {
             panic!()
         };
-        assert_eq!(winner.write_config(Some(version), "{}".into()).await, WriteResult::Conflict);
-        assert!(matches!(winner.write_config(Some(next.clone()), "[]".into()).await, WriteResult::Refused(_)));
-        assert!(matches!(
-            winner.write_system_id(Some(next), "7123456789012345678".into()).await,
-            WriteResult::Written(_)
-        ));
+        assert_eq!(winner.write(config(version, "{}")).await, WriteResult::Conflict);
+        assert!(matches!(winner.write(config(next.clone(), "[]")).await, WriteResult::Refused(_)));
+        assert!(matches!(winner.write(system_id(next, "7123456789012345678")).await, WriteResult::Written(_)));
         let view = see(&b, "the identifier", |v| v.cluster.initialize.system_id() == Some("7123456789012345678")).await;
         assert_eq!(
             (view.cluster.initializer.clone(), view.cluster.config.as_ref().unwrap().document.as_deref()),
@@ -322,7 +350,8 @@ async fn the_initialize_race_has_one_winner_and_ends_with_the_system_identifier(
         );
         let rows =
             vec![HistoryRow { timeline: Timeline(1), lsn: Lsn(5), reason: "r".into(), at: None, new_leader: None }];
-        assert!(matches!(a.write_history(rows.clone()).await, WriteResult::Written(_)));
+        let history = StoreWrite::History { expect: version_of_config(&view), rows: rows.clone() };
+        assert!(matches!(a.write(history).await, WriteResult::Written(_)));
         see(&b, "the history", |v| v.cluster.history.as_ref() == Some(&rows)).await;
         let services = w.server.store().list("services", "default").unwrap();
         assert_eq!(services.iter().any(|s| s["metadata"]["name"] == "demo-config"), mode == Mode::Endpoints);
@@ -336,15 +365,23 @@ async fn a_request_is_written_seen_and_cleared_once() {
     let a = w.store("a").await;
     ctl.read_cluster_once().await.unwrap();
     let request = RequestText { candidate: Some("b".into()), ..RequestText::default() };
-    assert!(matches!(ctl.set_request(request.clone()).await, WriteResult::Written(_)));
+    assert!(matches!(ctl.write(StoreWrite::SetRequest(request.clone())).await, WriteResult::Written(_)));
     let bad = RequestText { scheduled_at: Some("soon".into()), ..request };
-    assert!(matches!(ctl.set_request(bad).await, WriteResult::Refused(_)));
+    assert!(matches!(ctl.write(StoreWrite::SetRequest(bad)).await, WriteResult::Refused(_)));
     let view = see(&a, "the request", |v| v.cluster.request().is_some()).await;
     let version = view.cluster.failover.as_ref().unwrap().version.clone();
-    assert!(matches!(a.clear_request(version.clone()).await, WriteResult::Written(_)));
-    assert_eq!(a.clear_request(version).await, WriteResult::Conflict);
+    assert!(matches!(a.write(clear(version.clone())).await, WriteResult::Written(_)));
+    assert_eq!(a.write(clear(version)).await, WriteResult::Conflict);
     assert!(a.view().borrow().cluster.request().is_none());
-    assert!(matches!(ctl.acquire(acquire(None)).await, LeaseWrite::Refused(_)), "patronictl is no member");
+    let take = LeaderWrite {
+        expect: None,
+        record: LeaseRecord::default(),
+        holder: None,
+        status: LeaderStatus::default(),
+        released: Change::Keep,
+        claim: Change::Keep,
+    };
+    assert!(matches!(ctl.write_leader(take).await, LeaderWritten::Refused(_)), "patronictl is no member");
 }
 
 #[tokio::test]
@@ -364,10 +401,10 @@ async fn objects_made_by_somebody_else_without_our_labels_are_adopted() {
     assert!(a.view().borrow().cluster.leader.is_none(), "invisible without labels");
     written(a.acquire(acquire(None)).await);
     assert_eq!(w.leader()["metadata"]["labels"]["cluster-name"], "demo");
-    assert_eq!(a.claim_initialize(None).await, WriteResult::Conflict);
+    assert_eq!(a.write(claim(None)).await, WriteResult::Conflict);
     let view = see(&a, "the config object", |v| v.cluster.config.is_some()).await;
     let version = view.cluster.config.as_ref().unwrap().version.clone();
-    assert!(matches!(a.claim_initialize(Some(version)).await, WriteResult::Written(_)));
+    assert!(matches!(a.write(claim(Some(version))).await, WriteResult::Written(_)));
 }
 
 #[tokio::test]

@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use patroni::dcs::kube::{Access, KubeStore, Mode, StoreOptions};
-use patroni::dcs::{Acquire, Dcs, LeaderStatus, LeaseWrite, Life, Renew, Renewal, View};
+use patroni::dcs::{Dcs, Life, View};
 use patroni::kubemem::{FaultRule, Options, Server};
-use patroni::model::{BootInstant, LeaseRecord, Lsn, StoreLink, time_scale};
+use patroni::member::lease::Writer;
+use patroni::model::{BootInstant, LeaseRecord, StoreLink, time_scale};
 use serde_json::{Value, json};
+
+pub use super::shell::*;
 
 pub const MODES: [Mode; 2] = [Mode::Endpoints, Mode::ConfigMaps];
 pub const DEADLINE: Duration = Duration::from_secs(4);
@@ -18,7 +21,7 @@ pub fn ttl() -> Duration {
 }
 
 pub fn now() -> BootInstant {
-    patroni::agent::clock::boot()
+    patroni::driver::clock::boot()
 }
 
 /// A server with pods `a`, `b`, `c`, two containers each.
@@ -39,23 +42,13 @@ impl World {
         world
     }
     pub fn create_pod(&self, name: &str, i: usize) {
-        let container = |c: &str| json!({"name": c, "image": "x"});
-        let status = |c: &str| {
-            json!({"name": c, "containerID": format!("containerd://{name}-{c}"), "image": "x", "imageID": "x",
-            "ready": true, "restartCount": 0, "state": {"running": {"startedAt": "2025-01-01T00:00:00Z"}}})
-        };
-        let pod = json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": name, "labels": {"application": "patroni", "cluster-name": "demo"}},
-            "spec": {"nodeName": "node", "hostname": name, "containers": [container("postgres"), container("patroni")]},
-            "status": {"podIP": format!("127.0.1.{i}"), "containerStatuses": [status("postgres"), status("patroni")]},
-        });
+        let pod = pod(name, i);
         self.server.store().create("pods", "default", pod.clone()).unwrap();
         self.server.store().merge("pods", "default", name, &json!({"status": pod["status"]})).unwrap();
     }
     pub fn options(&self, member: &str) -> StoreOptions {
         let access = Access::Server { url: self.server.url(), token: Some(self.server.token().to_owned()) };
-        let mut o = StoreOptions::new("demo", Some(member.into()), access, now, patroni::agent::clock::wall);
+        let mut o = StoreOptions::new("demo", Some(member.into()), access, now, patroni::driver::clock::wall);
         o.mode = self.mode;
         o.labels = BTreeMap::from([("application".into(), "patroni".into())]);
         o.session = format!("session-of-{member}");
@@ -63,15 +56,17 @@ impl World {
         o.loop_wait = Duration::from_secs(2);
         o
     }
-    pub async fn store(&self, member: &str) -> Arc<KubeStore> {
+    pub async fn store(&self, member: &str) -> Arc<Shell> {
         self.store_with(self.options(member)).await
     }
-    pub async fn store_with(&self, o: StoreOptions) -> Arc<KubeStore> {
+    pub async fn store_with(&self, o: StoreOptions) -> Arc<Shell> {
+        let (me, session) = (o.member.clone(), o.session.clone());
         let store = Arc::new(KubeStore::connect(o).await.unwrap());
         store.follow();
         store.set_life(life_since("2025-01-01T00:00:00Z"));
         see(&store, "following", |v| v.link == StoreLink::Following && v.cluster.members.len() == 3).await;
-        store
+        let uid = store.my_pod().await.unwrap().uid;
+        Arc::new(Shell::new(store, Writer { me, uid, session }))
     }
     pub fn kind(&self) -> &'static str {
         match self.mode {
@@ -106,6 +101,21 @@ impl World {
     }
 }
 
+/// A running pod of the cluster, two containers.
+pub fn pod(name: &str, i: usize) -> Value {
+    let container = |c: &str| json!({"name": c, "image": "x"});
+    let status = |c: &str| {
+        json!({"name": c, "containerID": format!("containerd://{name}-{c}"), "image": "x", "imageID": "x",
+        "ready": true, "restartCount": 0, "state": {"running": {"startedAt": "2025-01-01T00:00:00Z"}}})
+    };
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "labels": {"application": "patroni", "cluster-name": "demo"}},
+        "spec": {"nodeName": "node", "hostname": name, "containers": [container("postgres"), container("patroni")]},
+        "status": {"podIP": format!("127.0.1.{i}"), "containerStatuses": [status("postgres"), status("patroni")]},
+    })
+}
+
 /// Waits until the view is as wanted.
 pub async fn see(store: &KubeStore, what: &str, wanted: impl Fn(&View) -> bool) -> Arc<View> {
     let mut view = store.view();
@@ -116,37 +126,12 @@ pub async fn see(store: &KubeStore, what: &str, wanted: impl Fn(&View) -> bool) 
     }
 }
 
-pub fn acquire(stood: Option<LeaseRecord>) -> Acquire {
-    Acquire { stood, proven_dead: false, ttl: ttl(), deadline: DEADLINE }
-}
-
-pub fn renew(optime: u64) -> Renew {
-    let status = LeaderStatus { optime: Some(Lsn(optime)), ..LeaderStatus::default() };
-    Renew { ttl: ttl(), status, deadline: DEADLINE }
-}
-
-#[track_caller]
-pub fn written(w: LeaseWrite) -> (LeaseRecord, BootInstant) {
-    match w {
-        LeaseWrite::Written { record, sent } => (record, sent),
-        other => panic!("not written: {other:?}"),
-    }
-}
-
-#[track_caller]
-pub fn renewed(r: Renewal) -> (LeaseRecord, BootInstant) {
-    match r {
-        Renewal::Renewed { record, sent } => (record, sent),
-        other => panic!("not renewed: {other:?}"),
-    }
-}
-
 /// The life whose `postgres` container began then.
 pub fn life_since(when: &str) -> Life {
     Life { container: Some("postgres".into()), began: patroni::dcs::schema::parse_wall(when).unwrap() }
 }
 
-pub async fn lead(world: &World, member: &str) -> (Arc<KubeStore>, LeaseRecord) {
+pub async fn lead(world: &World, member: &str) -> (Arc<Shell>, LeaseRecord) {
     let store = world.store(member).await;
     let (record, _) = written(store.acquire(acquire(None)).await);
     (store, record)

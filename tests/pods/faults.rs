@@ -59,7 +59,7 @@ pub async fn the_postgres_container_is_killed(kube: SharedKube) -> Res<()> {
     release.remove().await
 }
 
-/// SIGSTOP of the leader's sidecar for two leases: the keeper stops Postgres before anybody else writes (design §4).
+/// SIGSTOP of the leader's sidecar for two leases: the keeper stops Postgres before anybody else writes.
 pub async fn the_sidecar_is_frozen_for_two_leases(kube: SharedKube) -> Res<()> {
     let (release, leader) = install(&kube, "frozen").await?;
     let since = release.fault("container-freeze", &leader.name, "patroni").await?;
@@ -113,7 +113,7 @@ pub async fn a_node_is_lost_and_comes_back(kube: SharedKube) -> Res<()> {
     release.remove().await
 }
 
-/// A pod that is deleted by force and made anew has another UID: a stranger to the lease of the old one (design §4 Mine).
+/// A pod that is deleted by force and made anew has another UID: a stranger to the lease of the old one.
 pub async fn a_pod_deleted_by_force_is_a_stranger(kube: SharedKube) -> Res<()> {
     let (release, leader) = install(&kube, "forced").await?;
     let since = Instant::now();

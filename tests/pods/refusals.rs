@@ -170,7 +170,7 @@ pub async fn a_volume_of_another_cluster_is_refused(kube: SharedKube) -> Res<()>
     release.remove().await
 }
 
-/// The same volume mounted by two pods: the second keeper finds the directory in use (design §7), the first goes on.
+/// The same volume mounted by two pods: the second keeper finds the directory in use, the first goes on.
 pub async fn a_volume_in_two_pods_is_used_by_one(kube: SharedKube) -> Res<()> {
     let release = Release::install(&kube, "twin", 1, &[]).await?;
     let since = Instant::now();

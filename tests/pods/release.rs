@@ -27,7 +27,7 @@ const PASSWORD: &str = "in-the-test-only";
 const EVERY: Duration = Duration::from_millis(10);
 /// An application gives a statement up after this time.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// A release that was just installed or broken is whole again within ttl + 2·loop_wait + 10 s (design §10 L1), and pods
+/// A release that was just installed or broken is whole again within ttl + 2·loop_wait + 10 s, and pods
 /// take their time to be made.
 pub const WHOLE: Duration = Duration::from_secs(150);
 
@@ -96,7 +96,7 @@ pub struct Release {
     pub direct: Option<Writer>,
     /// Through the Service.
     pub service: Option<Writer>,
-    /// Statements in flight over a freeze are promised nothing without a watchdog (design §10 S2).
+    /// Statements in flight over a freeze are promised nothing without a watchdog.
     pub thaws: Vec<Instant>,
 }
 

@@ -54,7 +54,7 @@ pub async fn sidecar_killed(release: &Release) -> Res<()> {
     release.judge(3, since, Allowed::Nothing).await
 }
 
-/// Both containers of the leader are killed: taken over on the kubelet's word, not after the ttl (design §5).
+/// Both containers of the leader are killed: taken over on the kubelet's word, not after the ttl.
 pub async fn leader_killed(release: &Release) -> Res<()> {
     println!(" both containers of the leader are killed");
     let old = release.whole(3).await?;

@@ -1,269 +1,527 @@
-//! The sidecar's shell in small: news into `Local`, the real `decide` and `check`, actions out. It mirrors
-//! `agent::{observe, startup, execute}`.
+//! A sidecar process: the shipping [`Member`] and [`Desk`], and a driver that only carries.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
-use patroni::decide::{check, decide};
-use patroni::model::*;
+use patroni::dcs::desk::Desk;
+use patroni::dcs::options::{Access, Mode, StoreOptions};
+use patroni::dcs::{Feed, Life, Object, schema};
+use patroni::keeper::protocol::{self, Answer as KeeperAnswer, Ask, Event as KeeperEvent, Frame, PROTOCOL, State};
+use patroni::member::{Answer, Effect, Fail, Id, Identity, Input, Level, Member, News, Signal, Standing};
+use patroni::model::{BootInstant, LeaseRecord, MemberName, Permission, StartRole, TaskOutcome, View, WallTime};
+use serde_json::Value;
 
-use super::parts::*;
-use super::world::*;
+use super::api::{Asked, Following};
+use super::keeper::ToKeeper;
+use super::world::{Event, MS, Ns, SEC, World};
 
-/// A new life, with what the keeper and the store tell of the one before (`agent::startup`).
-pub fn start(pod: &Pod, store: &Cluster, now: BootInstant, ttl: std::time::Duration) -> Sidecar {
-    let mut local = local_at_start(pod, now, ttl);
-    let mut attempts = BTreeMap::new();
-    local.keeper = KeeperLink::Connected { permission: pod.keeper.permission };
-    local.postgres.last_death = pod.keeper.last_death;
-    if let Some(p) = &pod.postmaster {
-        started(&mut local, p.standby && p.promoted_at.is_none(), None, now);
-    }
-    if let Some(leader) = store.leader.as_ref().filter(|l| l.named() == Some(&pod.name)) {
-        let stamp = leader.lease.renew_time.clone().unwrap_or_default();
-        match &pod.keeper.note {
-            Some((record, evidence)) if *record == leader.lease => {
-                attempts.insert(stamp, *evidence);
-                local.own = Some(OwnLease { record: record.clone(), evidence: *evidence, ttl });
-            }
-            Some(_) | None => {
-                let this_pod = leader.valid_holder().is_some_and(|h| h.uid == pod.uid);
-                if this_pod && pod.postmaster.is_none() {
-                    attempts.insert(stamp, now);
-                    local.reclaim = Some(leader.lease.clone());
-                }
-            }
-        }
-    }
-    Sidecar { local, attempts, view: store.clone(), wake: now, reason: String::new() }
+/// The client of the keeper gives an answer up after this time.
+const KEEPER_DEADLINE: Ns = 2 * SEC;
+/// Steps of one member within a second of virtual time; more is a busy loop.
+const STEPS_MAX: u32 = 400;
+
+/// What a request of the store is for.
+#[derive(Clone, Debug)]
+pub enum Why {
+    ReadLeader(Id),
+    WriteLeader(Id),
+    ReadPod(Id),
+    Store(Id, Object),
+    /// Looks up what a write without a clear answer did; the answer is then this.
+    LookedUp(Id, Answer),
+    Publish(Id),
+    Strip(Id, MemberName),
+    List(Feed),
+    Watch(Feed),
+    MyPod,
+    Nobody,
 }
 
-fn local_at_start(pod: &Pod, now: BootInstant, ttl: std::time::Duration) -> Local {
-    let mut local = Local::at_start(pod.name.clone(), pod.life.to_string(), now, ttl);
-    local.uid = pod.uid.clone();
-    local.postgres.checkpointed = true;
-    local.postgres.server_version = Some(150_000);
-    local
+/// What a request to the keeper is for.
+#[derive(Clone, Debug)]
+pub enum AskedKeeper {
+    Hello,
+    /// Permit, stop, promote.
+    Kept(Id),
+    Start(Id),
+    /// A start was refused: what runs?
+    Running(Id, String),
+    Reload(Id),
+    Run(Id, u64),
+    Nobody,
 }
 
-pub fn started(local: &mut Local, standby: bool, upstream: Option<Upstream>, now: BootInstant) {
-    let pg = &mut local.postgres;
-    pg.alive = true;
-    pg.started_as = Some(if standby { StartRoleSeen::Standby } else { StartRoleSeen::Primary });
-    pg.role = if standby { Role::Replica } else { Role::Primary };
-    (pg.stopping, pg.promoting, pg.probe, pg.crashed) = (None, None, None, false);
-    pg.following = upstream;
-    (pg.state, pg.since) = (PostgresState::Starting, now);
+/// What reaches a sidecar process.
+pub enum ToSidecar {
+    Wake,
+    ApiAnswer {
+        request: u64,
+        status: u16,
+        body: String,
+    },
+    ApiSilent(u64),
+    ApiBroken(u64),
+    WatchEvent {
+        feed: Feed,
+        number: u64,
+        event: Value,
+    },
+    WatchSilent {
+        feed: Feed,
+        number: u64,
+    },
+    WatchBreaks,
+    Follow {
+        feed: Feed,
+        number: u64,
+    },
+    Frame {
+        conn: u64,
+        frame: Frame,
+    },
+    KeeperClosed(u64),
+    KeeperSilent(u64),
+    /// Asked while there is no session.
+    NoKeeper(AskedKeeper),
+    Connect,
+    Begin {
+        sent: Box<patroni::member::Sent>,
+    },
+    /// A start whose files were written.
+    Prepared {
+        id: Id,
+        role: StartRole,
+        renewal: BootInstant,
+    },
+    Reply {
+        id: Id,
+        answer: Result<Answer, Fail>,
+    },
+    Ended(Id),
+    Signal(Signal),
+    AskMyPod,
 }
 
-fn died(local: &mut Local, at: BootInstant) {
-    let pg = &mut local.postgres;
-    let primary = pg.started_as != Some(StartRoleSeen::Standby) || matches!(pg.role, Role::Primary | Role::Promoted);
-    pg.crashed = pg.stopping.is_none();
-    pg.state = if pg.crashed { PostgresState::Crashed } else { PostgresState::Stopped };
-    pg.alive = false;
-    pg.last_death = Some(at);
-    (pg.started_as, pg.stopping, pg.promoting, pg.probe, pg.following) = (None, None, None, None, None);
-    pg.role = if primary { Role::Demoted } else { Role::Replica };
-    pg.since = at;
-    if let Some(h) = &mut local.handover {
-        h.stopped = Some(at);
-    }
+/// One life of a sidecar.
+pub struct Sidecar {
+    pub life: u64,
+    pub member: Option<Member>,
+    pub desk: Desk,
+    pub session: String,
+    /// The connection to the keeper.
+    pub conn: Option<u64>,
+    /// Its hello was answered: before, nothing else is sent.
+    hello: bool,
+    standing: Option<Standing>,
+    /// News of the keeper that wait for the member to begin.
+    early: Vec<News>,
+    asks: u64,
+    pub keeper_asked: BTreeMap<u64, AskedKeeper>,
+    next_run: u64,
+    pub runs: BTreeMap<u64, Id>,
+    pub feeds: [Following; 2],
+    pub requests_made: u64,
+    pub asked: BTreeMap<u64, Asked>,
+    pub strips: BTreeMap<Id, (usize, Vec<MemberName>)>,
+    pub view: Option<Arc<View>>,
+    pub frozen: Ns,
+    mailbox: VecDeque<ToSidecar>,
+    /// Effects that are under way and may be given up.
+    pub running: BTreeMap<Id, BootInstant>,
+    wake: Ns,
+    woken: Ns,
+    /// By its own word, in global time.
+    pub leads_until: Ns,
+    steps: (Ns, u32),
+    /// What a mutant takes for the record.
+    pub stale: Option<LeaseRecord>,
 }
 
 impl World {
-    pub fn sidecar(&mut self, i: usize) {
-        let Some(mut s) = self.pods[i].sidecar.take() else { return };
-        let (t, now) = (self.t, self.pods[i].boot(self.t));
-        let mut woken = now >= s.wake;
-        let api = t >= self.pods[i].api_cut;
-        let inbox = std::mem::take(&mut self.pods[i].inbox);
-        for (due, life, news) in inbox {
-            let held = matches!(news, News::View(_)) && !api;
-            if due > t || held {
-                self.pods[i].inbox.push((due, life, news));
-            } else if life == self.pods[i].life {
-                woken = true;
-                self.hear(i, &mut s, news, now);
-            }
+    pub fn start_sidecar(&mut self, pod: usize) {
+        let life = self.new_life(pod);
+        let p = &self.pods[pod];
+        let access = Access::Server { url: String::new(), token: None };
+        let mut o = StoreOptions::new("demo", Some(p.name.clone()), access, BootInstant::default, WallTime::default);
+        o.mode = if self.endpoints { Mode::Endpoints } else { Mode::ConfigMaps };
+        o.labels = BTreeMap::from([("application".to_owned(), "patroni".to_owned())]);
+        o.session = format!("s{pod}-{life}");
+        let session = o.session.clone();
+        let desk = Desk::new(o, self.boot(pod));
+        self.pods[pod].sidecar = Some(Sidecar {
+            life,
+            member: None,
+            desk,
+            session,
+            conn: None,
+            hello: false,
+            standing: None,
+            early: Vec::new(),
+            asks: 0,
+            keeper_asked: BTreeMap::new(),
+            next_run: 0,
+            runs: BTreeMap::new(),
+            feeds: [Following::default(), Following::default()],
+            requests_made: 0,
+            asked: BTreeMap::new(),
+            strips: BTreeMap::new(),
+            view: None,
+            frozen: 0,
+            mailbox: VecDeque::new(),
+            running: BTreeMap::new(),
+            wake: u64::MAX,
+            woken: u64::MAX,
+            leads_until: 0,
+            steps: (0, 0),
+            stale: None,
+        });
+        self.note(format!("m{pod} sidecar starts"));
+        self.connect(pod);
+    }
+
+    pub fn sidecar_gets(&mut self, pod: usize, delay: Ns, to: ToSidecar) {
+        if let Some(life) = self.pods[pod].sidecar.as_ref().map(|s| s.life) {
+            self.after(delay, Event::Sidecar { pod, life, to: Box::new(to) });
         }
-        woken |= self.look(i, &mut s, now);
-        if woken {
-            let mut rounds = 0;
-            while rounds < 4 && self.round(i, &mut s, now) {
-                self.look(i, &mut s, now);
-                rounds += 1;
-            }
+    }
+    pub fn reply_in(&mut self, pod: usize, delay: Ns, id: Id, answer: Result<Answer, Fail>) {
+        self.sidecar_gets(pod, delay, ToSidecar::Reply { id, answer });
+    }
+
+    pub fn tell_sidecar(&mut self, pod: usize, life: u64, to: ToSidecar) {
+        let t = self.t;
+        let Some(s) = self.pods[pod].sidecar.as_mut().filter(|s| s.life == life) else { return };
+        if t < s.frozen {
+            s.mailbox.push_back(to);
+            return;
         }
-        if s.reason != "exit" {
-            self.pods[i].sidecar = Some(s);
+        self.sidecar_takes(pod, to);
+    }
+
+    pub fn sidecar_thaws(&mut self, pod: usize) {
+        let t = self.t;
+        let Some(s) = self.pods[pod].sidecar.as_mut().filter(|s| t >= s.frozen) else { return };
+        let life = s.life;
+        for to in std::mem::take(&mut s.mailbox) {
+            self.tell_sidecar(pod, life, to);
         }
     }
 
-    /// Postgres and the data directory as they are.
-    fn look(&mut self, i: usize, s: &mut Sidecar, now: BootInstant) -> bool {
-        let (t, streaming) = (self.t, self.streams(i));
-        let pod = &self.pods[i];
-        let local = &mut s.local;
-        let mut woken = false;
-        if local.postgres.alive && pod.postmaster.is_none() {
-            died(local, pod.keeper.last_death.unwrap_or(now));
-            woken = true;
-        }
-        if let (Some(p), Some(d), true) = (&pod.postmaster, &pod.disk, pod.answers(t)) {
-            woken |= local.postgres.probe.as_ref().is_none_or(|old| old.in_recovery != p.recovering);
-            if !p.recovering {
-                local.postgres.promoting = None;
+    fn sidecar_takes(&mut self, pod: usize, to: ToSidecar) {
+        match to {
+            ToSidecar::Wake => self.wakes(pod),
+            ToSidecar::ApiAnswer { request, status, body } => self.api_answered(pod, request, Ok((status, body))),
+            ToSidecar::ApiSilent(request) => self.api_answered(pod, request, Err("no answer")),
+            ToSidecar::ApiBroken(request) => self.api_answered(pod, request, Err("connection refused")),
+            ToSidecar::WatchEvent { feed, number, event } => self.watch_event(pod, feed, number, &event),
+            ToSidecar::WatchSilent { feed, number } => self.watch_silent(pod, feed, number),
+            ToSidecar::WatchBreaks => self.watch_breaks(pod),
+            ToSidecar::Follow { feed, number } => {
+                if self.pods[pod].sidecar.as_ref().is_some_and(|s| s.feeds[feed as usize].number == number) {
+                    self.follow(pod, feed);
+                }
             }
-            local.postgres.role = match (p.recovering, local.postgres.promoting) {
-                (false, _) => Role::Primary,
-                (true, Some(_)) => Role::Promoted,
-                (true, None) => Role::Replica,
-            };
-            local.postgres.failed_starts = 0;
-            local.postgres.checkpointed = true;
-            if local.postgres.stopping.is_none() {
-                local.postgres.state = PostgresState::Running;
+            ToSidecar::Frame { conn, frame } => self.frame(pod, conn, frame),
+            ToSidecar::KeeperClosed(conn) => self.keeper_closed(pod, conn),
+            ToSidecar::KeeperSilent(ask) => {
+                let Some(s) = &mut self.pods[pod].sidecar else { return };
+                let (Some(asked), Some(conn)) = (s.keeper_asked.remove(&ask), s.conn) else { return };
+                let hello = matches!(asked, AskedKeeper::Hello);
+                self.over_socket(pod, ToKeeper::Closed(conn));
+                self.keeper_answers(pod, asked, Err(Fail::Unreachable("no answer within 2 s".to_owned())));
+                if !hello {
+                    self.keeper_closed(pod, conn);
+                }
             }
-            local.postgres.probe = Some(Probe {
-                at: now,
-                in_recovery: p.recovering,
-                timeline: Timeline(d.timeline()),
-                position: Lsn(d.end),
-                received: Lsn(d.end),
-                replayed: Lsn(d.end),
-                streaming,
-                replay_paused: false,
-                system_id: d.system_id.clone(),
-            });
+            ToSidecar::NoKeeper(about) => {
+                let gone = Err(Fail::Unreachable("the connection ended".to_owned()));
+                self.keeper_answers(pod, about, gone);
+            }
+            ToSidecar::Connect => self.connect(pod),
+            ToSidecar::Begin { sent } => self.perform(pod, *sent),
+            ToSidecar::Prepared { id, role, renewal } => self.ask_start(pod, id, role, renewal),
+            ToSidecar::Reply { id, answer } => self.step(pod, Input::Reply { id, answer }),
+            ToSidecar::Ended(id) => {
+                if self.pods[pod].sidecar.as_ref().is_some_and(|s| s.running.contains_key(&id)) {
+                    self.step(pod, Input::Ended(id));
+                }
+            }
+            ToSidecar::Signal(signal) => self.step(pod, Input::Signal(signal)),
+            ToSidecar::AskMyPod => self.store_is_there(pod),
         }
-        local.data = match &pod.disk {
-            None => DataDir::Empty,
-            Some(d) => DataDir::Present { control: Some(d.control()), standby_signal: d.standby_signal },
+    }
+
+    fn wakes(&mut self, pod: usize) {
+        let t = self.t;
+        let Some(s) = &mut self.pods[pod].sidecar else { return };
+        s.woken = u64::MAX;
+        if t >= s.wake { self.step(pod, Input::Due) } else { self.plan_wake(pod) }
+    }
+
+    fn plan_wake(&mut self, pod: usize) {
+        let Some(s) = &mut self.pods[pod].sidecar else { return };
+        if s.wake < s.woken {
+            s.woken = s.wake;
+            let (life, at) = (s.life, s.wake);
+            self.at(at, Event::Sidecar { pod, life, to: Box::new(ToSidecar::Wake) });
+        }
+    }
+
+    /// One step of the member, and what it wants done.
+    pub fn step(&mut self, pod: usize, input: Input) {
+        let t = self.t;
+        let clock = self.pods[pod].clock;
+        let input = self.bend(pod, input);
+        let Some(s) = &mut self.pods[pod].sidecar else { return };
+        if let Input::Reply { id, .. } | Input::Ended(id) = &input {
+            s.running.remove(id);
+        }
+        let Some(member) = &mut s.member else { return };
+        let step = member.step(input, clock.now(t));
+        let until = member.snapshot().leader_until;
+        s.leads_until = until.map_or(0, |at| clock.global(at));
+        s.wake = clock.global(step.wake_at).max(t + 1);
+        let second = t / SEC;
+        s.steps = if s.steps.0 == second { (second, s.steps.1 + 1) } else { (second, 1) };
+        let busy = s.steps.1 == STEPS_MAX;
+        for line in step.lines {
+            if line.level != Level::Debug {
+                self.note(format!("m{pod}: {}", line.text));
+            }
+            if line.level == Level::Error && line.text.starts_with("refusing to act") {
+                self.violation(format!("m{pod} check: {}", line.text));
+            }
+        }
+        if busy {
+            self.violation(format!("m{pod} steps {STEPS_MAX} times within a second"));
+        }
+        self.check_lease(pod);
+        for sent in step.effects {
+            if self.pods[pod].sidecar.is_none() {
+                return;
+            }
+            let late = !self.quiet && self.plan.stalls && self.pods[pod].luck.one_in(400);
+            if late && !matches!(sent.effect, Effect::Exit { .. }) {
+                let delay = self.pods[pod].luck.between(500 * MS, 5 * SEC);
+                self.sidecar_gets(pod, delay, ToSidecar::Begin { sent: Box::new(sent) });
+            } else {
+                self.perform(pod, sent);
+            }
+        }
+        self.plan_wake(pod);
+    }
+
+    pub fn show_view(&mut self, pod: usize, view: &Arc<View>) {
+        self.step(pod, Input::View(view.clone()));
+    }
+
+    /// Opens a session with the keeper, or tries again later.
+    fn connect(&mut self, pod: usize) {
+        let t = self.t;
+        let there = self.pods[pod].keeper.is_some();
+        let Some(s) = &mut self.pods[pod].sidecar else { return };
+        if s.conn.is_some() {
+            return;
+        }
+        if !there {
+            return self.sidecar_gets(pod, 200 * MS, ToSidecar::Connect);
+        }
+        let conn = s.life << 20 | (t / MS) & 0xF_FFFF;
+        s.conn = Some(conn);
+        s.hello = false;
+        self.over_socket(pod, ToKeeper::Open(conn));
+        let client = format!("patroni m{pod}");
+        self.ask_keeper(pod, Ask::Hello { protocol: PROTOCOL, boot_id: "boot".to_owned(), client }, AskedKeeper::Hello);
+    }
+
+    pub fn ask_keeper(&mut self, pod: usize, ask: Ask, about: AskedKeeper) {
+        let Some(s) = &mut self.pods[pod].sidecar else { return };
+        let ready = s.hello || matches!(about, AskedKeeper::Hello);
+        let Some(conn) = s.conn.filter(|_| ready) else {
+            return self.sidecar_gets(pod, 10_000, ToSidecar::NoKeeper(about));
         };
-        if !local.postgres.alive {
-            local.postgres.role = match &pod.disk {
-                None => Role::Uninitialized,
-                Some(d) if d.standby_signal => Role::Replica,
-                Some(_) => Role::Demoted,
-            };
-        }
-        woken
+        s.asks += 1;
+        let id = s.asks;
+        s.keeper_asked.insert(id, about);
+        self.over_socket(pod, ToKeeper::Request { conn, id, ask });
+        self.sidecar_gets(pod, KEEPER_DEADLINE, ToSidecar::KeeperSilent(id));
     }
 
-    fn hear(&mut self, i: usize, s: &mut Sidecar, news: News, now: BootInstant) {
-        let local = &mut s.local;
-        match news {
-            News::View(view) => {
-                local.store = StoreLink::Following;
-                let record = view.leader.as_ref().map(|l| l.lease.clone());
-                let other = record.as_ref().and_then(|r| r.leader.as_ref()).is_some_and(|who| *who != local.me);
-                if local.lease.observe(record.clone(), now, self.settings.ttl) {
-                    local.death_proof = None;
-                    if other {
-                        local.stepped_down = None;
-                    }
-                }
-                if local.reclaim != record {
-                    local.reclaim = None;
-                }
-                s.view = *view;
-            }
-            News::Acquired(outcome) | News::Renewed(outcome) => {
-                local.lease_write = None;
-                if let Some((record, sent)) = outcome {
-                    let from = if self.mutant == Mutant::LeaseFromConfirmation { now } else { sent };
-                    (local.death_proof, local.stepped_down, local.reclaim) = (None, None, None);
-                    let ttl = record.ttl_or(self.settings.ttl);
-                    local.own = Some(OwnLease { record, evidence: from, ttl });
-                    self.send_evidence(i, local);
+    /// A program's number is used up by asking for it.
+    pub fn run_program(&mut self, pod: usize, id: Id, kind: protocol::Kind, work: &super::tasks::Work) {
+        let Some(s) = &mut self.pods[pod].sidecar else { return };
+        let run = s.next_run;
+        s.next_run += 1;
+        s.runs.insert(run, id);
+        let program = protocol::Program { argv: work.argv(), ..protocol::Program::default() };
+        self.ask_keeper(pod, Ask::Run { run, kind, program }, AskedKeeper::Run(id, run));
+    }
+
+    fn frame(&mut self, pod: usize, conn: u64, frame: Frame) {
+        let Some(s) = self.pods[pod].sidecar.as_mut().filter(|s| s.conn == Some(conn)) else { return };
+        match frame {
+            Frame::Reply { id, answer } => {
+                let Some(about) = s.keeper_asked.remove(&id) else { return };
+                match answer {
+                    KeeperAnswer::Refused { why, .. } => self.keeper_answers(pod, about, Err(Fail::Refused(why))),
+                    KeeperAnswer::Done => self.keeper_answers(pod, about, Ok(None)),
+                    KeeperAnswer::State(state) => self.keeper_answers(pod, about, Ok(Some(*state))),
                 }
             }
-            News::Lost | News::Released => {
-                if matches!(news, News::Released) {
-                    local.stepped_down = Some(now);
-                }
-                (local.lease_write, local.own, local.reclaim) = (None, None, None);
-                self.pods[i].keeper.permit(Permission::None, BootInstant::default(), None);
+            Frame::Event(KeeperEvent::Exited { how, at }) => {
+                self.news(pod, News::Died { how, at: BootInstant::from_nanos(at) });
             }
-            News::Peers(round) => (local.asking, local.peers) = (None, Some(round)),
-            News::Proof(proof) => {
-                (local.proving, local.proof_tried) = (false, Some(now));
-                local.death_proof = proof;
+            Frame::Event(KeeperEvent::Fenced { why }) => self.news(pod, News::Fenced(why)),
+            Frame::Event(KeeperEvent::Terminating { .. }) => {
+                self.ask_keeper(pod, Ask::Status, AskedKeeper::Nobody);
+                self.news(pod, News::Terminating);
             }
-            News::Task(kind, result) => {
-                if matches!(kind, TaskKind::Rewind { .. }) {
-                    local.rewind = RewindState::Success;
-                }
-                local.postgres.state = PostgresState::Stopped;
-                local.task = None;
-                local.task_end = Some(TaskEnd { kind, at: now, result });
-            }
-            News::Divergence(Some(state)) => (local.checking, local.rewind) = (false, state),
-            News::Divergence(None) => local.checking = false,
-            News::Claimed(won) => {
-                (local.store_write, local.task_end) = (false, None);
-                local.bootstrapping |= won;
-            }
-            News::Stored => local.store_write = false,
-            News::Checkpoint => {
-                if let Some(h) = &mut local.handover {
-                    h.checkpoint_done = true;
+            Frame::Event(KeeperEvent::Output { .. }) => {}
+            Frame::Event(KeeperEvent::Finished { run, code, how }) => {
+                if let Some(id) = s.runs.remove(&run) {
+                    let result = if code == Some(0) { TaskOutcome::Done } else { TaskOutcome::Failed(how) };
+                    self.step(pod, Input::Reply { id, answer: Ok(Answer::Task(result)) });
                 }
             }
-            News::BootstrapEnded => local.bootstrapping = false,
+            Frame::Event(KeeperEvent::Superseded) => self.keeper_closed(pod, conn),
         }
     }
 
-    fn send_evidence(&mut self, i: usize, local: &Local) {
-        let Some(own) = &local.own else { return };
-        let leaving = local.lease_write == Some(InFlight::Release)
-            || local.handover.as_ref().is_some_and(|h| h.stopped.is_some());
-        if !leaving && let Ok(x) = Timings::new(&self.settings, own.ttl, false) {
-            let permission = Permission::Writer { stop_at: own.evidence + x.stop, kill_at: own.evidence + x.kill };
-            self.pods[i].keeper.permit(permission, own.evidence, Some((own.record.clone(), own.evidence)));
+    fn news(&mut self, pod: usize, news: News) {
+        if let Some(s) = self.pods[pod].sidecar.as_mut().filter(|s| s.member.is_none()) {
+            return s.early.push(news);
+        }
+        self.step(pod, Input::Keeper(news));
+    }
+
+    /// The connection is over: everything that waited for it hears so.
+    pub fn keeper_closed(&mut self, pod: usize, conn: u64) {
+        let Some(s) = self.pods[pod].sidecar.as_mut().filter(|s| s.conn == Some(conn)) else { return };
+        s.conn = None;
+        let met = std::mem::take(&mut s.hello);
+        let asked = std::mem::take(&mut s.keeper_asked);
+        let runs = std::mem::take(&mut s.runs);
+        for about in asked.into_values() {
+            self.keeper_answers(pod, about, Err(Fail::Unreachable("the connection ended".to_owned())));
+        }
+        for id in runs.into_values() {
+            let why = "the connection ended while a program was running".to_owned();
+            self.step(pod, Input::Reply { id, answer: Ok(Answer::Task(TaskOutcome::Interrupted(why))) });
+        }
+        if met {
+            self.news(pod, News::Lost("the keeper closed the connection".to_owned()));
+            self.sidecar_gets(pod, 200 * MS, ToSidecar::Connect);
         }
     }
 
-    /// One decision, checked and carried out. True when something was settled at once.
-    fn round(&mut self, i: usize, s: &mut Sidecar, now: BootInstant) -> bool {
-        let at = Now { boot: now, wall: WallTime((self.t * 1e6) as i64) };
-        let mut seen = s.local.clone();
-        let mut view = s.view.clone();
-        if self.mutant == Mutant::ObserverIgnoresTtl {
-            seen.lease.since = seen.lease.since - std::time::Duration::from_secs(25);
-        }
-        if self.mutant == Mutant::InitdbDespiteData {
-            view.members.values_mut().for_each(|m| m.role = None);
-        }
-        if self.mutant == Mutant::ProofFromOneContainer {
-            view.members.values_mut().for_each(|m| m.terminated.retain(|name, _| name == "patroni"));
-            if let Some(holder) = view.leader.as_mut().and_then(|l| l.holder.as_mut()) {
-                holder.containers.retain(|name, _| name == "patroni");
+    fn keeper_answers(&mut self, pod: usize, about: AskedKeeper, answer: Result<Option<State>, Fail>) {
+        match about {
+            AskedKeeper::Hello => self.met(pod, answer),
+            AskedKeeper::Kept(id) => {
+                self.step(pod, Input::Reply { id, answer: answer.map(|_| Answer::Kept) });
             }
-        }
-        let d = decide(&view, &seen, &self.settings, at);
-        if let Err(rules) = check(&d, &view, &seen, &self.settings, at) {
-            self.violation(format!("m{i} check: {rules:?} in {:?}", d.reason));
-        }
-        if s.reason != d.reason.0 {
-            s.reason.clone_from(&d.reason.0);
-            self.note(format!("m{i}: {}", d.reason));
-        }
-        s.wake = d.wake_at;
-        let stops = d.actions.iter().any(|a| matches!(a, Action::StopPostgres { .. }));
-        if self.mutant == Mutant::ReleaseBeforeStop && stops && s.local.own.is_some() {
-            self.send(i, s, Wish::Release { optime: None }, now);
-        }
-        let mut again = false;
-        for action in d.actions {
-            match self.act(i, s, action, now) {
-                Some(settled) => again |= settled,
-                None => {
-                    s.wake = s.wake.min(now + std::time::Duration::from_millis(500));
-                    return false;
+            AskedKeeper::Start(id) => self.start_answered(pod, id, answer),
+            AskedKeeper::Running(id, why) => self.running_answered(pod, id, why, answer),
+            AskedKeeper::Reload(id) => {
+                let answer = answer.map(|_| Answer::Rewritten { reloaded: true });
+                self.step(pod, Input::Reply { id, answer });
+            }
+            AskedKeeper::Run(id, run) => {
+                let Err(fail) = answer else { return };
+                let Some(s) = &mut self.pods[pod].sidecar else { return };
+                if s.runs.remove(&run).is_some() {
+                    self.step(
+                        pod,
+                        Input::Reply { id, answer: Ok(Answer::Task(TaskOutcome::Interrupted(fail.text().to_owned()))) },
+                    );
                 }
             }
+            AskedKeeper::Nobody => {}
         }
-        again
     }
+
+    fn met(&mut self, pod: usize, answer: Result<Option<State>, Fail>) {
+        let began = self.pods[pod].keeper.as_ref().map_or(self.t, |k| k.began);
+        let clock = self.pods[pod].clock;
+        let now = self.boot(pod);
+        let Some(s) = &mut self.pods[pod].sidecar else { return };
+        let Ok(Some(state)) = answer else {
+            s.conn = None;
+            return self.sidecar_gets(pod, 200 * MS, ToSidecar::Connect);
+        };
+        s.hello = true;
+        s.next_run = s.next_run.max(state.next_run);
+        s.desk.set_life(Life { container: Some("postgres".to_owned()), began: clock.wall(began) });
+        let standing = standing(&state, now);
+        if s.member.is_some() || s.standing.is_some() {
+            return self.news(pod, News::Met(standing));
+        }
+        s.standing = Some(standing);
+        self.follow(pod, Feed::Kinds);
+        self.follow(pod, Feed::Pods);
+    }
+
+    /// Everything is there that a member needs to begin.
+    pub fn store_is_there(&mut self, pod: usize) {
+        let in_force = self.in_force(pod);
+        let now = self.pods[pod].clock.now(self.t);
+        let name = self.pods[pod].name.clone();
+        let Some(s) = &mut self.pods[pod].sidecar else { return };
+        if s.member.is_some() || s.standing.is_none() {
+            return;
+        }
+        let uid = match s.desk.my_pod() {
+            Some(Ok(pod)) => pod.uid,
+            Some(Err(_)) => return self.sidecar_gets(pod, 5 * SEC, ToSidecar::AskMyPod),
+            None => {
+                if self.request(pod, patroni::dcs::Request::ReadPod(name), Why::MyPod).is_err() {
+                    self.note(format!("m{pod} cannot ask for its pod"));
+                }
+                return;
+            }
+        };
+        let (Some(standing), Some(view)) = (s.standing.take(), s.view.clone()) else { return };
+        let who = Identity { name, uid, session: s.session.clone() };
+        s.member = Some(Member::new(who, in_force, now));
+        let early = std::mem::take(&mut s.early);
+        self.step(pod, Input::Keeper(News::Met(standing)));
+        self.show_view(pod, &view);
+        for news in early {
+            self.news(pod, news);
+        }
+    }
+}
+
+/// The keeper's words in the member's, as the driver puts them.
+fn standing(state: &State, now: BootInstant) -> Standing {
+    let permission = match state.permission {
+        protocol::Permission::None => Permission::None,
+        protocol::Permission::Writer { stop_at, kill_at } => {
+            Permission::Writer { stop_at: BootInstant::from_nanos(stop_at), kill_at: BootInstant::from_nanos(kill_at) }
+        }
+        protocol::Permission::Unfenced { .. } => Permission::Unfenced,
+    };
+    Standing {
+        permission,
+        note: from_note(&state.note).filter(|(_, evidence)| *evidence <= now),
+        postgres: running(state),
+        last_death: state.last_death.map(BootInstant::from_nanos),
+        terminating: state.terminating,
+    }
+}
+
+pub fn running(state: &State) -> Option<StartRole> {
+    state.postgres.as_ref().map(|p| match (p.role, p.promoted) {
+        (protocol::Role::Standby, false) => StartRole::Standby,
+        (protocol::Role::Standby, true) | (protocol::Role::Primary, _) => StartRole::Primary,
+    })
+}
+
+pub fn note_of(record: &LeaseRecord, evidence: BootInstant) -> String {
+    format!("{} {}", evidence.as_nanos(), schema::note(record))
+}
+
+fn from_note(text: &str) -> Option<(LeaseRecord, BootInstant)> {
+    let (evidence, record) = text.split_once(' ')?;
+    Some((schema::from_note(record)?, BootInstant::from_nanos(evidence.parse().ok()?)))
 }

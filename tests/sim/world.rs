@@ -1,325 +1,354 @@
-//! The world: global time in steps, the model API server, faults, and the checkers that see everything.
+//! The world: global time, the heap of events, pods with clocks of their own, the trace.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use patroni::model::*;
+use patroni::kubemem::{Sources, Store};
+use patroni::member::InForce;
+use patroni::model::{BootInstant, MemberName, Now, Settings, WallTime};
 
-use super::parts::*;
+use super::api::{ApiServer, Landing};
+use super::disk::{Disk, Marker};
+use super::faults::{Kubelet, Plan};
+use super::judge::Judge;
+use super::keeper::{Keeper, ToKeeper};
+use super::mutant::Mutant;
+use super::postgres::{Pg, PgEvent};
+use super::rng::Rng;
+use super::sidecar::{Sidecar, ToSidecar};
 
-pub const STEP: f64 = 0.05;
+/// Nanoseconds of global time.
+pub type Ns = u64;
+pub const MS: Ns = 1_000_000;
+pub const SEC: Ns = 1_000_000_000;
+const NEVER: Ns = u64::MAX;
+/// 2025-01-01.
+pub const EPOCH_SECS: u64 = 1_735_689_600;
+/// Lines of the trace that are kept.
+const TRACE_MAX: usize = 400;
+/// A run takes fifty thousand.
+const EVENTS_MAX: u64 = 1_000_000;
 
-/// A safety rule that is missing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mutant {
-    None,
-    ObserverIgnoresTtl,
-    LeaseFromConfirmation,
-    AcquireWithoutComparing,
-    KeeperNeverFences,
-    ProofFromOneContainer,
-    ReleaseBeforeStop,
-    InitdbDespiteData,
+pub enum Event {
+    Sidecar { pod: usize, life: u64, to: Box<ToSidecar> },
+    Keeper { pod: usize, life: u64, to: Box<ToKeeper> },
+    SidecarThaws(usize),
+    KeeperThaws(usize),
+    Lands(Box<Landing>),
+    Applies { server: usize, version: u64 },
+    Postgres { pod: usize, life: u64, what: PgEvent },
+    Client(usize),
+    Kubelet { pod: usize, what: Kubelet },
+    Fault,
+    Heal,
+    End,
 }
 
-/// What goes wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    KillSidecar,
-    KillPod { reported: bool },
-    FreezeSidecar,
-    FreezePod,
-    ApiCut,
-    ApiCutForAll,
-    StoreWiped,
-    NetworkCut,
-    PostgresCrash,
-    Switchover,
-    Terminate,
-    DataWiped,
-    PodRecreated,
+struct Entry {
+    at: Ns,
+    seq: u64,
+    event: Event,
+}
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        self.seq == other.seq
+    }
+}
+impl Eq for Entry {}
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Entry {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (other.at, other.seq).cmp(&(self.at, self.seq))
+    }
 }
 
-pub enum Wish {
-    Acquire { stood: Option<LeaseRecord> },
-    Renew,
-    Release { optime: Option<Lsn> },
+/// A machine's clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    offset: Ns,
+    /// Parts per million it runs too fast.
+    ppm: i64,
+    wall: i64,
 }
 
-/// A lease write under way. `late`: lands only on the version known when it was sent.
-pub struct Write {
-    pub at: f64,
-    pub pod: usize,
-    pub life: u64,
-    pub wish: Wish,
-    pub sent: BootInstant,
-    pub stamp: String,
-    pub answer: bool,
-    pub late: Option<Option<Version>>,
-    pub optime: Option<Lsn>,
+impl Clock {
+    pub fn boot(&self, t: Ns) -> BootInstant {
+        let drift = i128::from(t) * i128::from(self.ppm) / 1_000_000;
+        BootInstant::from_nanos((i128::from(self.offset + t) + drift) as u64)
+    }
+    /// The first global moment at which the clock shows it.
+    pub fn global(&self, at: BootInstant) -> Ns {
+        let of_pod = i128::from(at.as_nanos()) - i128::from(self.offset);
+        let t = (of_pod * 1_000_000).div_euclid(1_000_000 + i128::from(self.ppm));
+        let mut t = u64::try_from(t).unwrap_or(0);
+        while self.boot(t) < at {
+            t += 1;
+        }
+        t
+    }
+    pub fn now(&self, t: Ns) -> Now {
+        Now { boot: self.boot(t), wall: self.wall(t) }
+    }
+    pub fn wall(&self, t: Ns) -> WallTime {
+        WallTime(EPOCH_SECS as i64 * 1_000_000 + self.wall + (t / 1000) as i64)
+    }
+}
+
+/// One pod and the machine it is on.
+pub struct Pod {
+    pub name: MemberName,
+    pub uid: String,
+    pub clock: Clock,
+    pub disk: Option<Disk>,
+    pub marker: Option<Marker>,
+    pub pg: Option<Pg>,
+    pub keeper: Option<Keeper>,
+    pub sidecar: Option<Sidecar>,
+    /// Counts processes: what was meant for an earlier one reaches nobody.
+    pub lives: u64,
+    pub pids: i32,
+    /// Container → ID, as they run or ran last.
+    pub containers: BTreeMap<&'static str, String>,
+    /// The number that the promotion under way was ordered with: the gaps below it hold placeholders.
+    pub claim: Option<u32>,
+    pub api_cut: Ns,
+    pub pg_frozen: Ns,
+    /// After a freeze of everything: statements in flight are answered at the thaw.
+    pub thawed: Ns,
+    /// It was told to end.
+    pub leaving: bool,
+    /// Everything was stopped on purpose: nothing is started before.
+    pub away: bool,
+    pub server: usize,
+    /// The session's two directions: nothing overtakes.
+    pub to_keeper: Ns,
+    pub to_sidecar: Ns,
+    pub net: Rng,
+    pub luck: Rng,
 }
 
 pub struct World {
     pub seed: u64,
-    pub t: f64,
-    pub rng: Rng,
-    pub mutant: Mutant,
-    pub settings: Settings,
-    pub store: Cluster,
-    pub version: u64,
+    pub t: Ns,
+    heap: BinaryHeap<Entry>,
+    seq: u64,
     pub pods: Vec<Pod>,
-    pub writes: Vec<Write>,
-    pub trace: Vec<String>,
-    pub broken: Option<String>,
-    pub newest: (u32, usize),
-    pub wiped_at: f64,
-    pub initdbs: u32,
+    pub store: Store,
+    pub servers: Vec<ApiServer>,
+    pub announced: u64,
+    wall: Arc<AtomicU64>,
+    pub settings: Arc<Settings>,
+    pub endpoints: bool,
+    pub plan: Plan,
+    pub mutant: Mutant,
+    /// Faults are over.
     pub quiet: bool,
+    /// Cut until then.
+    pub links: Vec<Vec<Ns>>,
+    pub makings: u32,
+    pub systems: u32,
+    pub judge: Judge,
+    pub trace: VecDeque<String>,
+    /// A mark over everything that was traced.
+    pub digest: u64,
+    pub broken: Option<String>,
+    pub chance: Rng,
+    pub ended: bool,
+    pub events: u64,
 }
 
 impl World {
     pub fn new(seed: u64, mutant: Mutant) -> World {
-        let mut rng = Rng(seed);
-        let n = 2 + rng.below(4) as usize;
-        let settings = Settings { use_pg_rewind: true, remove_on_rewind_failure: true, ..Settings::default() };
+        let mut chance = Rng::new(seed, 0, 1);
+        let plan = Plan::draw(&mut chance, mutant);
+        let n = plan.pods;
+        let mut bits = Rng::new(seed, 0, 2);
+        let wall = Arc::new(AtomicU64::new(0));
+        let shown = wall.clone();
+        let sources = Sources::new(
+            move || u128::from(bits.next()) << 64 | u128::from(bits.next()),
+            move || Duration::from_secs(EPOCH_SECS) + Duration::from_nanos(shown.load(Ordering::Relaxed)),
+        );
+        let store = Store::new(4096, true, sources);
+        let timeout = [300, 300, 20, 0][chance.below(4) as usize];
+        let settings = Settings {
+            use_pg_rewind: !chance.one_in(4),
+            remove_on_rewind_failure: true,
+            remove_on_diverged_timelines: true,
+            primary_start_timeout: Duration::from_secs(timeout),
+            ..Settings::default()
+        };
         let mut w = World {
             seed,
-            t: 0.0,
-            rng,
+            t: 0,
+            heap: BinaryHeap::new(),
+            seq: 0,
+            pods: (0..n).map(|i| pod(seed, i, &mut chance, plan.servers)).collect(),
+            announced: store.version(),
+            servers: (0..plan.servers).map(|i| ApiServer::new(seed, i, store.version())).collect(),
+            store,
+            wall,
+            settings: Arc::new(settings),
+            endpoints: chance.one_in(2),
+            plan,
             mutant,
-            settings,
-            store: Cluster::default(),
-            version: 1,
-            pods: Vec::new(),
-            writes: Vec::new(),
-            trace: Vec::new(),
-            broken: None,
-            newest: (0, 0),
-            wiped_at: -1000.0,
-            initdbs: 0,
             quiet: false,
+            links: vec![vec![0; n]; n],
+            makings: 0,
+            systems: 0,
+            judge: Judge::default(),
+            trace: VecDeque::new(),
+            digest: 0,
+            broken: None,
+            chance,
+            ended: false,
+            events: 0,
         };
         for i in 0..n {
-            let name = MemberName(format!("m{i}"));
-            w.store.members.insert(name.clone(), Member::default());
-            let pod = Pod {
-                name,
-                uid: format!("uid-{i}-0"),
-                life: 0,
-                containers: BTreeMap::new(),
-                offset: w.rng.between(1000.0, 90_000.0),
-                rate: w.rng.between(0.999, 1.001),
-                disk: None,
-                postmaster: None,
-                keeper: Keeper::new(),
-                keeper_alive: false,
-                sidecar: None,
-                back_at: w.rng.between(0.0, 3.0),
-                sidecar_frozen: 0.0,
-                pod_frozen: 0.0,
-                api_cut: 0.0,
-                net_cut: 0.0,
-                inbox: Vec::new(),
-                last_view: 0.0,
-            };
-            w.pods.push(pod);
+            w.create_pod(i);
+            let at = w.chance.below(3 * SEC);
+            w.at(at, Event::Kubelet { pod: i, what: Kubelet::StartKeeper });
+            let at = w.chance.below(3 * SEC);
+            w.at(at, Event::Kubelet { pod: i, what: Kubelet::StartSidecar });
+            w.at(SEC, Event::Client(i));
         }
+        w.schedule_faults();
         w
     }
 
-    pub fn note(&mut self, text: String) {
-        if self.trace.len() > 400 {
-            self.trace.drain(..200);
-        }
-        self.trace.push(format!("{:8.2} {text}", self.t));
+    pub fn at(&mut self, at: Ns, event: Event) {
+        self.seq += 1;
+        self.heap.push(Entry { at: at.max(self.t), seq: self.seq, event });
+    }
+    pub fn after(&mut self, delay: Ns, event: Event) {
+        self.at(self.t + delay, event);
     }
 
-    pub fn violation(&mut self, text: String) {
+    pub fn run(mut self) -> World {
+        while !self.ended && self.broken.is_none() {
+            let Some(Entry { at, event, .. }) = self.heap.pop() else { break };
+            self.t = at;
+            self.events += 1;
+            if self.events == EVENTS_MAX {
+                self.violation("the simulation does not end");
+            }
+            self.wall.store(at, Ordering::Relaxed);
+            self.happen(event);
+            self.announce();
+        }
+        self
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Sidecar { pod, life, to } => self.tell_sidecar(pod, life, *to),
+            Event::Keeper { pod, life, to } => self.tell_keeper(pod, life, *to),
+            Event::SidecarThaws(pod) => self.sidecar_thaws(pod),
+            Event::KeeperThaws(pod) => self.keeper_thaws(pod),
+            Event::Lands(landing) => self.land(*landing),
+            Event::Applies { server, version } => self.applies(server, version),
+            Event::Postgres { pod, life, what } => self.postgres(pod, life, what),
+            Event::Client(pod) => self.client(pod),
+            Event::Kubelet { pod, what } => self.kubelet(pod, what),
+            Event::Fault => self.fault(),
+            Event::Heal => self.heal(),
+            Event::End => {
+                self.healthy();
+                self.ended = true;
+            }
+        }
+    }
+
+    pub fn note(&mut self, text: impl AsRef<str>) {
+        let line = format!("{:10.4} {}", self.t as f64 / 1e9, text.as_ref());
+        for byte in line.bytes() {
+            self.digest = (self.digest ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+        if self.trace.len() == TRACE_MAX {
+            self.trace.pop_front();
+        }
+        self.trace.push_back(line);
+    }
+
+    pub fn violation(&mut self, text: impl AsRef<str>) {
+        let text = text.as_ref();
         self.note(format!("VIOLATION {text}"));
-        self.broken.get_or_insert(format!("seed {}: at {:.2}: {text}", self.seed, self.t));
+        self.broken.get_or_insert(format!("seed {}: at {:.2}: {text}", self.seed, self.t as f64 / 1e9));
     }
 
-    pub fn bump(&mut self) -> Version {
-        self.version += 1;
-        Version(self.version.to_string())
+    pub fn boot(&self, pod: usize) -> BootInstant {
+        self.pods[pod].clock.boot(self.t)
     }
-
-    /// Every member gets the store's state after a delay of its own, in order.
-    pub fn publish_views(&mut self) {
-        let view = self.store.clone();
-        for i in 0..self.pods.len() {
-            let at = (self.t + self.rng.between(0.005, 0.3)).max(self.pods[i].last_view);
-            self.pods[i].last_view = at;
-            let life = self.pods[i].life;
-            self.pods[i].inbox.retain(|(due, _, news)| !(matches!(news, News::View(_)) && *due >= at));
-            self.pods[i].inbox.push((at, life, News::View(Box::new(view.clone()))));
-        }
-    }
-
-    pub fn holder(&self) -> Option<usize> {
-        let name = self.store.leader.as_ref()?.named()?;
+    pub fn who(&self, name: &MemberName) -> Option<usize> {
         self.pods.iter().position(|p| p.name == *name)
     }
-
-    pub fn step(&mut self) {
-        self.t += STEP;
-        let t = self.t;
-        let before = self.version;
-        self.land_writes();
-        for i in 0..self.pods.len() {
-            if t >= self.pods[i].pod_frozen {
-                self.come_back(i);
-                self.keeper(i);
-                self.postgres(i);
-            }
-        }
-        for i in 0..self.pods.len() {
-            let pod = &self.pods[i];
-            if t >= pod.pod_frozen && t >= pod.sidecar_frozen && pod.sidecar.is_some() {
-                self.sidecar(i);
-            }
-        }
-        if self.version != before {
-            self.publish_views();
-        }
-        self.check_leases();
+    pub fn linked(&self, a: usize, b: usize) -> bool {
+        a == b || (self.links[a][b] <= self.t && self.links[b][a] <= self.t)
     }
-
-    /// S1: by global time, one unexpired lease. A pod that is dead holds nothing.
-    fn check_leases(&mut self) {
-        let t = self.t;
-        let holds = |p: &Pod| {
-            p.sidecar.as_ref().is_some_and(|s| {
-                s.local.lease_write != Some(InFlight::Release)
-                    && s.local.own.as_ref().is_some_and(|o| p.boot(t) < o.evidence + (o.ttl - Duration::from_secs(1)))
-            })
-        };
-        let who: Vec<_> = self.pods.iter().filter(|p| holds(p)).map(|p| p.name.to_string()).collect();
-        if who.len() > 1 {
-            // A holder who does not know that the store was wiped still counts, so this holds then too.
-            self.violation(format!("S1 two unexpired leases: {who:?}"));
-        }
+    pub fn in_force(&self, pod: usize) -> Arc<InForce> {
+        let name = &self.pods[pod].name;
+        Arc::new(InForce {
+            settings: self.settings.clone(),
+            document: Arc::from(""),
+            to_publish: Arc::from("{}"),
+            conn_url: format!("postgres://{name}:5432/postgres"),
+            api_url: format!("http://{name}:8008/patroni"),
+            proxy_url: None,
+            tags: Arc::from(""),
+            custom_bootstrap: false,
+            pre_promote: false,
+            before_stop: false,
+            restores: false,
+            separate_container: true,
+            server_version: 150_000,
+            reload: false,
+        })
     }
-
-    /// S2 and S6, at every acknowledged write.
-    pub fn acknowledged(&mut self, i: usize) {
-        let tl = self.pods[i].disk.as_ref().map_or(0, Disk::timeline);
-        let (newest, who) = self.newest;
-        let alone = (0..self.pods.len()).all(|j| j == i || !self.pods[j].writable(self.t));
-        if self.wiped_at > 0.0 && alone {
-            // A wiped store has lost the history: if the member of the newest timeline is away too, nobody can know that
-            // its number is taken. One writer at a time is still asked for.
-            self.newest = (tl, i);
-        } else if tl < newest {
-            self.violation(format!("S2 m{i} acknowledges on timeline {tl}, m{who} has done so on {newest}"));
-        } else if tl == newest && who != i {
-            self.violation(format!("S2 m{i} and m{who} both acknowledge on timeline {tl}"));
-        }
-        self.newest = (tl, i);
+    /// The pod a connection string leads to.
+    pub fn at_url(&self, url: &str) -> Option<usize> {
+        let host = url.split("://").nth(1)?.split([':', '/']).next()?;
+        self.pods.iter().position(|p| p.name.as_str() == host)
     }
-
-    pub fn inject(&mut self, fault: Fault, i: usize) {
-        let t = self.t;
-        self.note(format!("fault {fault:?} on m{i}"));
-        let (short, long) = (self.rng.between(0.5, 8.0), self.rng.between(5.0, 60.0));
-        match fault {
-            Fault::KillSidecar => {
-                self.pods[i].sidecar = None;
-                let any = self.rng.one_in(2);
-                self.pods[i].back_at = t + if any { short } else { long };
-                let (name, id) = ("patroni".to_owned(), self.pods[i].containers.get("patroni").cloned());
-                self.terminated(i, id.into_iter().map(|id| (name.clone(), id)).collect());
-            }
-            Fault::KillPod { reported } => self.kill_pod(i, reported, long),
-            Fault::FreezeSidecar => self.pods[i].sidecar_frozen = t + long,
-            Fault::FreezePod => self.pods[i].pod_frozen = t + long,
-            Fault::ApiCut => self.pods[i].api_cut = t + long,
-            Fault::ApiCutForAll => self.pods.iter_mut().for_each(|p| p.api_cut = t + long),
-            Fault::StoreWiped => {
-                if self.holder().is_some() {
-                    self.wiped_at = t;
-                }
-                self.store.leader = None;
-                self.store.config = None;
-                self.store.initialize = Initialize::Absent;
-                self.store.initializer = None;
-                self.store.history = None;
-                self.store.failover = None;
-                let _ = self.bump();
-            }
-            Fault::NetworkCut => self.pods[i].net_cut = t + long,
-            Fault::PostgresCrash => {
-                // A backend may live on, and acknowledge, for a while after its postmaster (design §7).
-                let lingering = t + self.rng.between(0.0, 2.4);
-                if let Some(p) = &mut self.pods[i].postmaster {
-                    p.dies_at = p.dies_at.min(lingering);
-                }
-            }
-            Fault::Switchover => {
-                let version = self.bump();
-                self.store.failover = Some(FailoverRequest {
-                    version,
-                    leader: self.store.leader.as_ref().and_then(|l| l.named().cloned()),
-                    candidate: None,
-                    scheduled_at: None,
-                });
-            }
-            Fault::Terminate => {
-                if let Some(s) = &mut self.pods[i].sidecar {
-                    s.local.request = Some(Request::Terminate { leave_postgres: false });
-                }
-            }
-            Fault::DataWiped => {
-                let others = self.pods.iter().enumerate().filter(|(j, p)| *j != i && p.disk.is_some()).count();
-                if others > 0 && self.holder() != Some(i) {
-                    self.kill_pod(i, false, short);
-                    self.pods[i].disk = None;
-                }
-            }
-            Fault::PodRecreated => {
-                self.kill_pod(i, true, short);
-                self.pods[i].uid = format!("uid-{i}-{}", self.pods[i].life);
-            }
-        }
+    pub fn new_life(&mut self, pod: usize) -> u64 {
+        self.pods[pod].lives += 1;
+        self.pods[pod].lives
     }
+}
 
-    fn terminated(&mut self, i: usize, which: Vec<(String, String)>) {
-        let name = self.pods[i].name.clone();
-        if let Some(m) = self.store.members.get_mut(&name) {
-            for (container, id) in which {
-                m.terminated.entry(container).or_default().push(id);
-            }
-        }
-        let _ = self.bump();
-    }
-
-    fn kill_pod(&mut self, i: usize, reported: bool, away: f64) {
-        let t = self.t;
-        if reported {
-            let all = self.pods[i].containers.clone().into_iter().collect();
-            self.terminated(i, all);
-        }
-        let pod = &mut self.pods[i];
-        pod.sidecar = None;
-        pod.postmaster = None;
-        pod.keeper = Keeper::new();
-        pod.keeper_alive = false;
-        pod.back_at = t + away;
-    }
-
-    pub fn heal(&mut self) {
-        let t = self.t;
-        self.quiet = true;
-        for p in &mut self.pods {
-            p.sidecar_frozen = p.sidecar_frozen.min(t);
-            p.pod_frozen = p.pod_frozen.min(t);
-            p.api_cut = p.api_cut.min(t);
-            p.net_cut = p.net_cut.min(t);
-            p.back_at = p.back_at.min(t);
-            if let Some(pm) = p.postmaster.as_mut().filter(|pm| pm.stop.is_some()) {
-                pm.dies_at = pm.dies_at.min(t + 1.0);
-            }
-        }
-        self.note("all faults healed".to_owned());
+fn pod(seed: u64, i: usize, chance: &mut Rng, servers: usize) -> Pod {
+    let id = i as u64 + 1;
+    Pod {
+        name: MemberName(format!("m{i}")),
+        uid: String::new(),
+        clock: Clock {
+            offset: chance.between(1000 * SEC, 90_000 * SEC),
+            ppm: chance.below(2001) as i64 - 1000,
+            wall: chance.below(4_000_000) as i64 - 2_000_000,
+        },
+        disk: None,
+        marker: None,
+        pg: None,
+        keeper: None,
+        sidecar: None,
+        lives: 0,
+        pids: 100,
+        containers: BTreeMap::new(),
+        claim: None,
+        api_cut: 0,
+        pg_frozen: 0,
+        thawed: NEVER,
+        leaving: false,
+        away: false,
+        server: i % servers,
+        to_keeper: 0,
+        to_sidecar: 0,
+        net: Rng::new(seed, id, 3),
+        luck: Rng::new(seed, id, 4),
     }
 }

@@ -1,4 +1,4 @@
-//! Member data: the `status` annotation of a pod and the labels beside it (kubernetes-objects §2).
+//! Member data: the `status` annotation of a pod and the labels beside it.
 
 use std::collections::BTreeMap;
 
@@ -72,7 +72,7 @@ fn truthy(v: &Value) -> bool {
     }
 }
 
-/// Effective tags out of the published ones (kubernetes-objects §2.4).
+/// Effective tags out of the published ones: a priority of 0 or less is the same as the flag, unless the flag is said too.
 fn tags_from(o: &Map<String, Value>) -> Tags {
     let flag = |key: &str| o.get(key).is_some_and(truthy);
     let number =
@@ -106,7 +106,7 @@ fn reasons_from(o: &Map<String, Value>) -> BTreeMap<String, (String, String)> {
     o.iter().map(|(guc, v)| (guc.clone(), (text(v.get("old_value")), text(v.get("new_value"))))).collect()
 }
 
-/// The text of the `status` annotation: compact JSON, absent rather than null (kubernetes-objects §2.1).
+/// The text of the `status` annotation: compact JSON, absent rather than null.
 pub fn status_text(s: &MemberStatus, primary_word: &str) -> String {
     let mut o = Map::new();
     let role = if s.role == Role::Primary { primary_word } else { s.role.word() };
@@ -175,7 +175,8 @@ pub fn same_status(a: &str, b: &str) -> bool {
         }
 }
 
-/// The labels that go with a status (kubernetes-objects §2.6).
+/// The labels that go with a status: whoever holds the lock is the leader, whatever its Postgres is doing; a running Postgres
+/// that is no primary has its role; everybody else has none.
 pub fn labels_of(s: &MemberStatus, o: &StoreOptions) -> Labels {
     let word = if s.role == Role::Primary { o.primary_role_name.as_str() } else { s.role.word() };
     let (role, raw) = if s.is_leader {

@@ -1,10 +1,11 @@
-//! Typed values ↔ annotations, byte-compatible with kubernetes-objects.md. No other file spells an annotation key.
+//! Typed values ↔ annotations, byte-compatible with Patroni 4.1. No other file spells an annotation key.
 //!
 //! Reading never fails: what cannot be read becomes "absent" plus a line in the warnings, because one odd annotation must
 //! not blind a member to its cluster. Writing gives a [`Patch`]: annotation → new value, or null to remove it, in the form
 //! a strategic merge patch wants.
 
 mod member;
+mod promise;
 mod time;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 pub use member::{Labels, labels_of, member_from, same_status, status_patch, status_text};
+pub use promise::{claim_from, released_from, released_patch, timeline_patch};
 pub use time::{format_wall, parse_wall};
 
 use super::{LeaderStatus, RequestText};
@@ -46,7 +48,7 @@ pub type Annotations = BTreeMap<String, String>;
 /// Annotation → text, or null to remove it.
 pub type Patch = Map<String, Value>;
 
-/// The lease keys of an annotation map. An empty leader is nobody (kubernetes-objects §1.1).
+/// The lease keys of an annotation map. An empty leader is nobody.
 pub fn lease_from(a: &Annotations) -> LeaseRecord {
     let get = |key: &str| a.get(key).cloned();
     LeaseRecord {
@@ -86,8 +88,8 @@ pub fn leader_from(version: &str, a: &Annotations, addresses: Vec<String>, warni
             .and_then(Value::as_object)
             .map(|m| m.iter().filter_map(|(k, v)| v.as_str().map(|v| (k.clone(), v.to_owned()))).collect()),
         addresses,
-        released: None,
-        claim: None,
+        released: released_from(a, warnings),
+        claim: claim_from(a, warnings),
     }
 }
 
@@ -121,8 +123,8 @@ pub fn holder_text(mark: &HolderMark) -> String {
     .to_string()
 }
 
-/// The five keys and the holder mark, for an acquire or a renewal.
-pub fn lease_patch(record: &LeaseRecord, holder: Option<&HolderMark>) -> Patch {
+/// The five keys.
+pub fn record_patch(record: &LeaseRecord) -> Patch {
     let text = |v: &Option<String>| v.clone().map_or(Value::Null, Value::String);
     let mut patch = Patch::new();
     patch.insert(LEADER.into(), record.leader.as_ref().map_or(Value::Null, |l| Value::String(l.0.clone())));
@@ -130,22 +132,36 @@ pub fn lease_patch(record: &LeaseRecord, holder: Option<&HolderMark>) -> Patch {
     patch.insert(RENEW_TIME.into(), text(&record.renew_time));
     patch.insert(ACQUIRE_TIME.into(), text(&record.acquire_time));
     patch.insert(TRANSITIONS.into(), text(&record.transitions));
+    patch
+}
+
+/// Who holds it.
+pub fn holder_patch(holder: &HolderMark) -> Patch {
+    Patch::from_iter([(HOLDER.to_owned(), Value::String(holder_text(holder)))])
+}
+
+/// The five keys and the holder mark, for an acquire or a renewal.
+pub fn lease_patch(record: &LeaseRecord, holder: Option<&HolderMark>) -> Patch {
+    let mut patch = record_patch(record);
     patch.insert(HOLDER.into(), holder.map_or(Value::Null, |h| Value::String(holder_text(h))));
     patch
 }
 
-/// Release: no leader, no holder mark, perhaps the shutdown position. The other keys stay (kubernetes-objects §4.4).
+/// The position alone; nothing while it is unknown.
+pub fn optime_patch(optime: Option<Lsn>) -> Patch {
+    optime.iter().map(|lsn| (OPTIME.to_owned(), Value::String(lsn.0.to_string()))).collect()
+}
+
+/// Release: no leader, no holder mark, perhaps the shutdown position. The other keys stay, so that the next holder counts `transitions` on.
 pub fn release_patch(optime: Option<Lsn>) -> Patch {
     let mut patch = Patch::new();
     patch.insert(LEADER.into(), Value::Null);
     patch.insert(HOLDER.into(), Value::Null);
-    if let Some(lsn) = optime {
-        patch.insert(OPTIME.into(), Value::String(lsn.0.to_string()));
-    }
+    patch.extend(optime_patch(optime));
     patch
 }
 
-/// The status annotations of a renewal; nothing while the position is unknown (kubernetes-objects §4.3).
+/// The status annotations of a renewal; nothing while the position is unknown: what stands is better than a guess.
 pub fn leader_status_patch(status: &LeaderStatus) -> Patch {
     let mut patch = Patch::new();
     let Some(optime) = status.optime else { return patch };

@@ -1,11 +1,11 @@
-//! Round trips through annotations, and the byte-exact forms of kubernetes-objects.md.
+//! Round trips through annotations, and the byte-exact forms that Patroni 4.1 members read and write.
 
 use proptest::prelude::*;
 
 use super::super::MemberStatus;
 use super::super::options::{Access, StoreOptions};
 use super::*;
-use crate::model::{BootInstant, PostgresState, Role, WallTime};
+use crate::model::{BootInstant, Change, PostgresState, Released, Role, Shutdown, TimelineClaim, WallTime};
 
 /// What a server holds after a patch on nothing.
 fn applied(patch: &Patch) -> Annotations {
@@ -55,6 +55,33 @@ proptest! {
         prop_assert_eq!(&leader.lease, &record);
         prop_assert_eq!(leader.holder, Some(holder));
         prop_assert_eq!(from_note(&note(&record)), Some(record));
+    }
+
+    #[test]
+    fn a_release_and_a_claimed_number_survive_the_store_and_writes_that_do_not_name_them(
+        record in leases(), acquire_time in ".{0,20}", transitions in ".{0,6}", timeline in any::<u32>(),
+        shutdown in proptest::option::of((any::<u64>(), any::<u32>(), proptest::collection::btree_set(names(), 0..4))),
+    ) {
+        let shutdown = shutdown.map(|(position, timeline, members)| Shutdown {
+            position: Lsn(position),
+            timeline: Timeline(timeline),
+            members: members.into_iter().map(MemberName).collect(),
+        });
+        let released = Released { acquire_time: acquire_time.clone(), transitions: transitions.clone(), shutdown };
+        let claim = TimelineClaim { timeline: Timeline(timeline), acquire_time, transitions };
+        let mut a = applied(&released_patch(&Change::Set(released.clone())));
+        a.extend(applied(&timeline_patch(&Change::Set(claim.clone()))));
+        for patch in [record_patch(&record), released_patch(&Change::Keep), timeline_patch(&Change::Keep)] {
+            for (key, value) in patch {
+                match value.as_str() {
+                    Some(text) => a.insert(key, text.to_owned()),
+                    None => a.remove(&key),
+                };
+            }
+        }
+        let mut warnings = Vec::new();
+        let leader = leader_from("7", &a, vec![], &mut warnings);
+        prop_assert_eq!((leader.released, leader.claim, warnings), (Some(released), Some(claim), vec![]));
     }
 
     #[test]
@@ -127,9 +154,11 @@ proptest! {
 
     #[test]
     fn nothing_anybody_writes_makes_reading_fail(key in "[a-z_.A-Z]{1,20}", text in ".{0,60}") {
-        for key in [key.as_str(), SLOTS, RETAIN_SLOTS, FAILSAFE, HISTORY, HOLDER, INITIALIZER, STATUS, OPTIME, QUORUM, SCHEDULED_AT] {
+        for key in [key.as_str(), promise::RELEASED, promise::TIMELINE, SLOTS, RETAIN_SLOTS, FAILSAFE, HISTORY, HOLDER, INITIALIZER, STATUS, OPTIME, QUORUM, SCHEDULED_AT] {
             let a = Annotations::from([(key.to_owned(), text.clone())]);
             let mut warnings = Vec::new();
+            assert_eq!(released_from(&a, &mut warnings), None);
+            assert_eq!(claim_from(&a, &mut warnings), None);
             leader_from("1", &a, vec![], &mut warnings);
             config_from("1", &a, &mut warnings);
             failover_from("1", &a, &mut warnings);
@@ -186,6 +215,41 @@ fn the_five_keys_and_the_holder_have_their_exact_form() {
         ("ttl", "30"),
     ];
     assert_eq!(a, expected.map(|(k, v)| (k.to_owned(), v.to_owned())).into());
+}
+
+#[test]
+fn a_release_and_a_claimed_number_have_their_exact_form() {
+    let shutdown =
+        Shutdown { position: Lsn(67_108_960), timeline: Timeline(4), members: ["pg-1".into(), "pg-0".into()].into() };
+    let released = Released { acquire_time: "A".into(), transitions: "3".into(), shutdown: Some(shutdown) };
+    assert_eq!(
+        released_patch(&Change::Set(released.clone()))["patroni.released"],
+        r#"{"acquireTime":"A","transitions":"3","position":67108960,"timeline":4,"members":["pg-0","pg-1"]}"#
+    );
+    let unclean = Released { shutdown: None, ..released };
+    assert_eq!(released_patch(&Change::Set(unclean))["patroni.released"], r#"{"acquireTime":"A","transitions":"3"}"#);
+    let claim = TimelineClaim { timeline: Timeline(5), acquire_time: "A".into(), transitions: "4".into() };
+    assert_eq!(
+        timeline_patch(&Change::Set(claim))["patroni.timeline"],
+        r#"{"timeline":5,"acquireTime":"A","transitions":"4"}"#
+    );
+    assert_eq!(released_patch(&Change::Remove)["patroni.released"], Value::Null);
+    assert_eq!(timeline_patch(&Change::Remove)["patroni.timeline"], Value::Null);
+}
+
+#[test]
+fn half_an_oath_is_no_release() {
+    let mut warnings = Vec::new();
+    for text in [
+        r#"{"acquireTime":"A","transitions":"3","position":9}"#,
+        r#"{"acquireTime":"A","transitions":"3","position":-1,"timeline":1,"members":[]}"#,
+        r#"{"acquireTime":"A","transitions":"3","position":9,"timeline":1,"members":[1]}"#,
+        r#"{"transitions":"3"}"#,
+    ] {
+        let a = Annotations::from([(promise::RELEASED.to_owned(), text.to_owned())]);
+        assert_eq!(released_from(&a, &mut warnings), None, "{text}");
+    }
+    assert_eq!(warnings.len(), 4);
 }
 
 #[test]

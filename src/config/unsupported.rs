@@ -1,0 +1,56 @@
+//! What a dynamic configuration may ask for and this version cannot promise.
+//!
+//! Ignoring `synchronous_mode` would lose commits somebody was promised, so a member that finds such a wish in the store does
+//! not take the lock. That must not become an outage by a slip of the pen: whoever writes the configuration through this
+//! program (REST, `patronictl edit-config`, `--validate-config`) is told at once, and the write refused.
+use serde_json::Value;
+
+use super::dynamic::{Dynamic, SynchronousMode};
+
+/// The wishes, in words; empty when everything can be promised.
+#[must_use]
+pub fn unsupported(dynamic: &Dynamic) -> Vec<String> {
+    let logical = dynamic.slots.values().any(|v| v.get("type").and_then(Value::as_str) == Some("logical"));
+    [
+        (
+            dynamic.synchronous_mode != SynchronousMode::Off,
+            "synchronous_mode is set in the dynamic configuration, but is not supported",
+        ),
+        (dynamic.failsafe_mode, "failsafe_mode is set in the dynamic configuration, but is not supported"),
+        (dynamic.pause, "pause is set in the dynamic configuration, but is not supported"),
+        (
+            dynamic.standby_cluster.is_some(),
+            "standby_cluster is set in the dynamic configuration, but is not supported",
+        ),
+        (logical, "slots of type logical are set in the dynamic configuration, but are not supported"),
+    ]
+    .into_iter()
+    .filter(|(asked, _)| *asked)
+    .map(|(_, text)| text.to_owned())
+    .collect()
+}
+
+/// What `after` asks for in vain and `before` did not: why a change is refused. What stands already refuses nothing, or
+/// nobody could change anything else.
+#[must_use]
+pub fn newly_unsupported(before: &Value, after: &Value) -> Vec<String> {
+    let stood = unsupported(&Dynamic::parse(before).0);
+    unsupported(&Dynamic::parse(after).0).into_iter().filter(|wish| !stood.contains(wish)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn only_what_a_change_adds_is_refused() {
+        let (plain, sync) = (json!({"ttl": 30}), json!({"ttl": 30, "synchronous_mode": true}));
+        assert_eq!(newly_unsupported(&plain, &sync).len(), 1);
+        assert!(newly_unsupported(&sync, &json!({"ttl": 40, "synchronous_mode": "on"})).is_empty());
+        assert!(newly_unsupported(&sync, &plain).is_empty());
+        let wishes = json!({"pause": true, "failsafe_mode": true, "standby_cluster": {"host": "h"},
+                            "slots": {"l": {"type": "logical", "database": "d", "plugin": "p"}}});
+        assert_eq!(newly_unsupported(&plain, &wishes).len(), 4);
+    }
+}

@@ -1,0 +1,222 @@
+//! Fit to lead: one question with one answer, for me and for whoever answered.
+//!
+//! A member is fit when it is on the newest timeline *by its own WAL* (a fetched history file is not being there), or
+//! nobody who answers is and its WAL ends at or before the switch point that the store records for its timeline. Bytes of
+//! different timelines are never compared: whoever is on an older one is behind, whatever its position, and beyond its
+//! switch point it has diverged. Who is unfit neither wins a race nor is a reason to give way.
+//!
+//! Among the fit the better one leads: the newer timeline, then whoever has everything of the last clean shutdown, then
+//! whoever has heard of the newer timeline, then the further position, and at equality the higher priority. That is one
+//! order for everybody, so nobody gives way in a circle.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::Ctx;
+use crate::model::{HistoryRow, Lsn, MemberName, PeerAnswer, PeerRole, RewindState, Shutdown, Tags, Timeline};
+
+/// Why a member may not lead. Reads after "I am" and "NAME is".
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// `nofailover`.
+    NoFailover,
+    /// Its watchdog does not work.
+    Watchdog,
+    /// A rewind began on its data and did not end.
+    HalfMade(String),
+    /// Compared with a leader, it had diverged.
+    Diverged,
+    /// Its WAL goes on where the history of the cluster left its timeline.
+    BeyondSwitch { timeline: Timeline, position: Lsn, switch: Lsn },
+    /// Its timeline is older, and somebody who answers is on a newer one, or may not be asked for less.
+    Behind { timeline: Timeline, newest: Timeline },
+    /// The history in the store does not know its timeline.
+    Unrecorded { timeline: Timeline, recorded: Timeline },
+}
+
+impl Why {
+    /// A person who accepts the loss may name it all the same: its data is whole.
+    pub(super) fn by_history_alone(&self) -> bool {
+        match self {
+            Why::NoFailover | Why::Watchdog | Why::HalfMade(_) => false,
+            Why::Diverged | Why::BeyondSwitch { .. } | Why::Behind { .. } | Why::Unrecorded { .. } => true,
+        }
+    }
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Why::NoFailover => f.write_str("not allowed to promote"),
+            Why::Watchdog => f.write_str("without a working watchdog"),
+            Why::HalfMade(why) => write!(f, "half-made: pg_rewind did not finish ({why})"),
+            Why::Diverged => f.write_str("diverged from the last leader"),
+            Why::BeyondSwitch { timeline, position, switch } => {
+                write!(f, "diverged: at {position} on timeline {timeline}, which ended at {switch}")
+            }
+            Why::Behind { timeline, newest } => write!(f, "on timeline {timeline}, behind {newest}"),
+            Why::Unrecorded { timeline, recorded } => {
+                write!(f, "on timeline {timeline}, which the history of the cluster (on {recorded}) does not know")
+            }
+        }
+    }
+}
+
+/// What counts of a member: of me by my own probe, of another by its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Standing {
+    pub(super) timeline: Timeline,
+    /// The newest timeline it has heard of.
+    pub(super) known: Timeline,
+    pub(super) position: Lsn,
+    pub(super) priority: i64,
+}
+
+/// Everybody who answered, and what follows for each.
+pub(super) struct Field<'a> {
+    rows: &'a [HistoryRow],
+    recorded: Timeline,
+    strict: bool,
+    oath: Option<&'a Shutdown>,
+    answers: &'a BTreeMap<MemberName, PeerAnswer>,
+    /// My own timeline stands for "unknown": such an answer is compared by its bytes.
+    mine: Option<Standing>,
+    /// The newest timeline that somebody who may lead is on.
+    newest: Timeline,
+    /// The number of every timeline that anybody has heard of is at most this.
+    heard: Timeline,
+}
+
+impl<'a> Field<'a> {
+    pub(super) fn new(ctx: &Ctx<'a>, answers: &'a BTreeMap<MemberName, PeerAnswer>) -> Field<'a> {
+        let cluster = ctx.cluster;
+        let recorded = cluster.timeline();
+        let mut field = Field {
+            rows: cluster.history.as_deref().unwrap_or_default(),
+            recorded,
+            strict: ctx.settings.check_timeline,
+            oath: cluster.leader.as_ref().and_then(|l| l.oath()),
+            answers,
+            mine: None,
+            newest: Timeline(0),
+            heard: recorded.max(ctx.local.postgres.newest_history),
+        };
+        field.mine = ctx.local.postgres.probe.as_ref().map(|probe| Standing {
+            timeline: if probe.timeline.0 == 0 { recorded } else { probe.timeline },
+            known: probe.timeline.max(ctx.local.postgres.newest_history).max(recorded),
+            position: probe.position,
+            priority: ctx.settings.tags.failover_priority,
+        });
+        let mine = field.mine.filter(|_| of_me(ctx).is_none());
+        let others = answers.values().filter(|a| barred(a).is_none()).filter_map(|a| field.of(a));
+        let on_record = others.chain(mine).filter(|s| field.off_record(s).is_none()).map(|s| s.timeline);
+        field.newest = on_record.max().unwrap_or_default();
+        let told = answers.values().filter_map(|a| field.of(a)).chain(field.mine).map(|s| s.known.max(s.timeline));
+        field.heard = told.max().unwrap_or_default().max(field.heard);
+        // A claim binds numbers whether or not its promotion came about.
+        let claimed = cluster.leader.as_ref().and_then(|l| l.claim.as_ref()).map_or(Timeline(0), |c| c.timeline);
+        // What the pods have published outlives a wiped store.
+        let published = cluster.members.values().filter_map(|m| m.timeline).max().unwrap_or_default();
+        field.heard = field.heard.max(claimed).max(published);
+        field
+    }
+
+    pub(super) fn me(&self) -> Option<Standing> {
+        self.mine
+    }
+
+    /// The number that a promotion takes: nobody has heard of it yet.
+    pub(super) fn next_timeline(&self) -> Timeline {
+        Timeline(self.heard.0.max(1) + 1)
+    }
+
+    fn of(&self, answer: &PeerAnswer) -> Option<Standing> {
+        match answer {
+            PeerAnswer::Fit { position, timeline, known_timeline, tags, .. } => {
+                let unknown = self.mine.map_or(self.recorded, |m| m.timeline.max(self.recorded));
+                let timeline = if timeline.0 == 0 { unknown } else { *timeline };
+                let known = timeline.max(*known_timeline).max(self.recorded);
+                Some(Standing { timeline, known, position: *position, priority: tags.failover_priority })
+            }
+            PeerAnswer::Unfit(_) | PeerAnswer::Unreachable(_) => None,
+        }
+    }
+
+    /// Judged by the record alone, whoever else is there.
+    fn off_record(&self, s: &Standing) -> Option<Why> {
+        if s.timeline >= self.recorded {
+            return None;
+        }
+        let Some(row) = self.rows.iter().find(|row| row.timeline == s.timeline) else {
+            return Some(Why::Unrecorded { timeline: s.timeline, recorded: self.recorded });
+        };
+        if s.position > row.lsn {
+            return Some(Why::BeyondSwitch { timeline: s.timeline, position: s.position, switch: row.lsn });
+        }
+        self.strict.then_some(Why::Behind { timeline: s.timeline, newest: self.recorded })
+    }
+
+    /// By its history.
+    pub(super) fn unfit(&self, s: &Standing) -> Option<Why> {
+        self.off_record(s)
+            .or_else(|| (s.timeline < self.newest).then_some(Why::Behind { timeline: s.timeline, newest: self.newest }))
+    }
+
+    /// What `name` counts for, if it answered and is fit.
+    pub(super) fn fit(&self, name: &MemberName) -> Result<Standing, Option<Why>> {
+        let answer = self.answers.get(name).ok_or(None)?;
+        let standing = self.of(answer).ok_or(None)?;
+        match barred(answer).or_else(|| self.unfit(&standing)) {
+            Some(why) => Err(Some(why)),
+            None => Ok(standing),
+        }
+    }
+
+    /// All who are fit.
+    pub(super) fn all_fit(&self) -> impl Iterator<Item = (&'a MemberName, Standing)> {
+        self.answers.keys().filter_map(|name| Some((name, self.fit(name).ok()?)))
+    }
+
+    /// A member that says it is a primary.
+    pub(super) fn primary(&self) -> Option<&'a MemberName> {
+        let says = |a: &PeerAnswer| matches!(a, PeerAnswer::Fit { role: PeerRole::Primary, .. });
+        self.answers.iter().find(|(_, a)| says(a)).map(|(name, _)| name)
+    }
+
+    /// Has it everything of the last clean shutdown?
+    pub(super) fn has_oath(&self, s: &Standing) -> bool {
+        self.oath.is_none_or(|o| s.timeline >= o.timeline && s.position >= o.position)
+    }
+
+    pub(super) fn oath(&self) -> Option<&'a Shutdown> {
+        self.oath
+    }
+
+    /// `a` against `b`, both fit: who leads rather? Priority aside.
+    pub(super) fn compare(&self, a: &Standing, b: &Standing) -> Ordering {
+        let key = |s: &Standing| (s.timeline, self.has_oath(s), s.known, s.position);
+        key(a).cmp(&key(b))
+    }
+}
+
+/// What bars another member whatever its WAL.
+fn barred(answer: &PeerAnswer) -> Option<Why> {
+    match answer {
+        PeerAnswer::Fit { tags: Tags { nofailover: true, .. }, .. } => Some(Why::NoFailover),
+        PeerAnswer::Fit { watchdog_failed: true, .. } => Some(Why::Watchdog),
+        PeerAnswer::Fit { .. } | PeerAnswer::Unfit(_) | PeerAnswer::Unreachable(_) => None,
+    }
+}
+
+/// What bars me whatever the others say.
+pub(super) fn of_me(ctx: &Ctx<'_>) -> Option<Why> {
+    if ctx.settings.tags.nofailover {
+        return Some(Why::NoFailover);
+    }
+    match &ctx.local.rewind {
+        RewindState::Failed { why, .. } => Some(Why::HalfMade(why.clone())),
+        RewindState::Need(_) => Some(Why::Diverged),
+        RewindState::Initial | RewindState::Check | RewindState::NotNeeded(_) | RewindState::Success(_) => None,
+    }
+}

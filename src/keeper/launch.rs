@@ -1,0 +1,103 @@
+//! Starting what the core orders: under the lock of the directory, with stale files out of the way.
+//!
+//! Everything here touches files and may wait for a volume. The core orders a postmaster only while none lives, and
+//! programs that change a data directory likewise: nothing that must be fenced waits behind them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+
+use super::process::{self, DirLock};
+use super::protocol::{Kind, Program, Role};
+
+/// Starts a postmaster.
+///
+/// # Errors
+/// One line: the directory is in use, the signal files do not fit, the program cannot be started.
+pub(super) fn postmaster(
+    role: Role,
+    program: &Program,
+    data_dir: &str,
+    socket_locks: &[String],
+) -> Result<i32, String> {
+    let dir = Path::new(data_dir);
+    clear_stale_locks(socket_locks);
+    let Some(lock) = DirLock::take(dir)? else {
+        return Err(format!("{data_dir} is not a data directory: PG_VERSION is missing"));
+    };
+    let signal = dir.join("standby.signal").exists();
+    if role == Role::Standby && !signal {
+        return Err(format!("{data_dir}/standby.signal is missing: without it Postgres would start read-write"));
+    }
+    if role == Role::Primary && (signal || dir.join("recovery.signal").exists()) {
+        return Err(format!("{data_dir} holds standby.signal or recovery.signal: it would not start as a primary"));
+    }
+    clear_stale_pid(dir)?;
+    let child = process::spawn(program, process::Kind::Postmaster, Some(&lock))
+        .map_err(|e| format!("start {}: {e}", program.argv.first().map_or("postgres", String::as_str)))?;
+    Ok(pid_of(&child))
+}
+
+/// Starts a program.
+///
+/// # Errors
+/// One line: the directory it names is in use, or it cannot be started.
+pub(super) fn program(run: u64, kind: Kind, program: Program) -> Result<Child, String> {
+    let program = match kind {
+        Kind::Removal => Program { argv: super::remove::command(program.argv)?, ..program },
+        Kind::Callback | Kind::Rewind | Kind::Restore | Kind::Fill | Kind::Tool => program,
+    };
+    let lock = match &program.data_dir {
+        None => None,
+        Some(dir) => {
+            let lock = DirLock::take(Path::new(dir))?;
+            clear_stale_pid(Path::new(dir))?;
+            lock
+        }
+    };
+    let name = program.argv.first().cloned().unwrap_or_default();
+    process::spawn(&program, process::Kind::Program(run), lock.as_ref()).map_err(|e| format!("start {name}: {e}"))
+}
+
+/// The process of a child.
+pub(super) fn pid_of(child: &Child) -> i32 {
+    i32::try_from(child.id()).unwrap_or(0)
+}
+
+/// With the lock held, a postmaster.pid is judged by what the process is: exe and cwd. A stranger's pid (containers
+/// reuse small numbers) would keep Postgres from starting; a live postmaster of this directory is never started beside.
+fn clear_stale_pid(data_dir: &Path) -> Result<(), String> {
+    let path = data_dir.join("postmaster.pid");
+    let Ok(text) = fs::read_to_string(&path) else { return Ok(()) };
+    let Some(pid) = text.lines().next().and_then(|l| l.trim().parse::<i32>().ok()).map(i32::abs) else { return Ok(()) };
+    let proc_dir = PathBuf::from(format!("/proc/{pid}"));
+    if !proc_dir.exists() {
+        return Ok(());
+    }
+    let exe = fs::read_link(proc_dir.join("exe")).unwrap_or_default();
+    let cwd = fs::read_link(proc_dir.join("cwd")).unwrap_or_default();
+    let here = fs::canonicalize(data_dir).unwrap_or_else(|_| data_dir.to_path_buf());
+    let is_postgres = exe.file_name().is_some_and(|n| n.to_string_lossy().starts_with("postgres"));
+    if is_postgres && cwd == here {
+        return Err(format!("a postmaster (pid {pid}) already runs in {}; stop it first", data_dir.display()));
+    }
+    tracing::info!("{}: process {pid} is no postmaster of this directory: removing the stale file", path.display());
+    fs::remove_file(&path).map_err(|e| format!("remove stale {}: {e}", path.display()))
+}
+
+/// A socket's lock file names a process; in a new container, or with nobody to reap the dead, that number may belong to a
+/// stranger or a zombie, and Postgres would refuse to start. A living Postgres keeps its lock.
+fn clear_stale_locks(paths: &[String]) {
+    for path in paths {
+        let Ok(text) = fs::read_to_string(path) else { continue };
+        let pid = text.lines().next().and_then(|l| l.trim().parse::<i32>().ok()).map_or(0, i32::abs);
+        let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+        if exe.file_name().is_some_and(|n| n.to_string_lossy().starts_with("postgres")) {
+            continue;
+        }
+        match fs::remove_file(path) {
+            Ok(()) => tracing::info!("{path}: process {pid} is no Postgres: removed the stale lock"),
+            Err(e) => tracing::warn!("remove the stale lock {path}: {e}"),
+        }
+    }
+}

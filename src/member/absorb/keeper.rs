@@ -1,0 +1,97 @@
+//! The keeper's news. What it reports when it is met again is the truth, whatever was asked and not answered before: a
+//! start whose answer was lost may have happened.
+
+use super::super::input::{News, Standing};
+use super::super::state::State;
+use super::postgres;
+use crate::model::{BootInstant, KeeperLink, Request, StartRole, StartRoleSeen, Upstream};
+
+impl State {
+    pub(super) fn keeper(&mut self, news: News) {
+        match news {
+            News::Met(standing) => self.met(standing),
+            News::Lost(why) => self.keeper_lost(&why),
+            News::Died { how, at } => {
+                self.info(format!("Postgres has ended ({how})"));
+                self.died(at.min(self.now.boot));
+            }
+            News::Fenced(why) => self.warn(format!("the keeper stops Postgres: {why}")),
+            News::Terminating => {
+                self.info("the keeper is terminating: handing over");
+                self.keeper_ends = true;
+                self.local.request = Some(Request::Terminate { leave_postgres: false });
+            }
+        }
+    }
+
+    /// A session was opened.
+    fn met(&mut self, standing: Standing) {
+        self.keeper_ends = standing.terminating;
+        self.local.keeper = KeeperLink::Connected { permission: standing.permission };
+        self.local.postgres.last_death = self.local.postgres.last_death.max(standing.last_death);
+        self.met_at = self.now.boot;
+        let first = !std::mem::replace(&mut self.met, true);
+        if !first {
+            self.info("connected to the keeper again");
+        }
+        match standing.postgres {
+            Some(role) => self.found_running(role, first),
+            None if self.local.postgres.alive => {
+                let at = standing.last_death.unwrap_or(self.now.boot).min(self.now.boot);
+                self.died(at);
+            }
+            None => {}
+        }
+        if standing.terminating {
+            self.local.request = Some(Request::Terminate { leave_postgres: false });
+        }
+        if first {
+            self.earlier = Some(standing);
+            self.earlier_life();
+        }
+        self.send_evidence();
+    }
+
+    /// A postmaster lives that this process may know nothing of.
+    pub(in crate::member) fn found_running(&mut self, role: StartRole, first: bool) {
+        let seen = match role {
+            StartRole::Primary => StartRoleSeen::Primary,
+            StartRole::Standby => StartRoleSeen::Standby,
+        };
+        if self.local.postgres.alive && (self.local.postgres.started_as == Some(seen) || role == StartRole::Primary) {
+            // The one I know; a standby that I promoted is reported as a primary.
+            return;
+        }
+        let line =
+            if first { "Postgres is running already: going on with it" } else { "Postgres was started after all" };
+        self.info(line);
+        postgres::started(&mut self.local, role, Upstream::Nobody, false, self.now.boot);
+        self.local.postgres.following = None;
+        self.probed_at = Default::default();
+    }
+
+    /// An order did not reach the keeper. One that went out in an earlier session says nothing of this one; one of this
+    /// session means that the session is over, and the news that a new one begins will follow.
+    pub(in crate::member) fn unreachable(&mut self, sent: BootInstant, why: &str) {
+        if sent >= self.met_at {
+            self.keeper_lost(why);
+        }
+    }
+
+    /// The keeper cannot be reached. Its deadline stands: it stops Postgres by itself.
+    pub(in crate::member) fn keeper_lost(&mut self, why: &str) {
+        if !matches!(self.local.keeper, KeeperLink::Lost { .. }) {
+            self.warn(format!("the keeper does not answer: {why}"));
+            self.local.keeper = KeeperLink::Lost { since: self.now.boot };
+        }
+    }
+
+    pub(in crate::member) fn died(&mut self, at: BootInstant) {
+        postgres::died(&mut self.local, at);
+        self.stop_after_script = None;
+        if self.local.scheduled_restart.is_none() {
+            self.scheduled = None;
+        }
+        self.look_soon();
+    }
+}

@@ -1,0 +1,172 @@
+//! How lease jobs end, and what the keeper is told then. The evidence of a lease is the moment its confirmed attempt was
+//! sent; nothing else prolongs leadership.
+
+use super::super::effect::{Effect, Id};
+use super::super::flights::About;
+use super::super::input::{Answer, Fail};
+use super::super::lease::JobEnd;
+use super::super::state::State;
+use crate::model::{
+    BootInstant, InFlight, KeeperLink, LeaderStatus, LeaseRecord, LeaseRefused, MemberName, OwnLease, Permission,
+};
+
+impl State {
+    /// An answer to a request of the lease machine.
+    pub(super) fn lease_reply(&mut self, id: Id, answer: Result<Answer, Fail>) {
+        let ended = self.with_lease(|lease, _, now, ids| match answer {
+            Ok(Answer::Leader(result)) => lease.read(id, result, now, ids),
+            Ok(Answer::LeaderWritten(result)) => lease.wrote(id, result, now, ids),
+            Ok(_) => lease.failed(id, "an answer of another kind", now),
+            Err(fail) => lease.failed(id, fail.text(), now),
+        });
+        self.lease_ended(ended);
+    }
+
+    /// Time has passed for the lease machine.
+    pub(super) fn lease_due(&mut self) {
+        let ended = self.with_lease(|lease, _, now, ids| lease.due(now, ids));
+        self.lease_ended(ended);
+    }
+
+    fn lease_ended(&mut self, ended: Option<JobEnd>) {
+        let Some(end) = ended else { return };
+        match self.local.lease_write.take() {
+            Some(InFlight::Acquire) => self.acquired(end),
+            Some(InFlight::Renew) => self.renewed(end),
+            Some(InFlight::Release) => self.released(end),
+            None => {}
+        }
+    }
+
+    fn acquired(&mut self, end: JobEnd) {
+        let before = self.local.lease_refused.take().map_or(0, |r| r.count);
+        if let JobEnd::Refused(_) = &end {
+            self.local.lease_refused = Some(LeaseRefused { count: before + 1, at: self.now.boot });
+        }
+        match end {
+            JobEnd::Written { record, sent } => {
+                self.info("acquired the leader lock");
+                self.local.death_proof = None;
+                self.local.stepped_down = None;
+                self.worked("acquire");
+                self.confirm(record, sent);
+            }
+            JobEnd::Lost(_, why) => {
+                if self.local.death_proof.take().is_some() {
+                    self.failed("acquire");
+                }
+                self.info(format!("could not acquire the leader lock: {why}"));
+            }
+            JobEnd::Refused(why) => {
+                self.failed("acquire");
+                self.warn(format!("the API server refused to give the leader lock: {why}"));
+            }
+            JobEnd::Unknown(why) => {
+                self.failed("acquire");
+                self.warn(format!("it is not known whether the leader lock was acquired: {why}"));
+            }
+        }
+    }
+
+    fn renewed(&mut self, end: JobEnd) {
+        match end {
+            JobEnd::Written { record, sent } => {
+                self.confirm(record, sent);
+                let labelled =
+                    |(name, m): (&MemberName, &crate::model::Member)| *name != self.local.me && m.role_label.is_some();
+                if self.cluster.members.iter().any(labelled) && !self.flights.busy(super::super::flights::Lane::Labels)
+                {
+                    self.send(Effect::StripLabels, About::Strip);
+                }
+            }
+            JobEnd::Lost(who, _) => {
+                let to = who.as_ref().map_or("nobody".to_owned(), ToString::to_string);
+                self.warn(format!("lost the leader lock, a fresh read shows it held by {to}"));
+                self.lose();
+            }
+            JobEnd::Refused(why) | JobEnd::Unknown(why) => {
+                self.warn(format!("the leader lock could not be renewed: {why}"));
+            }
+        }
+    }
+
+    fn released(&mut self, end: JobEnd) {
+        self.local.stepped_down = Some(self.now.boot);
+        match end {
+            JobEnd::Written { .. } => self.info("Leader key released"),
+            JobEnd::Lost(_, why) => self.info(format!("the leader lock was not mine any more: {why}")),
+            JobEnd::Refused(why) | JobEnd::Unknown(why) => {
+                self.warn(format!("the leader lock could not be released, it ends with its ttl: {why}"));
+            }
+        }
+        self.lose();
+    }
+
+    /// A record of mine stands: what it allows the keeper to let run, counted from its sending.
+    fn confirm(&mut self, record: LeaseRecord, sent: BootInstant) {
+        let ttl = record.ttl_or(self.in_force.settings.ttl);
+        self.local.own = Some(OwnLease { record, evidence: sent, ttl });
+        self.local.reclaim = None;
+        self.send_evidence();
+    }
+
+    fn lose(&mut self) {
+        self.local.own = None;
+        self.local.claim = None;
+        self.local.reclaim = None;
+        self.pre_promoted = None;
+        self.permit(Permission::None);
+    }
+
+    /// Sends the permission that my lease allows, unless I am about to give the lease away.
+    pub(super) fn send_evidence(&mut self) {
+        let Some(own) = self.local.own.clone() else { return };
+        let leaving = self.local.lease_write == Some(InFlight::Release)
+            || self.local.handover.as_ref().is_some_and(|h| h.stopped.is_some());
+        if leaving || matches!(self.local.keeper, KeeperLink::Lost { .. }) {
+            return;
+        }
+        if let Some(permission) = self.permission_of(&own) {
+            self.permit(permission);
+        }
+    }
+
+    /// What a lease allows.
+    pub(in crate::member) fn permission_of(&self, own: &OwnLease) -> Option<Permission> {
+        let t = self.timings(own.ttl)?;
+        Some(Permission::Writer { stop_at: own.evidence + t.stop, kill_at: own.evidence + t.kill })
+    }
+
+    /// Sends a permission with the note that lets a restarted sidecar go on with my lease.
+    pub(in crate::member) fn permit(&mut self, permission: Permission) {
+        let evidence = match permission {
+            // There is no lease yet: the wish itself is the evidence.
+            Permission::Unfenced => self.now.boot,
+            Permission::None | Permission::Writer { .. } => self.evidence(),
+        };
+        let note = self.local.own.as_ref().map(|own| own.record.clone());
+        self.last_permit = permission;
+        self.send(Effect::Permit { permission, evidence, note }, About::Permit { permission });
+    }
+
+    /// When the last confirmed renewal was sent.
+    pub(in crate::member) fn evidence(&self) -> BootInstant {
+        self.local.own.as_ref().map_or(BootInstant::default(), |own| own.evidence)
+    }
+
+    /// What the leader publishes with a renewal: its position and slots, only while it is a primary that answers.
+    pub(in crate::member) fn leader_status(&self) -> LeaderStatus {
+        let Some(probe) = self.local.postgres.probe.as_ref().filter(|p| !p.in_recovery) else {
+            return LeaderStatus::default();
+        };
+        let mut slots = self.slots.positions.clone();
+        slots.insert(self.local.me.slot_name(), probe.position);
+        LeaderStatus { optime: Some(probe.position), slots, retain_slots: self.slots.retain.clone() }
+    }
+
+    /// I run as primary beyond the position of the oath that stands.
+    pub(in crate::member) fn oath_fulfilled(&self) -> bool {
+        let Some(oath) = self.cluster.leader.as_ref().and_then(|l| l.oath()) else { return false };
+        self.local.postgres.probe.as_ref().is_some_and(|p| !p.in_recovery && p.position > oath.position)
+    }
+}

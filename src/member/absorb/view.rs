@@ -1,0 +1,160 @@
+//! The store's view, and the configuration that follows from it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::effect::Effect;
+use super::super::flights::{About, Lane};
+use super::super::input::InForce;
+use super::super::lease;
+use super::super::state::State;
+use crate::model::{InFlight, OwnLease, StoreLink, View};
+
+/// An early renewal after a view that contradicts my lease, at most this often.
+const CONTRADICTED_PAUSE: Duration = Duration::from_millis(500);
+
+impl State {
+    pub(super) fn view(&mut self, view: &View) {
+        for warning in &view.warnings {
+            self.warn_once(warning.clone());
+        }
+        self.cluster = view.cluster.clone();
+        self.local.store = view.link;
+        if view.me.uid == self.local.uid {
+            self.pod_leaves = view.me.leaving;
+        }
+        if view.link == StoreLink::NotRead {
+            return;
+        }
+        if view.link == StoreLink::Following {
+            self.dcs_last_seen = self.now.wall.0 / 1_000_000;
+        }
+        self.observe_lease(view);
+        self.local.watch_initializer(&self.cluster, self.now.boot);
+        self.viewed = true;
+        self.earlier_life();
+        self.contradicted(view);
+        self.new_document();
+    }
+
+    fn observe_lease(&mut self, view: &View) {
+        let leader = view.cluster.leader.as_ref();
+        let named_other = leader.and_then(|l| l.named()).is_some_and(|who| *who != self.local.me);
+        let ttl = self.in_force.settings.ttl;
+        let local = &mut self.local;
+        if local.lease.observe(leader, view.lease_received, ttl) {
+            local.death_proof = None;
+            if named_other {
+                // Somebody else has held the lock since I gave it away: I may race again.
+                local.stepped_down = None;
+            }
+        }
+        if local.reclaim.is_some() && local.reclaim.as_ref() != leader.map(|l| &l.lease) {
+            local.reclaim = None;
+        }
+    }
+
+    /// What an earlier life of this pod has left: a running Postgres, and maybe the lease. It is taken over only on the
+    /// keeper's word: the note of exactly the standing record, or no Postgres left and a record that names this very pod.
+    /// Any other record with my name is a stranger's.
+    pub(super) fn earlier_life(&mut self) {
+        if !self.viewed {
+            return;
+        }
+        let Some(standing) = self.earlier.take() else { return };
+        let Some(leader) = self.cluster.leader.clone().filter(|l| l.named() == Some(&self.local.me)) else { return };
+        if let Some((record, evidence)) = standing.note.filter(|(record, _)| *record == leader.lease) {
+            self.info("the lock is mine: the keeper has the note of the standing record");
+            self.lease.adopt(record.clone());
+            let ttl = record.ttl_or(self.in_force.settings.ttl);
+            self.local.own = Some(OwnLease { record, evidence, ttl });
+            return;
+        }
+        let this_pod = leader.valid_holder().is_some_and(|h| !self.local.uid.is_empty() && h.uid == self.local.uid);
+        if this_pod && standing.postgres.is_none() {
+            self.info("the lock names this pod, and nothing of its earlier life is left");
+            self.local.reclaim = Some(leader.lease);
+        } else {
+            self.warn("the lock names me, but nothing proves that it is mine: watching it like everybody else");
+        }
+    }
+
+    /// The view says that my lease is somebody else's, or gone. A watch proves nothing: the next renewal comes at once, and
+    /// its fresh read proves it.
+    fn contradicted(&mut self, view: &View) {
+        let mine = view.cluster.leader.as_ref().is_some_and(|l| self.lease.is_mine(l));
+        let contradicts = self.local.own.as_ref().is_some_and(|own| !mine && view.lease_received > own.evidence);
+        let rested = self.local.last_attempt.is_none_or(|at| self.now.boot > at + CONTRADICTED_PAUSE);
+        if contradicts && self.local.lease_write.is_none() && rested {
+            self.renew();
+        }
+    }
+
+    /// Begins a renewal.
+    pub(in crate::member) fn renew(&mut self) {
+        if self.lease.busy() {
+            return;
+        }
+        let now = self.now.boot;
+        let ttl = self.attempted_ttl();
+        let own = self.local.own.as_ref().map(|own| (own.record.clone(), own.evidence + own.ttl));
+        let left = match (&own, &self.local.reclaim) {
+            (Some((_, until)), _) => now.until(*until),
+            (None, Some(record)) => {
+                self.lease.adopt(record.clone());
+                ttl
+            }
+            (None, None) => return,
+        };
+        self.local.lease_write = Some(InFlight::Renew);
+        self.local.last_attempt = Some(now);
+        let deadline = self.in_force.settings.retry_timeout.min(left).max(SHORTEST_WRITE);
+        let own = own.filter(|_| !self.pod_leaves);
+        let job = lease::Job::Renew { status: self.leader_status(), fulfilled: self.oath_fulfilled() };
+        let start = lease::Start { job, ttl, deadline, own };
+        self.with_lease(|lease, cluster, now, ids| lease.start(start, cluster, now, ids));
+    }
+
+    /// The ttl of the next attempt. A shorter one is sent only when the keeper's deadlines are the shorter ones already: the
+    /// attempt may land and its answer be lost. Until it is confirmed the shorter one counts.
+    fn attempted_ttl(&mut self) -> Duration {
+        let wanted = self.in_force.settings.ttl;
+        let Some(own) = self.local.own.clone().filter(|own| wanted < own.ttl) else { return wanted };
+        let shorter = OwnLease { ttl: wanted, ..own.clone() };
+        if self.permission_of(&shorter).is_some_and(|p| self.standing() == p) {
+            self.local.own = Some(shorter);
+            return wanted;
+        }
+        if let Some(permission) = self.permission_of(&shorter) {
+            self.permit(permission);
+        }
+        own.ttl
+    }
+
+    /// Another dynamic document than the one in force is put in force.
+    fn new_document(&mut self) {
+        let Some(text) = self.cluster.config.as_ref().and_then(|c| c.document.clone()) else { return };
+        if *self.asked_document == *text || self.flights.busy(Lane::Configuration) {
+            return;
+        }
+        let text: Arc<str> = Arc::from(text.as_str());
+        self.asked_document = text.clone();
+        self.send(Effect::Configure { document: Some(text) }, About::Configure);
+    }
+
+    /// A configuration was put in force.
+    pub(super) fn settings(&mut self, in_force: Arc<InForce>) {
+        let again = in_force.reload;
+        self.in_force = in_force;
+        self.rewrite = Some(self.rewrite.unwrap_or(false) || again);
+        self.publisher.changed();
+    }
+
+    /// A document that came while another one was being put in force.
+    pub(super) fn look_at_document_again(&mut self) {
+        self.new_document();
+    }
+}
+
+/// A lease write shorter than this would be given up before the API server can have answered.
+pub(in crate::member) const SHORTEST_WRITE: Duration = Duration::from_secs(1);

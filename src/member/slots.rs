@@ -1,0 +1,246 @@
+//! Replication slots of members: kept as wanted, at most one round at a time, again when the wish changes or a loop_wait has
+//! passed.
+//!
+//! [`wanted`] says which slots this node should have. [`Retention`] is the leader's memory of members it has seen.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::effect::Effect;
+use super::flights::{About, Lane};
+use super::state::State;
+use crate::model::{BootInstant, Cluster, Lsn, MemberName, Settings, WantedSlot};
+
+/// What is remembered of slots between rounds.
+#[derive(Clone, Debug, Default)]
+pub(super) struct SlotsKept {
+    /// Published by the leader.
+    pub positions: BTreeMap<String, Lsn>,
+    /// Published by the leader: slots that every node keeps.
+    pub retain: Vec<String>,
+    retention: Retention,
+    leading: bool,
+    last: Option<(BootInstant, Vec<WantedSlot>)>,
+    complained: String,
+}
+
+impl State {
+    pub(super) fn sync_slots(&mut self) {
+        let pg = &self.local.postgres;
+        let Some(probe) = pg.probe.as_ref().filter(|_| pg.alive && pg.stopping.is_none() && pg.promoting.is_none())
+        else {
+            return;
+        };
+        let leading = self.local.own.is_some() && !probe.in_recovery;
+        if self.flights.busy(Lane::Slots) {
+            return;
+        }
+        let want = match self.wanted_slots(leading) {
+            Ok(want) => want,
+            Err(why) => return self.complain_of_slots(why),
+        };
+        let now = self.now.boot;
+        let period = self.in_force.settings.loop_wait;
+        let fresh = self.slots.last.as_ref().is_some_and(|(at, last)| *last == want && now.since(*at) < period);
+        if fresh {
+            return;
+        }
+        self.slots.last = Some((now, want.clone()));
+        self.send(Effect::SyncSlots(want), About::Slots);
+    }
+
+    fn wanted_slots(&mut self, leading: bool) -> Result<Vec<WantedSlot>, String> {
+        let published = self.cluster.leader.as_ref().map(|l| l.retain_slots.clone()).unwrap_or_default();
+        let in_force = self.in_force.clone();
+        let settings = &in_force.settings;
+        if leading && !self.slots.leading {
+            self.slots.retention.restart();
+        }
+        self.slots.leading = leading;
+        if leading && settings.use_slots && !settings.member_slots_ttl.is_zero() {
+            let present: BTreeSet<String> = member_slots(&self.local.me, &self.cluster)?.into_keys().collect();
+            let ttl = settings.member_slots_ttl;
+            let (retain, expired) = self.slots.retention.update(&present, &published, self.now.boot, ttl);
+            for slot in expired {
+                self.info(format!("Replication slot {slot} for absent cluster member is expired"));
+            }
+            self.slots.retain = retain;
+        } else if !leading {
+            self.slots.retain = published;
+        }
+        wanted(&self.local.me, &self.cluster, settings, leading, &self.slots.retain)
+    }
+
+    pub(super) fn complain_of_slots(&mut self, why: String) {
+        if self.slots.complained != why {
+            self.warn(format!("replication slots: {why}"));
+            self.slots.complained = why;
+        }
+    }
+}
+
+/// The leader's memory: which member slots were wanted, and since when their member is away.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Retention {
+    last_seen: BTreeMap<String, BootInstant>,
+    inherited: bool,
+}
+
+impl Retention {
+    /// Notes the members present now, and the first time those a former leader wanted kept (`retained`, the published
+    /// list; later it is our own and must not keep itself alive). Returns the slots to be published in
+    /// `retain_slots` and those that have expired just now, for the log. Call [`Retention::restart`] on promotion.
+    pub fn update(
+        &mut self,
+        present: &BTreeSet<String>,
+        retained: &[String],
+        now: BootInstant,
+        ttl: Duration,
+    ) -> (Vec<String>, Vec<String>) {
+        for name in present {
+            self.last_seen.insert(name.clone(), now);
+        }
+        if !self.inherited {
+            self.inherited = true;
+            for name in retained {
+                self.last_seen.entry(name.clone()).or_insert(now);
+            }
+        }
+        let gone = |seen: &BootInstant| seen.until(now) > ttl;
+        let expired: Vec<String> = self.last_seen.iter().filter(|(_, s)| gone(s)).map(|(n, _)| n.clone()).collect();
+        self.last_seen.retain(|_, seen| !gone(seen));
+        (self.last_seen.keys().cloned().collect(), expired)
+    }
+    /// Forgets everything: timers start again with the new leader, so that no WAL is lost by a change of leader.
+    pub fn restart(&mut self) {
+        *self = Retention::default();
+    }
+}
+
+/// The names of the slots of all other members that stream, as this node would keep them.
+///
+/// # Errors
+/// Two members have names that give the same slot name; names both.
+pub fn member_slots(me: &MemberName, cluster: &Cluster) -> Result<BTreeMap<String, MemberName>, String> {
+    let mut out: BTreeMap<String, MemberName> = BTreeMap::new();
+    for (name, member) in cluster.members.iter().filter(|(n, m)| *n != me && !m.tags.nostream) {
+        // A pod that has never published anything may have nothing to do with Postgres yet.
+        if member.role.is_none() && member.conn_url.is_none() {
+            continue;
+        }
+        if let Some(other) = out.insert(name.slot_name(), name.clone()) {
+            return Err(format!(
+                "members {other} and {name} both need a replication slot named {}; rename one of them",
+                name.slot_name()
+            ));
+        }
+    }
+    Ok(out)
+}
+
+/// The slots this node should have. `leading`: it runs as primary with the lock. `retained`: kept for absent members
+/// (the leader's own from [`Retention`], elsewhere the published list).
+///
+/// # Errors
+/// See [`member_slots`].
+pub fn wanted(
+    me: &MemberName,
+    cluster: &Cluster,
+    settings: &Settings,
+    leading: bool,
+    retained: &[String],
+) -> Result<Vec<WantedSlot>, String> {
+    let own = me.slot_name();
+    let published = |slot: &str| cluster.leader.as_ref().and_then(|l| l.slots.get(slot).copied());
+    let mut out: BTreeMap<String, WantedSlot> = BTreeMap::new();
+    let members = if settings.use_slots { member_slots(me, cluster)? } else { BTreeMap::new() };
+    for (slot, name) in members {
+        let Some(member) = cluster.members.get(&name) else { continue };
+        let from = member.tags.replicatefrom.as_ref().filter(|f| cluster.members.contains_key(*f));
+        let mine = from == Some(me) || (leading && from.is_none_or(|f| f == &name));
+        let everywhere = !settings.member_slots_ttl.is_zero() && !settings.tags.nofailover;
+        if !mine && !everywhere {
+            continue;
+        }
+        let advance_to = match from {
+            Some(_) => published(&slot).max(member.xlog_location),
+            None => published(&slot),
+        };
+        out.insert(slot.clone(), WantedSlot { name: slot, expected_active: mine, advance_to });
+    }
+    if settings.use_slots && !settings.member_slots_ttl.is_zero() && !settings.tags.nofailover {
+        for slot in retained.iter().filter(|s| **s != own) {
+            out.entry(slot.clone()).or_insert(WantedSlot {
+                name: slot.clone(),
+                expected_active: leading,
+                advance_to: None,
+            });
+        }
+    }
+    if !settings.tags.nofailover {
+        for slot in settings.permanent_slots.keys().filter(|s| **s != own) {
+            let advance_to = if leading { None } else { published(slot) };
+            out.insert(slot.clone(), WantedSlot { name: slot.clone(), expected_active: leading, advance_to });
+        }
+    }
+    Ok(out.into_values().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Member, Role};
+
+    fn cluster(names: &[&str]) -> Cluster {
+        let member = || Member { role: Some(Role::Replica), ..Member::default() };
+        Cluster { members: names.iter().map(|n| (MemberName::from(*n), member())).collect(), ..Cluster::default() }
+    }
+
+    fn names(list: &[WantedSlot]) -> Vec<(&str, bool)> {
+        list.iter().map(|w| (w.name.as_str(), w.expected_active)).collect()
+    }
+
+    #[test]
+    fn every_node_keeps_slots_for_all_others_but_only_the_leader_expects_them_active() {
+        let (me, c, s) = (MemberName::from("pg-0"), cluster(&["pg-0", "pg-1", "pg-2"]), Settings::default());
+        assert_eq!(names(&wanted(&me, &c, &s, true, &[]).unwrap()), [("pg_1", true), ("pg_2", true)]);
+        assert_eq!(names(&wanted(&me, &c, &s, false, &[]).unwrap()), [("pg_1", false), ("pg_2", false)]);
+        let none = Settings { member_slots_ttl: Duration::ZERO, ..Settings::default() };
+        assert_eq!(names(&wanted(&me, &c, &none, false, &[]).unwrap()), []);
+        let off = Settings { use_slots: false, ..Settings::default() };
+        assert_eq!(names(&wanted(&me, &c, &off, true, &["gone".into()]).unwrap()), []);
+    }
+
+    #[test]
+    fn cascading_members_stream_from_whom_they_name() {
+        let mut c = cluster(&["pg-0", "pg-1", "pg-2"]);
+        c.members.get_mut(&MemberName::from("pg-2")).unwrap().tags.replicatefrom = Some("pg-1".into());
+        let s = Settings::default();
+        assert_eq!(names(&wanted(&"pg-0".into(), &c, &s, true, &[]).unwrap()), [("pg_1", true), ("pg_2", false)]);
+        assert_eq!(names(&wanted(&"pg-1".into(), &c, &s, false, &[]).unwrap()), [("pg_0", false), ("pg_2", true)]);
+    }
+
+    #[test]
+    fn equal_slot_names_are_an_error_that_names_both_members() {
+        let err = wanted(&"x".into(), &cluster(&["a-b", "a.b"]), &Settings::default(), true, &[]).unwrap_err();
+        assert!(err.contains("a-b") && err.contains("a.b"), "{err}");
+    }
+
+    #[test]
+    fn absent_members_are_remembered_for_the_ttl_and_not_longer() {
+        let mut r = Retention::default();
+        let at = BootInstant::from_secs_f64;
+        let ttl = Duration::from_secs(60);
+        let both = BTreeSet::from(["a".to_owned(), "b".to_owned()]);
+        assert_eq!(r.update(&both, &[], at(0.0), ttl).0, ["a", "b"]);
+        let one = BTreeSet::from(["a".to_owned()]);
+        assert_eq!(r.update(&one, &[], at(60.0), ttl).0, ["a", "b"]);
+        let (keep, expired) = r.update(&one, &[], at(61.0), ttl);
+        assert_eq!((keep, expired), (vec!["a".to_owned()], vec!["b".to_owned()]));
+        r.restart();
+        let published = ["b".to_owned()];
+        assert_eq!(r.update(&one, &published, at(62.0), ttl).0, ["a", "b"]);
+        assert_eq!(r.update(&one, &published, at(123.0), ttl).1, ["b"]);
+        assert_eq!(r.update(&one, &published, at(124.0), ttl).0, ["a"], "the published list does not revive it");
+    }
+}

@@ -1,0 +1,307 @@
+//! The machine fed by hand: what goes out, what waits, what a lost answer means.
+
+#![allow(clippy::wildcard_enum_match_arm, reason = "a test looks for the effects it is about")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Member;
+use super::*;
+use crate::model::*;
+
+const SYSTEM: &str = "7439021837465564321";
+
+fn at(secs: f64) -> Now {
+    Now { boot: BootInstant::from_secs_f64(1000.0 + secs), wall: WallTime((1_790_000_000.0 + secs) as i64 * 1_000_000) }
+}
+
+fn in_force(edit: impl FnOnce(&mut InForce)) -> Arc<InForce> {
+    let mut f = InForce {
+        settings: Arc::new(Settings::default()),
+        document: "{}".into(),
+        to_publish: "{}".into(),
+        conn_url: "postgres://a:5432/postgres".into(),
+        api_url: "http://a:8008/patroni".into(),
+        proxy_url: None,
+        tags: "".into(),
+        custom_bootstrap: false,
+        pre_promote: false,
+        before_stop: false,
+        restores: false,
+        separate_container: false,
+        server_version: 170_000,
+        reload: false,
+    };
+    edit(&mut f);
+    Arc::new(f)
+}
+
+/// A member and everything it has sent.
+struct Trial {
+    member: Member,
+    sent: Vec<Sent>,
+    lines: Vec<Line>,
+}
+
+impl Trial {
+    fn new(edit: impl FnOnce(&mut InForce)) -> Trial {
+        let who = Identity { name: "a".into(), uid: "uid-a".into(), session: "s1".into() };
+        Trial { member: Member::new(who, in_force(edit), at(0.0)), sent: Vec::new(), lines: Vec::new() }
+    }
+    fn feed(&mut self, input: Input, secs: f64) {
+        let step = self.member.step(input, at(secs));
+        self.sent.extend(step.effects);
+        self.lines.extend(step.lines);
+    }
+    fn answer(&mut self, secs: f64, answer: Answer, which: impl Fn(&Effect) -> bool) {
+        let id = self.take(&which);
+        self.feed(Input::Reply { id, answer: Ok(answer) }, secs);
+    }
+    /// The id of the effect on its way that fits.
+    fn take(&mut self, which: &impl Fn(&Effect) -> bool) -> Id {
+        let place = self.sent.iter().position(|s| which(&s.effect));
+        let place = place.unwrap_or_else(|| panic!("not sent; on their way: {:#?}", self.effects()));
+        self.sent.remove(place).id
+    }
+    fn effects(&self) -> Vec<&Effect> {
+        self.sent.iter().map(|s| &s.effect).collect()
+    }
+    fn has(&self, which: impl Fn(&Effect) -> bool) -> bool {
+        self.sent.iter().any(|s| which(&s.effect))
+    }
+    /// Everybody who only looks gets an answer, until nobody asks any more.
+    fn looks(&mut self, secs: f64, data: &DataDir, probe: Option<&Probe>) {
+        for _ in 0..20 {
+            let Some(place) = self.sent.iter().position(|s| matches!(s.effect, Effect::Look | Effect::Probe)) else {
+                return;
+            };
+            let Sent { id, effect, .. } = self.sent.remove(place);
+            let answer = match effect {
+                Effect::Look => Answer::Data { data: data.clone(), newest_history: Timeline(0) },
+                _ => Answer::Looked(probe.cloned().map_or(Looked::NotReady, Looked::Answer)),
+            };
+            self.feed(Input::Reply { id, answer: Ok(answer) }, secs);
+        }
+    }
+}
+
+/// A member as the store lists it.
+type Listed = crate::model::Member;
+
+fn member_view(name: &str, role: Role) -> Listed {
+    Listed {
+        conn_url: Some(format!("postgres://{name}:5432/postgres")),
+        api_url: Some(format!("http://{name}:8008/patroni")),
+        state: Some(PostgresState::Running),
+        role: Some(role),
+        timeline: Some(Timeline(1)),
+        uid: format!("uid-{name}"),
+        ..Listed::default()
+    }
+}
+
+fn view(leader: Option<LeaderRecord>) -> Input {
+    let members = [("a", Role::Replica), ("b", Role::Replica)];
+    let cluster = Cluster {
+        config: Some(ConfigRecord { version: Version("c1".into()), document: Some("{}".into()) }),
+        initialize: Initialize::Value(SYSTEM.into()),
+        leader,
+        members: members.into_iter().map(|(n, r)| (n.into(), member_view(n, r))).collect(),
+        ..Cluster::default()
+    };
+    Input::View(Arc::new(View {
+        cluster: Arc::new(cluster),
+        lease_received: at(1.0).boot,
+        link: StoreLink::Following,
+        me: OwnPod { uid: "uid-a".into(), leaving: false },
+        warnings: Vec::new(),
+    }))
+}
+
+/// A record without a holder that its holder gave up.
+fn released() -> LeaderRecord {
+    let lease = LeaseRecord {
+        leader: None,
+        ttl: Some("30".into()),
+        acquire_time: Some("t0".into()),
+        renew_time: Some("r0".into()),
+        transitions: Some("3".into()),
+    };
+    let mut l = LeaderRecord::of(Version("l1".into()), lease);
+    l.holder = Some(HolderMark {
+        uid: "uid-b".into(),
+        session: "x".into(),
+        acquire_time: "t0".into(),
+        renew_time: "r0".into(),
+        ..HolderMark::default()
+    });
+    l.released = Some(Released { acquire_time: "t0".into(), transitions: "3".into(), shutdown: None });
+    l
+}
+
+fn standby_data() -> DataDir {
+    DataDir::Present {
+        control: Some(ControlData {
+            system_id: SYSTEM.into(),
+            state: ClusterState::InArchiveRecovery,
+            checkpoint: Lsn(100),
+            timeline: Timeline(1),
+            min_recovery_end: (Lsn(100), Timeline(1)),
+            rewindable: true,
+            shutdown_position: None,
+        }),
+        standby_signal: true,
+    }
+}
+
+fn probe(in_recovery: bool) -> Probe {
+    Probe {
+        at: BootInstant::default(),
+        in_recovery,
+        timeline: Timeline(if in_recovery { 1 } else { 2 }),
+        position: Lsn(100),
+        received: Lsn(100),
+        replayed: Lsn(100),
+        streaming: false,
+        replay_paused: false,
+        system_id: SYSTEM.into(),
+    }
+}
+
+/// A running standby of a cluster whose lock was just given up.
+fn racing(edit: impl FnOnce(&mut InForce)) -> Trial {
+    let mut t = Trial::new(edit);
+    t.feed(Input::Keeper(News::Met(Standing { postgres: Some(StartRole::Standby), ..Standing::default() })), 0.5);
+    t.feed(view(Some(released())), 1.0);
+    t.looks(1.1, &standby_data(), Some(&probe(true)));
+    t.feed(Input::Due, 1.4);
+    t.looks(1.4, &standby_data(), Some(&probe(true)));
+    let answers = [("b".into(), PeerAnswer::Unreachable("gone".into()))].into();
+    t.answer(1.5, Answer::Peers(answers), |e| matches!(e, Effect::AskPeers { .. }));
+    t.looks(1.5, &standby_data(), Some(&probe(true)));
+    t
+}
+
+/// The same, with the lock in its hands.
+fn holding(edit: impl FnOnce(&mut InForce)) -> Trial {
+    let mut t = racing(edit);
+    t.answer(1.6, Answer::Leader(Ok(Some(Box::new(released())))), |e| matches!(e, Effect::ReadLeader));
+    t.answer(1.7, Answer::LeaderWritten(LeaderWritten::Wrote), |e| matches!(e, Effect::WriteLeader(_)));
+    t
+}
+
+fn permit(e: &Effect) -> bool {
+    matches!(e, Effect::Permit { permission: Permission::Writer { .. }, .. })
+}
+fn promote(e: &Effect) -> bool {
+    matches!(e, Effect::Promote { .. })
+}
+
+#[test]
+fn the_order_is_lease_answer_permission_answer_promotion() {
+    let mut t = racing(|_| {});
+    assert!(t.has(|e| matches!(e, Effect::ReadLeader)) && !t.has(permit) && !t.has(promote), "{:#?}", t.effects());
+    t.answer(1.6, Answer::Leader(Ok(Some(Box::new(released())))), |e| matches!(e, Effect::ReadLeader));
+    assert!(!t.has(permit), "the write is not confirmed yet");
+    t.answer(1.7, Answer::LeaderWritten(LeaderWritten::Wrote), |e| matches!(e, Effect::WriteLeader(_)));
+    assert!(t.has(permit) && !t.has(promote), "{:#?}", t.effects());
+    t.answer(1.8, Answer::Kept, permit);
+    assert!(t.has(promote), "{:#?}", t.effects());
+}
+
+#[test]
+fn a_promotion_waits_for_its_script_and_does_not_come_after_one_that_failed() {
+    let mut t = holding(|f| f.pre_promote = true);
+    t.answer(1.8, Answer::Kept, permit);
+    assert!(t.has(|e| matches!(e, Effect::Script(Script::PrePromote))) && !t.has(promote));
+    t.answer(2.0, Answer::Script(Err("no".into())), |e| matches!(e, Effect::Script(_)));
+    assert!(!t.has(promote), "{:#?}", t.effects());
+    let none = |e: &Effect| matches!(e, Effect::Permit { permission: Permission::None, .. });
+    assert!(t.has(none) && !t.has(|e| matches!(e, Effect::WriteLeader(_))), "the permission goes before the lock");
+    t.answer(2.1, Answer::Kept, none);
+    let gives_up = |e: &Effect| matches!(e, Effect::WriteLeader(w) if w.record.leader.is_none());
+    assert!(t.has(gives_up) || t.has(|e| matches!(e, Effect::ReadLeader)), "{:#?}", t.effects());
+}
+
+#[test]
+fn a_keeper_that_does_not_answer_is_lost_and_nothing_is_promoted() {
+    let mut t = holding(|_| {});
+    t.feed(Input::Due, 6.0);
+    assert!(!t.has(promote), "the permission was not answered in time");
+    let id = t.take(&permit);
+    t.feed(Input::Reply { id, answer: Err(Fail::Unreachable("it stalls".into())) }, 6.1);
+    t.feed(Input::Keeper(News::Lost("it stalls".into())), 6.2);
+    assert!(t.member.snapshot().fence_lost);
+    assert!(!t.has(promote));
+}
+
+#[test]
+fn a_start_whose_answer_was_lost_is_no_failed_start_when_the_keeper_says_that_it_runs() {
+    let mut t = Trial::new(|_| {});
+    t.feed(Input::Keeper(News::Met(Standing::default())), 0.5);
+    t.feed(view(Some(released())), 1.0);
+    t.looks(1.1, &standby_data(), None);
+    let start = |e: &Effect| matches!(e, Effect::Start { .. });
+    let id = t.take(&start);
+    t.feed(Input::Keeper(News::Lost("it stalls".into())), 2.0);
+    t.feed(Input::Reply { id, answer: Err(Fail::Unreachable("it stalls".into())) }, 3.0);
+    t.feed(Input::Keeper(News::Met(Standing { postgres: Some(StartRole::Standby), ..Standing::default() })), 3.5);
+    let shown = t.member.snapshot();
+    assert!(shown.alive && shown.state == PostgresState::Starting, "{:?}", shown.state);
+    assert!(!t.has(start), "a second one beside it");
+}
+
+#[test]
+fn what_is_late_keeps_its_lane_until_it_has_ended() {
+    let mut t = Trial::new(|_| {});
+    t.feed(Input::Keeper(News::Met(Standing::default())), 0.5);
+    t.feed(view(Some(released())), 1.0);
+    t.looks(1.1, &standby_data(), None);
+    let start = |e: &Effect| matches!(e, Effect::Start { .. });
+    let id = t.take(&start);
+    t.feed(Input::Due, 60.0);
+    t.feed(Input::Keeper(News::Met(Standing::default())), 61.0);
+    t.looks(61.1, &standby_data(), None);
+    assert!(!t.has(start), "the files of the first may still be written");
+    t.feed(Input::Ended(id), 62.0);
+    t.looks(62.1, &standby_data(), None);
+    assert!(t.has(start), "{:#?}", t.effects());
+}
+
+#[test]
+fn the_same_inputs_give_the_same_effects() {
+    let run = || {
+        let t = holding(|_| {});
+        format!("{:?}", t.sent)
+    };
+    assert_eq!(run(), run());
+}
+
+#[test]
+fn a_lapsed_lease_stops_the_primary_even_if_nothing_is_ever_answered() {
+    let mut t = holding(|_| {});
+    t.answer(1.8, Answer::Kept, permit);
+    t.answer(1.9, Answer::Kept, promote);
+    t.looks(2.0, &standby_data(), Some(&probe(false)));
+    t.feed(Input::Due, 2.3);
+    t.looks(2.3, &standby_data(), Some(&probe(false)));
+    for tenth in 30..300 {
+        t.feed(Input::Due, f64::from(tenth) / 10.0);
+    }
+    let last = t.lines.last();
+    assert!(t.has(|e| matches!(e, Effect::Stop { mode: StopMode::Fast })), "{last:?}");
+    let stop = t.sent.iter().find(|s| matches!(s.effect, Effect::Stop { .. })).expect("just seen");
+    assert!(stop.deadline > at(0.0).boot + Duration::from_secs(24), "not before its time");
+}
+
+#[test]
+fn a_promotion_that_took_another_number_is_stopped_at_once() {
+    let mut t = holding(|_| {});
+    t.answer(1.8, Answer::Kept, permit);
+    t.answer(1.9, Answer::Kept, promote);
+    let other = Probe { timeline: Timeline(4), ..probe(false) };
+    t.looks(2.0, &standby_data(), Some(&other));
+    t.feed(Input::Due, 2.3);
+    t.looks(2.3, &standby_data(), Some(&other));
+    assert!(t.has(|e| matches!(e, Effect::Stop { mode: StopMode::Immediate })), "{:?}", t.effects());
+}
