@@ -234,7 +234,9 @@ impl World {
                 transitions: "1".into(),
             }),
         });
-        let _changed = self.local.lease.observe(self.cluster.leader.as_ref(), boot(self.now), self.settings.ttl);
+        let record = self.cluster.leader.as_ref().map(|l| l.lease.clone());
+        let received = if self.local.lease.record == record { self.local.lease.since } else { boot(self.now) };
+        let _changed = self.local.lease.observe(self.cluster.leader.as_ref(), received, self.settings.ttl);
     }
 
     fn own(&mut self, args: &[&str]) {

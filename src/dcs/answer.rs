@@ -143,7 +143,9 @@ impl Desk {
                     Feed::Kinds => {
                         let list: List<Kind> = self.listed(sent, feed, body, at)?;
                         let as_of = list.metadata.resource_version;
-                        (self.cache.replace_kinds(list.items.unwrap_or_default(), &as_of, sent.mark, at), as_of)
+                        let gap = self.gap_before(at);
+                        self.hear(at);
+                        (self.cache.replace_kinds(list.items.unwrap_or_default(), &as_of, sent.mark, at, gap), as_of)
                     }
                     Feed::Pods => {
                         let list: List<Pod> = self.listed(sent, feed, body, at)?;

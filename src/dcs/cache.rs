@@ -133,6 +133,8 @@ pub(super) struct Cache {
     epoch: u32,
     feeds: [FeedState; 2],
     lease: Option<LeaseRecord>,
+    /// Version of the leader object that showed it.
+    lease_version: Option<Version>,
     lease_received: BootInstant,
 }
 
@@ -155,6 +157,7 @@ impl Cache {
             epoch: 0,
             feeds: [FeedState::NotRead; 2],
             lease: None,
+            lease_version: None,
             lease_received: now,
         }
     }
@@ -278,11 +281,21 @@ impl Cache {
         self.note_lease(at);
     }
 
-    /// A complete list as of `version`. Returns the epoch it belongs to; `None`: it was not taken in.
-    pub fn replace_kinds(&mut self, items: Vec<Kind>, version: &str, mark: Mark, at: BootInstant) -> Option<u32> {
+    /// A complete list as of `version`; `gap`: nothing was heard for so long before it that much may have come and gone.
+    /// Returns the epoch it belongs to; `None`: it was not taken in.
+    pub fn replace_kinds(
+        &mut self,
+        items: Vec<Kind>,
+        version: &str,
+        mark: Mark,
+        at: BootInstant,
+        gap: bool,
+    ) -> Option<u32> {
+        let before = self.epoch;
         if !self.admit(mark, version) {
             return None;
         }
+        let gap = gap || self.epoch != before;
         let as_of = version_number(version);
         self.listed[Feed::Kinds as usize] = 0;
         let listed: Vec<String> = items.iter().map(|k| k.metadata.name.clone()).collect();
@@ -297,6 +310,9 @@ impl Cache {
             }
         }
         self.listed[Feed::Kinds as usize] = as_of;
+        if gap {
+            self.note_gap(at);
+        }
         self.note_lease(at);
         self.live(Feed::Kinds);
         Some(epoch)
@@ -427,9 +443,20 @@ impl Cache {
     }
 
     fn note_lease(&mut self, at: BootInstant) {
-        let lease = self.kinds.get(&self.names.leader).map(|k| schema::lease_from(&k.annotations));
+        let leader = self.kinds.get(&self.names.leader);
+        let lease = leader.map(|k| schema::lease_from(&k.annotations));
+        self.lease_version = leader.map(|k| k.version.clone());
         if lease != self.lease {
             self.lease = lease;
+            self.lease_received = at;
+        }
+    }
+
+    /// A list does not tell what came and went before it: somebody may have taken the lease, and the object vanished again.
+    /// Only the very object that was seen last, untouched, has gone on being silent.
+    fn note_gap(&mut self, at: BootInstant) {
+        let version = self.kinds.get(&self.names.leader).map(|k| k.version.clone());
+        if version.is_none() || version != self.lease_version {
             self.lease_received = at;
         }
     }

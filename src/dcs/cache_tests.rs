@@ -46,7 +46,7 @@ impl Shown {
     }
     fn kinds(&mut self, kinds: Vec<Kind>, version: &str, s: u64) {
         let mark = self.0.mark_feed(Feed::Kinds);
-        self.0.replace_kinds(kinds, version, mark, at(s));
+        self.0.replace_kinds(kinds, version, mark, at(s), false);
     }
     fn pod(&mut self, pod: Pod) {
         let mark = self.0.mark_pod(&pod.metadata.name);
@@ -94,7 +94,7 @@ fn a_relist_drops_what_is_missing_but_keeps_own_writes_newer_than_itself() {
     let mut c = Shown(cache());
     let list = c.0.mark_feed(Feed::Kinds);
     c.kind(leader("20", "t1", ""), 1);
-    c.0.replace_kinds(vec![], "15", list, at(2));
+    c.0.replace_kinds(vec![], "15", list, at(2), false);
     assert!(c.0.view().cluster.leader.is_some());
     c.kinds(vec![], "25", 3);
     assert!(c.0.view().cluster.leader.is_none());
@@ -139,7 +139,7 @@ fn what_was_asked_before_the_restore_was_found_resurrects_nothing() {
     let (read, list) = (c.0.mark_kind("demo-leader"), c.0.mark_feed(Feed::Kinds));
     c.kinds(vec![leader("40", "t4", "")], "50", 2);
     c.0.put_kind(leader("101", "t10", ""), read, at(3));
-    assert_eq!(c.0.replace_kinds(vec![leader("102", "t11", "")], "102", list, at(4)), None);
+    assert_eq!(c.0.replace_kinds(vec![leader("102", "t11", "")], "102", list, at(4), false), None);
     c.0.kind_is_gone("demo-leader", read, at(5));
     assert_eq!(c.renewed().as_deref(), Some("t4"));
     c.kind(leader("55", "t5", ""), 6);
@@ -190,4 +190,23 @@ fn a_pod_that_is_not_shown_is_in_doubt_until_it_was_asked_for() {
     assert!(c.0.own_is_gone(), "an answer from before");
     c.pod(pod("a", "13", "A"));
     assert!(!c.0.view().me.leaving, "it was a mistake of somebody on the way");
+}
+
+#[test]
+fn what_a_gap_may_hide_counts_from_its_end() {
+    let mut c = Shown(cache());
+    c.kinds(vec![leader("5", "t1", "")], "5", 1);
+    let gap = |c: &mut Shown, kinds: Vec<Kind>, version: &str, s: u64| {
+        let mark = c.0.mark_feed(Feed::Kinds);
+        c.0.replace_kinds(kinds, version, mark, at(s), true);
+    };
+    gap(&mut c, vec![leader("5", "t1", "")], "9", 50);
+    assert_eq!(c.0.view().lease_received, at(1), "the very object, untouched: silent all the time");
+    gap(&mut c, vec![leader("12", "t1", "")], "12", 60);
+    assert_eq!(c.0.view().lease_received, at(60), "the same words in another version: others may have stood there");
+    c.kinds(vec![], "15", 70);
+    c.kinds(vec![], "16", 75);
+    assert_eq!(c.0.view().lease_received, at(70), "no gap, nothing new");
+    gap(&mut c, vec![], "20", 120);
+    assert_eq!(c.0.view().lease_received, at(120), "no object says nothing about what came and went");
 }

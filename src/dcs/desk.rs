@@ -23,6 +23,9 @@ use crate::model::{BootInstant, MemberName, Periods, Version};
 /// A pod watch over which nothing came for this long is taken for dead. API servers send a bookmark about every minute.
 const PODS_SILENT: Duration = Duration::from_secs(150);
 
+/// A list that comes later than this after a watch was silent in vain comes after a gap.
+const GAP: Duration = Duration::from_secs(2);
+
 /// What is known of one cluster, and how its store is spoken to.
 pub struct Desk {
     pub(super) o: StoreOptions,
@@ -33,6 +36,8 @@ pub struct Desk {
     periods: Periods,
     /// From where each collection is watched, and of which epoch of the store; `None`: it has to be listed.
     positions: [Option<(u32, String)>; 2],
+    /// The last list of the kinds, or event of a watch of them.
+    heard: BootInstant,
 }
 
 /// How a watch goes on after an event.
@@ -70,6 +75,7 @@ impl Desk {
             life: OwnLife::default(),
             periods: Periods { ttl: o.ttl, loop_wait: o.loop_wait, retry_timeout: o.retry_timeout },
             positions: [None, None],
+            heard: BootInstant::default(),
             o,
         }
     }
@@ -177,6 +183,16 @@ impl Desk {
         }
     }
 
+    /// Was nothing heard for longer than a watch is listened to in vain? Then more than one watch was missed: the process
+    /// stood still, or nothing reached it.
+    pub(super) fn gap_before(&self, at: BootInstant) -> bool {
+        at.since(self.heard) > self.silence(Feed::Kinds) + GAP
+    }
+    /// The kinds were heard of.
+    pub(super) fn hear(&mut self, at: BootInstant) {
+        self.heard = at;
+    }
+
     /// Takes in an event of an open watch as it came over the wire: `{"type": …, "object": …}`.
     pub fn watch_event(&mut self, sent: &Sent, event: &Value, at: BootInstant) -> Followed {
         let Expects::Watch(feed) = sent.expects else { return Followed::Over };
@@ -206,6 +222,9 @@ impl Desk {
             return Followed::Over;
         }
         self.go_on_from(T::FEED, version, Some(self.cache.epoch()));
+        if T::FEED == Feed::Kinds {
+            self.hear(at);
+        }
         match change {
             Change::Put(object) => object.put(&mut self.cache, sent, at),
             Change::Drop(object) => object.drop(&mut self.cache, at),

@@ -37,7 +37,11 @@ impl LeaseRecord {
     }
     /// The `transitions` that a new acquirer writes.
     pub fn next_transitions(&self) -> u64 {
-        self.transitions.as_deref().and_then(|t| t.trim().parse::<u64>().ok()).unwrap_or(0) + 1
+        self.number() + 1
+    }
+    /// The number of this acquisition, 0 where none is readable.
+    fn number(&self) -> u64 {
+        self.transitions.as_deref().and_then(|t| t.trim().parse::<u64>().ok()).unwrap_or(0)
     }
     /// Is this `seen`, or a later renewal of that very acquisition, with nothing but its leader taken out? That is how a
     /// member that leaves no words of its own (Patroni) gives the lock up.
@@ -62,6 +66,10 @@ pub struct LeaseTracker {
     pub silent_until: BootInstant,
     /// The last record with a holder that was seen in this object; `None` when the object was gone since.
     pub seen: Option<LeaseRecord>,
+    /// Its holder leaves a mark of its own with every renewal.
+    pub marked: bool,
+    /// The number of the last acquisition that was seen with a holder.
+    pub latest: u64,
     /// The record names nobody because its holder gave it up.
     pub released: bool,
 }
@@ -87,15 +95,24 @@ pub enum LeaseVerdict {
 impl LeaseTracker {
     /// At process start: nothing seen yet, so a full ttl has to pass.
     pub fn new(now: BootInstant, ttl: Duration) -> Self {
-        LeaseTracker { record: None, since: now, silent_until: now + ttl, seen: None, released: false }
+        LeaseTracker {
+            record: None,
+            since: now,
+            silent_until: now + ttl,
+            seen: None,
+            marked: false,
+            latest: 0,
+            released: false,
+        }
     }
 
-    /// Takes in what was received at `at`. Returns true if the record changed.
+    /// Takes in what was received at `at`: the same record received later than before comes after a gap in which others may
+    /// have stood. Returns true if it says something new.
     #[must_use]
     pub fn observe(&mut self, leader: Option<&LeaderRecord>, at: BootInstant, own_ttl: Duration) -> bool {
         let record = leader.map(|l| l.lease.clone());
-        let by_holder = leader.is_some_and(LeaderRecord::released_by_holder);
-        if self.record == record {
+        let by_holder = leader.is_some_and(|l| l.released_by_holder() && !self.knows_later_than(&l.lease));
+        if self.record == record && at <= self.since {
             self.released |= by_holder;
             return false;
         }
@@ -103,10 +120,14 @@ impl LeaseTracker {
             Some(r) if r.leader.is_some() => {
                 self.released = false;
                 self.silent_until = self.silent_until.max(at + r.ttl_or(own_ttl));
+                self.latest = r.number();
+                self.marked = leader.is_some_and(|l| l.valid_holder().is_some());
                 self.seen = Some(r.clone());
             }
             Some(r) => {
-                self.released = by_holder || self.seen.as_ref().is_some_and(|seen| r.is_release_of(seen));
+                // A holder that leaves its mark with every renewal also says so when it gives the lock up.
+                let in_silence = !self.marked && self.seen.as_ref().is_some_and(|seen| r.is_release_of(seen));
+                self.released = by_holder || in_silence;
                 if !self.released {
                     self.fall_silent(at, own_ttl);
                 }
@@ -120,6 +141,11 @@ impl LeaseTracker {
         self.record = record;
         self.since = at;
         true
+    }
+
+    /// An old copy of an object that was released once, applied while a later acquisition stands, is no release of that.
+    fn knows_later_than(&self, record: &LeaseRecord) -> bool {
+        self.latest > record.number()
     }
 
     /// Nobody is named and nobody said why. The holder may have renewed up to this moment: views skip what was
@@ -196,7 +222,10 @@ mod tests {
     fn a_silent_holder_expires_after_its_own_ttl_by_our_clock() {
         let mut t = LeaseTracker::new(at(0), TTL);
         assert!(t.observe(Some(&object(record(Some("a"), "x"))), at(5), TTL));
-        assert!(!t.observe(Some(&object(record(Some("a"), "x"))), at(34), TTL), "the same record is not a heartbeat");
+        assert!(
+            !t.observe(Some(&object(record(Some("a"), "x"))), at(5), TTL),
+            "a view of something else is no heartbeat"
+        );
         assert_eq!(t.verdict(at(35), TTL), LeaseVerdict::Held("a".into()));
         assert_eq!(t.verdict(at(36), TTL), LeaseVerdict::Expired("a".into()));
     }
@@ -261,5 +290,42 @@ mod tests {
         let mut t = LeaseTracker::new(at(0), TTL);
         assert!(t.observe(Some(&said("0")), at(1), TTL));
         assert_eq!(t.verdict(at(1), TTL), LeaseVerdict::Silence { until: at(31) }, "words about an older acquisition");
+    }
+
+    #[test]
+    fn what_came_and_went_while_nobody_looked_costs_the_ttl_again() {
+        let mut t = LeaseTracker::new(at(0), TTL);
+        assert_eq!(t.verdict(at(40), TTL), LeaseVerdict::Vacant);
+        assert!(t.observe(None, at(41), TTL), "a list after a gap, and still no object");
+        assert_eq!(t.verdict(at(42), TTL), LeaseVerdict::Silence { until: at(71) });
+        assert!(t.observe(Some(&object(record(Some("a"), "x"))), at(80), TTL));
+        assert!(
+            t.observe(Some(&object(record(Some("a"), "x"))), at(120), TTL),
+            "an old copy, others held it meanwhile"
+        );
+        assert_eq!(t.verdict(at(121), TTL), LeaseVerdict::Held("a".into()));
+    }
+
+    #[test]
+    fn an_old_release_applied_over_a_later_acquisition_is_silence() {
+        let words = Released { acquire_time: "a".into(), transitions: "1".into(), shutdown: None };
+        let mark =
+            |renew: &str| HolderMark { acquire_time: "a".into(), renew_time: renew.into(), ..HolderMark::default() };
+        let old = LeaderRecord { holder: Some(mark("x")), released: Some(words), ..object(record(None, "x")) };
+        let later = LeaseRecord { transitions: Some("2".into()), ..record(Some("b"), "y") };
+        let mut t = LeaseTracker::new(at(0), TTL);
+        assert!(t.observe(Some(&object(later)), at(50), TTL));
+        assert!(t.observe(Some(&old), at(52), TTL));
+        assert_eq!(t.verdict(at(53), TTL), LeaseVerdict::Silence { until: at(82) });
+    }
+
+    #[test]
+    fn a_marked_holder_gives_the_lock_up_in_words_only() {
+        let mark = HolderMark { acquire_time: "a".into(), renew_time: "x".into(), ..HolderMark::default() };
+        let marked = LeaderRecord { holder: Some(mark), ..object(record(Some("a"), "x")) };
+        let mut t = LeaseTracker::new(at(0), TTL);
+        assert!(t.observe(Some(&marked), at(50), TTL));
+        assert!(t.observe(Some(&object(record(None, "x"))), at(52), TTL));
+        assert_eq!(t.verdict(at(53), TTL), LeaseVerdict::Silence { until: at(82) }, "a tool took the name out");
     }
 }
