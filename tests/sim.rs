@@ -108,7 +108,7 @@ fn a_seed_is_the_same_run_every_time() {
 /// Some seed catches the cluster without this rule.
 #[track_caller]
 fn caught(mutant: Mutant, rules: &[&str]) {
-    let seeds: Vec<u64> = (1..=200).collect();
+    let seeds: Vec<u64> = (1..=variable("SIM_MUTANT_SEEDS").unwrap_or(400)).collect();
     let done = std::sync::atomic::AtomicBool::new(false);
     let by = run_all(&seeds, |seed| {
         if done.load(Ordering::Relaxed) {

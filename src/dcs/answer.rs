@@ -118,6 +118,7 @@ impl Desk {
     /// # Errors
     /// What the failure proves. A read of something that is not there is no failure.
     pub fn decode(&mut self, sent: &Sent, status: u16, body: &[u8], at: BootInstant) -> Result<Answer, Failure> {
+        self.an_answer(at);
         if !(200..300).contains(&status) {
             return self.refused(sent, status, &status_of(status, body), at);
         }
@@ -175,6 +176,7 @@ impl Desk {
 
     /// No answer came, in time or at all: `why` in words.
     pub fn unanswered(&mut self, sent: &Sent, why: &str, at: BootInstant) -> Failure {
+        self.no_answer(at);
         if let Expects::List(feed) | Expects::Watch(feed) = sent.expects {
             self.cache.broken(feed, at);
         }

@@ -461,6 +461,13 @@ impl Cache {
         }
     }
 
+    /// What the view does not show could not be heard of at `at`: while the object is not there, that costs the silence.
+    pub fn deaf(&mut self, at: BootInstant) {
+        if !self.kinds.contains_key(&self.names.leader) {
+            self.lease_received = at;
+        }
+    }
+
     fn link(&self) -> StoreLink {
         let mut since: Option<BootInstant> = None;
         for feed in self.feeds {

@@ -38,6 +38,10 @@ pub struct Desk {
     positions: [Option<(u32, String)>; 2],
     /// The last list of the kinds, or event of a watch of them.
     heard: BootInstant,
+    /// A request came back without an answer, and none was answered since.
+    unanswered: bool,
+    /// How often requests were answered again after one was not.
+    troubles: u32,
 }
 
 /// How a watch goes on after an event.
@@ -76,6 +80,8 @@ impl Desk {
             periods: Periods { ttl: o.ttl, loop_wait: o.loop_wait, retry_timeout: o.retry_timeout },
             positions: [None, None],
             heard: BootInstant::default(),
+            unanswered: false,
+            troubles: 0,
             o,
         }
     }
@@ -250,6 +256,7 @@ impl Desk {
                 Followed::Over
             }
             WatchEnd::Broken(why) => {
+                self.no_answer(at);
                 self.cache.broken(feed, at);
                 Followed::Failed(format!("watch: {why}"))
             }
@@ -267,9 +274,25 @@ impl Desk {
         self.cache.is_current(sent.mark)
     }
 
-    /// Counts how often the store was found to have gone back to an older state. When it changes, open watches are over.
-    pub fn restores(&self) -> u32 {
-        self.cache.epoch()
+    /// Changes whenever watches opened before are over: when the store was found to have gone back to an older state, and
+    /// when requests are answered again after one was not. What cut the one off may have cut a watch as well, and a cut watch
+    /// is silent; it goes on from where it was.
+    pub fn trust(&self) -> u32 {
+        self.cache.epoch().wrapping_add(self.troubles)
+    }
+    /// The same, once the next answer is there.
+    pub(super) fn next_trust(&self) -> u32 {
+        self.trust().wrapping_add(u32::from(self.unanswered))
+    }
+    pub(super) fn no_answer(&mut self, at: BootInstant) {
+        self.unanswered = true;
+        self.cache.deaf(at);
+    }
+    pub(super) fn an_answer(&mut self, at: BootInstant) {
+        if std::mem::take(&mut self.unanswered) {
+            self.troubles = self.troubles.wrapping_add(1);
+            self.cache.deaf(at);
+        }
     }
 
     /// From where a collection is watched. Versions of before a restore mean nothing after it.

@@ -29,8 +29,8 @@ pub(super) struct Shared {
     desk: Mutex<Desk>,
     view: watch::Sender<Arc<View>>,
     clock: fn() -> BootInstant,
-    /// How often the store was found restored: open watches end when it changes.
-    pub restores: watch::Sender<u32>,
+    /// [`Desk::trust`]: open watches end when it changes.
+    pub trust: watch::Sender<u32>,
     /// Rings when a write or a fresh read was answered.
     pub answers: Notify,
 }
@@ -54,7 +54,7 @@ impl Shared {
         let mut desk = lock(&self.desk);
         let done = f(&mut desk, at);
         let fresh = desk.view();
-        let restores = desk.restores();
+        let trust = desk.trust();
         // The lock is held until the view is out: views must not overtake each other.
         self.view.send_if_modified(|view| {
             let changed = **view != fresh;
@@ -63,7 +63,7 @@ impl Shared {
             }
             changed
         });
-        self.restores.send_if_modified(|known| std::mem::replace(known, restores) != restores);
+        self.trust.send_if_modified(|known| std::mem::replace(known, trust) != trust);
         done
     }
 }
@@ -97,7 +97,7 @@ impl KubeStore {
             view: watch::Sender::new(Arc::new(desk.view())),
             desk: Mutex::new(desk),
             clock: o.clock,
-            restores: watch::Sender::new(0),
+            trust: watch::Sender::new(0),
             answers: Notify::new(),
         };
         Ok(KubeStore {

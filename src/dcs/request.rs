@@ -84,6 +84,7 @@ pub struct Sent {
     pub(super) mark: Mark,
     patch: Patch,
     expect: Option<Version>,
+    trust: u32,
 }
 
 /// What an answer holds.
@@ -101,9 +102,9 @@ impl Sent {
     pub fn stands(&self, seen: &super::cache::KindEntry) -> bool {
         self.patch.iter().all(|(key, wanted)| seen.annotation(key) == wanted.as_str())
     }
-    /// [`Desk::restores`] when it went out.
-    pub fn restores(&self) -> u32 {
-        self.mark.epoch
+    /// [`Desk::trust`] as it will be once this is answered.
+    pub fn trust(&self) -> u32 {
+        self.trust
     }
     /// The version it is conditional on; `None`: it is not, or creates the object.
     pub fn expected(&self) -> Option<&Version> {
@@ -175,7 +176,7 @@ impl Desk {
     }
 
     fn sent(&self, call: Call, expects: Expects, mark: Mark) -> Sent {
-        Sent { call, expects, mark, patch: Patch::new(), expect: None }
+        Sent { call, expects, mark, patch: Patch::new(), expect: None, trust: self.next_trust() }
     }
 
     fn plural(&self, feed: Feed) -> &'static str {

@@ -80,7 +80,7 @@ async fn clear_doubt(shared: &Shared, api: &Api, limit: Duration) {
 }
 
 async fn watch<T: Watched>(shared: &Shared, api: &Api, sent: &Sent, limit: Duration, failing: &mut bool) -> Followed {
-    let mut restores = shared.restores.subscribe();
+    let mut trust = shared.trust.subscribe();
     match api.watch::<T>(&sent.call, limit).await {
         Ok(events) => {
             if let Err(e) = shared.update(|desk, at| desk.decode(sent, 200, b"", at)) {
@@ -91,7 +91,7 @@ async fn watch<T: Watched>(shared: &Shared, api: &Api, sent: &Sent, limit: Durat
             }
             tokio::select! {
                 over = drain(shared, api, sent, limit, events) => over,
-                _ = restores.wait_for(|restores| *restores != sent.restores()) => Followed::Over,
+                _ = trust.wait_for(|trust| *trust != sent.trust()) => Followed::Over,
             }
         }
         Err(e) => shared.update(|desk, at| broke(desk, sent, e, at)),

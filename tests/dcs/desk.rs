@@ -262,9 +262,9 @@ fn one_answer_that_shows_a_restored_store_ends_the_watches_and_lists_again() {
     assert_eq!(a.desk.view().cluster.members.len(), 1);
     store.restore(&backup);
     a.follow();
-    assert_eq!(a.desk.restores(), 0, "a watch from a lost version is silent");
+    assert_eq!(a.desk.trust(), 0, "a watch from a lost version is silent");
     let fresh = a.seen(Request::Read(Object::Leader)).leader();
-    assert_eq!((fresh.lease, a.desk.restores()), (record(Some("a"), "t0"), 1));
+    assert_eq!((fresh.lease, a.desk.trust()), (record(Some("a"), "t0"), 1));
     a.follow();
     let view = a.desk.view();
     assert_eq!(
@@ -274,4 +274,23 @@ fn one_answer_that_shows_a_restored_store_ends_the_watches_and_lists_again() {
     let renewal = a.write(record(Some("a"), "t10"));
     assert_eq!(leader_written(a.ask(Request::WriteLeader(Box::new(renewal)))), LeaderWritten::Wrote);
     assert_eq!(a.desk.view().cluster.leader.as_ref().unwrap().lease, record(Some("a"), "t10"));
+}
+
+/// A cut connection is silent: a watch of pods would be listened to in vain for minutes.
+#[test]
+fn what_one_request_went_unanswered_for_the_watches_are_opened_anew_from_where_they_are() {
+    let store = store();
+    let mut a = Member::new(&store, "a", Mode::Endpoints);
+    a.follow();
+    let open: Vec<Sent> = a.watches.values().map(|(sent, _)| sent.clone()).collect();
+    let lost = a.desk.encode(Request::Read(Object::Leader)).unwrap();
+    let _failure = a.desk.unanswered(&lost, "no answer in time", at(2));
+    assert!(open.iter().all(|sent| sent.trust() == a.desk.trust()), "the server may be away altogether");
+    assert_eq!(a.desk.view().lease_received, at(2), "no object is there, and nobody could have told of one");
+    assert!(a.ask(Request::Read(Object::Leader)).is_ok());
+    assert!(open.iter().all(|sent| sent.trust() != a.desk.trust()));
+    for feed in [Feed::Kinds, Feed::Pods] {
+        let again = a.desk.encode(a.desk.follow(feed)).unwrap();
+        assert_eq!((again.call.verb, again.trust()), ("watch", a.desk.trust()));
+    }
 }

@@ -211,7 +211,9 @@ impl World {
         if good {
             // Another request was answered: the server is there.
             for feed in [Feed::Kinds, Feed::Pods] {
-                if self.pods[pod].sidecar.as_ref().is_some_and(|s| s.feeds[feed as usize].paused) {
+                let Some(side) = &self.pods[pod].sidecar else { return };
+                let f = &side.feeds[feed as usize];
+                if f.paused || f.watch.as_ref().is_some_and(|sent| sent.trust() != side.desk.trust()) {
                     self.follow(pod, feed);
                 }
             }
@@ -332,7 +334,7 @@ impl World {
             Followed::On => {
                 let Some(side) = &self.pods[pod].sidecar else { return };
                 let f = &side.feeds[feed as usize];
-                if f.watch.as_ref().is_some_and(|sent| sent.restores() != side.desk.restores()) {
+                if f.watch.as_ref().is_some_and(|sent| sent.trust() != side.desk.trust()) {
                     self.follow_later(pod, feed);
                 }
             }
