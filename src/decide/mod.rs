@@ -144,9 +144,10 @@ impl<'a> Ctx<'a> {
         match &self.hold {
             Hold::Leader(own) => leader::lead(self, own),
             Hold::Lapsed(_) => self.wait("the lease could not be confirmed in time; trying to renew it"),
-            Hold::No => match self.unlocked() {
-                Some(unlocked) => race::race(self, &unlocked),
-                None => replica::follow(self),
+            Hold::No => match (recover::reclaim(self), self.unlocked()) {
+                (Some(d), _) => d,
+                (None, Some(unlocked)) => race::race(self, &unlocked),
+                (None, None) => replica::follow(self),
             },
         }
     }

@@ -163,18 +163,23 @@ fn restore_initialize(ctx: &Ctx<'_>, control: &ControlData) -> Decision {
     })
 }
 
+/// The lock names this very pod, and its time is over by my own clock: it is renewed before it is used.
+pub(super) fn reclaim(ctx: &Ctx<'_>) -> Option<Decision> {
+    let record = ctx.local.reclaim.as_ref()?;
+    let stands = ctx.cluster.leader.as_ref().is_some_and(|l| l.lease == *record);
+    if !stands || !matches!(&ctx.verdict, LeaseVerdict::Held(who) if *who == ctx.local.me) {
+        return None;
+    }
+    let rested = ctx.local.last_attempt.is_none_or(|at| at + RETRY_PAUSE <= ctx.now.boot);
+    let d = ctx.wait("the lock is this pod's own: renewing it before it is used").wake_by(ctx.now.boot + RETRY_PAUSE);
+    Some(d.then_if(ctx.local.lease_write.is_none() && rested, || Action::RenewLease))
+}
+
 /// Compared with the leader, if there is one, then started as a standby.
 fn without_lock(ctx: &Ctx<'_>, control: &ControlData, standby_signal: bool) -> Decision {
     let pg = &ctx.local.postgres;
-    if let Some(record) = &ctx.local.reclaim
-        && ctx.cluster.leader.as_ref().is_some_and(|l| l.lease == *record)
-        && matches!(&ctx.verdict, LeaseVerdict::Held(who) if *who == ctx.local.me)
-    {
-        let free = ctx.local.lease_write.is_none();
-        return ctx
-            .wait("the lock is this pod's own and nothing of its earlier life is left: renewing it before starting")
-            .then_if(free, || Action::RenewLease)
-            .wake_by(ctx.now.boot + RETRY_PAUSE);
+    if let Some(d) = reclaim(ctx) {
+        return d;
     }
     if pg.failed_starts > 0 {
         let pause = START_PAUSE_MAX.min(RETRY_PAUSE * 2u32.saturating_pow(pg.failed_starts.min(6)));

@@ -46,6 +46,9 @@ pub(super) fn idle(ctx: &Ctx<'_>, reason: String) -> Decision {
 
 fn nobody(ctx: &Ctx<'_>) -> String {
     match &ctx.verdict {
+        LeaseVerdict::Held(who) if *who == ctx.local.me && ctx.local.lease_write.is_some() => {
+            "the lock names me: waiting for the answer that says so".to_owned()
+        }
         LeaseVerdict::Held(who) if *who == ctx.local.me => {
             "the lock names me but is not mine (an earlier life of this pod): waiting for it to expire".to_owned()
         }

@@ -305,3 +305,28 @@ fn a_promotion_that_took_another_number_is_stopped_at_once() {
     t.looks(2.3, &standby_data(), Some(&other));
     assert!(t.has(|e| matches!(e, Effect::Stop { mode: StopMode::Immediate })), "{:?}", t.effects());
 }
+
+/// Seen with a frozen API server: the write landed half a minute later, the record named its writer, and nobody led for a
+/// whole ttl.
+#[test]
+fn a_lock_whose_write_landed_too_late_is_renewed_before_it_is_used() {
+    let mut t = racing(|_| {});
+    t.answer(1.6, Answer::Leader(Ok(Some(Box::new(released())))), |e| matches!(e, Effect::ReadLeader));
+    let written = t.effects().into_iter().find_map(|e| match e {
+        Effect::WriteLeader(write) => Some((**write).clone()),
+        _ => None,
+    });
+    let written = written.expect("the write");
+    t.feed(Input::Due, 12.0);
+    t.feed(Input::Due, 50.0);
+    let mut landed = LeaderRecord::of(Version("l2".into()), written.record);
+    landed.holder = written.holder;
+    let Input::View(seen) = view(Some(landed)) else { unreachable!() };
+    let seen = View { lease_received: at(50.1).boot, ..(*seen).clone() };
+    t.sent.clear();
+    t.feed(Input::View(Arc::new(seen)), 50.1);
+    assert!(!t.has(promote), "its time is over by the own clock");
+    assert!(t.has(|e| matches!(e, Effect::WriteLeader(_))), "renewed: {:#?}", t.effects());
+    t.answer(50.2, Answer::LeaderWritten(LeaderWritten::Wrote), |e| matches!(e, Effect::WriteLeader(_)));
+    assert!(t.has(permit), "{:#?}", t.effects());
+}

@@ -166,6 +166,13 @@ pub struct HistoryRow {
     pub new_leader: Option<String>,
 }
 
+impl HistoryRow {
+    /// Did a branch of this cluster end there, or was the number claimed by promotions that came to nothing?
+    pub fn of_a_branch(&self) -> bool {
+        self.lsn > Lsn::ZERO
+    }
+}
+
 /// The failover request object: `leader` present = switchover, absent = failover.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FailoverRequest {

@@ -379,8 +379,9 @@ pub struct Local {
     pub lease: LeaseTracker,
     /// The lease as mine.
     pub own: Option<OwnLease>,
-    /// The record that stood at my start, whose `patroni.holder.uid` is my own pod's, while my keeper reports that no
-    /// Postgres of an earlier session is left: renew it first, start after.
+    /// The record that names me and counts for nothing by my own clock: it stood at my start, its `patroni.holder.uid` is my
+    /// own pod's, and my keeper reports that no Postgres of an earlier session is left; or a write of mine landed too late.
+    /// It is renewed before anything is built on it.
     pub reclaim: Option<LeaseRecord>,
     /// A lease write in flight.
     pub lease_write: Option<InFlight>,

@@ -55,9 +55,14 @@ pub fn written_at(data_dir: &Path, timeline: Timeline) -> Option<std::time::Syst
     std::fs::metadata(data_dir.join("pg_wal").join(file_name(timeline))).ok()?.modified().ok()
 }
 
-/// The rows to publish. `at`: time of the last row as ISO 8601 text; `previous`: the published rows, from which older
+/// The reason of a row for numbers that no branch of this cluster has.
+const NOT_USED: &str = "no timeline of this cluster: claimed by promotions that came to nothing";
+
+/// The rows to publish for a primary on `timeline`. Where numbers were skipped before it, a row for the last of them follows,
+/// at position 0: the last row is always one less than the timeline in force, and nobody is on its timeline. `at`: time of the last row as ISO 8601 text; `previous`: the published rows, from which older
 /// rows take time and leader when timeline and position agree; `keep`: newest rows kept, 0 = all.
 pub fn rows(
+    timeline: Timeline,
     ended: &[Ended],
     previous: &[HistoryRow],
     at: Option<String>,
@@ -86,6 +91,11 @@ pub fn rows(
             }
         })
         .collect();
+    let last = timeline.0.saturating_sub(1);
+    if out.last().is_some_and(|row| row.timeline.0 < last) {
+        let reason = NOT_USED.to_owned();
+        out.push(HistoryRow { timeline: Timeline(last), lsn: Lsn(0), reason, at: None, new_leader: None });
+    }
     if keep > 0 && out.len() > keep {
         out.drain(..out.len() - keep);
     }
@@ -106,7 +116,7 @@ pub fn local_rows(
         return Some(Vec::new());
     }
     let ended = read(data_dir, timeline)?;
-    Some(rows(&ended, previous, written_at(data_dir, timeline).map(print), new_leader, keep))
+    Some(rows(timeline, &ended, previous, written_at(data_dir, timeline).map(print), new_leader, keep))
 }
 
 /// The newest timeline with a history file in pg_wal; 0 = none.
@@ -243,9 +253,17 @@ mod tests {
             at: Some("then".into()),
             new_leader: Some("pg-1".into()),
         }];
-        let out = rows(&parse(FILE), &previous, Some("now".into()), "pg-2", 0);
+        let out = rows(Timeline(3), &parse(FILE), &previous, Some("now".into()), "pg-2", 0);
         assert_eq!((out[0].at.as_deref(), out[0].new_leader.as_deref()), (Some("then"), Some("pg-1")));
         assert_eq!((out[1].at.as_deref(), out[1].new_leader.as_deref()), (Some("now"), Some("pg-2")));
-        assert_eq!(rows(&parse(FILE), &previous, None, "pg-2", 1).len(), 1);
+        assert_eq!(rows(Timeline(3), &parse(FILE), &previous, None, "pg-2", 1).len(), 1);
+    }
+
+    #[test]
+    fn skipped_numbers_are_recorded_so_that_the_last_row_always_precedes_the_timeline_in_force() {
+        let out = rows(Timeline(6), &parse(FILE), &[], None, "pg-2", 0);
+        assert_eq!(out.iter().map(|r| (r.timeline.0, r.lsn.0)).collect::<Vec<_>>()[1..], [(2, 0x5000000), (5, 0)]);
+        let again = rows(Timeline(6), &parse(FILE), &out, None, "pg-2", 0);
+        assert_eq!(again.len(), out.len());
     }
 }

@@ -55,7 +55,8 @@ pub struct Sql {
 }
 
 /// A standby without a receiver knows its timeline from pg_control only at the next restartpoint. Its WAL knows at once:
-/// segments carry the timeline they were written on, and nothing but received or restored WAL makes one of a newer timeline.
+/// segments carry the timeline they were written on. One whose history is not there is a leftover: what pg_rewind took this
+/// member off leaves its segments behind.
 const PROBE: &str = "SELECT pg_is_in_recovery(), \
  CASE WHEN pg_is_in_recovery() THEN 0 ELSE ('x' || pg_catalog.substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int8 END, \
  CASE WHEN pg_is_in_recovery() THEN 0 ELSE pg_wal_lsn_diff(pg_current_wal_flush_lsn(), '0/0')::int8 END, \
@@ -65,7 +66,8 @@ const PROBE: &str = "SELECT pg_is_in_recovery(), \
  r.status = 'streaming', \
  CASE WHEN r.latest_end_lsn IS NOT NULL THEN r.received_tli WHEN pg_is_in_recovery() THEN \
    (SELECT max(('x' || pg_catalog.substr(w.name, 1, 8))::bit(32)::int8) FROM pg_ls_waldir() w \
-    WHERE w.name ~ '^[0-9A-F]{24}$') END::int8, \
+    WHERE w.name ~ '^[0-9A-F]{24}$' AND EXISTS (SELECT 1 FROM pg_ls_waldir() h \
+      WHERE h.name = pg_catalog.substr(w.name, 1, 8) || '.history')) END::int8, \
  c.timeline_id::int8, rec.min_recovery_end_timeline::int8, s.system_identifier \
  FROM pg_control_system() s, pg_control_checkpoint() c, pg_control_recovery() rec \
  LEFT JOIN pg_stat_get_wal_receiver() r ON true";

@@ -130,3 +130,23 @@ async fn a_healthy_replica_of_a_leader_that_restarts_is_not_taken_for_diverged()
     }
     c.stop(rustix::process::Signal::INT);
 }
+
+/// Seen in a cluster: a replica that was promoted by hand was rewound and streamed again; at the next switchover it took the
+/// number of its stray timeline a second time, because a segment of it was left in pg_wal.
+#[tokio::test]
+async fn a_segment_left_by_a_branch_that_was_rewound_is_not_the_own_timeline() {
+    let base = scratch();
+    let mut a = Node::primary(base.path(), "pg-0").await;
+    let slot = [WantedSlot { name: "pg_1".into(), expected_active: true, advance_to: None }];
+    a.sql().sync_slots(&slot).await.unwrap();
+    let mut b = Node::copy_of(base.path(), "pg-1", &a).await;
+    streams_on(&b, 1).await;
+    let stray = b.setup.data_dir.join("pg_wal/000000020000000000000003");
+    std::fs::write(&stray, b"left by another branch").unwrap();
+    hand_over(b.home());
+    a.stop(rustix::process::Signal::INT);
+    let replica = b.sql();
+    until("no receiver", async || replica.probe(at()).await.is_ok_and(|p| !p.streaming)).await;
+    assert_eq!(replica.probe(at()).await.unwrap().timeline, Timeline(1));
+    b.stop(rustix::process::Signal::INT);
+}

@@ -94,7 +94,14 @@ impl Disk {
             .collect()
     }
     pub fn rows(&self, previous: &[HistoryRow], me: &str) -> Vec<HistoryRow> {
-        patroni::postgres::history::rows(&self.ended(), previous, Some("2025-01-01T00:00:00+00:00".into()), me, 0)
+        patroni::postgres::history::rows(
+            Timeline(self.timeline()),
+            &self.ended(),
+            previous,
+            Some("2025-01-01T00:00:00+00:00".into()),
+            me,
+            0,
+        )
     }
     /// A clean end as primary.
     pub fn shut_down(&mut self) {

@@ -110,6 +110,21 @@ impl State {
         self.send_evidence();
     }
 
+    /// A write of mine that landed when its time was over (the API server was frozen, an answer was late): the record names me
+    /// for everybody else, and counts for nothing by my own clock. Renewed first, it does.
+    pub(super) fn late_lease(&mut self) {
+        let over = self.local.own.as_ref().is_none_or(|own| self.now.boot >= own.evidence + own.ttl);
+        if !over || self.local.stepped_down.is_some() || self.local.handover.is_some() || self.lease.busy() {
+            return;
+        }
+        if let Some(leader) = self.cluster.leader.as_ref().filter(|l| self.lease.is_mine(l))
+            && self.local.reclaim.as_ref() != Some(&leader.lease)
+        {
+            self.local.own = None;
+            self.local.reclaim = Some(leader.lease.clone());
+        }
+    }
+
     fn lose(&mut self) {
         self.local.own = None;
         self.local.claim = None;

@@ -185,6 +185,7 @@ impl State {
                 self.local.postgres.following = None;
                 self.failed_promotions = 0;
                 self.worked("promote");
+                self.worked("history");
             }
             Err(fail) => {
                 self.local.postgres.promoting = None;
@@ -496,7 +497,10 @@ impl State {
             Ok(Answer::History(rows)) => rows,
             Ok(_) | Err(_) => None,
         };
-        if let (Some((_, former)), Some(last)) = (self.promoted_to, rows.as_ref().and_then(|rows| rows.last())) {
+        // What is written is seen in the next view. Until then, and should it not say what it should, it is not written again.
+        self.failed("history");
+        let last = rows.as_ref().and_then(|rows| rows.iter().rfind(|row| row.of_a_branch()));
+        if let (Some((_, former)), Some(last)) = (self.promoted_to, last) {
             self.promoted_to = None;
             if last.timeline != former {
                 let why = format!("the promotion came from timeline {}, it was ordered on {former}", last.timeline);

@@ -24,6 +24,7 @@ impl State {
     pub(in crate::member) fn time_passed(&mut self) {
         self.overdue();
         self.lease_due();
+        self.late_lease();
         self.due_leave();
         self.due_restart();
         self.due_reload();

@@ -80,7 +80,7 @@ impl State {
 
     fn read_history(&mut self) {
         let Some(probe) = self.local.postgres.probe.as_ref().filter(|p| !p.in_recovery) else { return };
-        if self.flights.busy(Lane::History) {
+        if self.flights.busy(Lane::History) || !self.rested("history") {
             return;
         }
         let effect = Effect::ReadHistory {
