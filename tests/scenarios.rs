@@ -343,8 +343,12 @@ impl World {
         let answers = args[1..].iter().map(|a| {
             let (name, answer) = a.split_once('=').unwrap();
             let answer = match answer.split_once(':') {
+                Some(("down", known)) => PeerAnswer::Down { known_timeline: Timeline(known.parse().unwrap()) },
                 Some((role, rest)) => fit_answer(role, rest),
-                None if answer == "unfit" => PeerAnswer::Unfit("answered without a WAL position".into()),
+                None if answer == "unfit" => {
+                    PeerAnswer::Unfit { why: "answered without a WAL position".into(), known_timeline: Timeline(0) }
+                }
+                None if answer == "down" => PeerAnswer::Down { known_timeline: Timeline(0) },
                 None => PeerAnswer::Unreachable("connection refused".into()),
             };
             (name.into(), answer)

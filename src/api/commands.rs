@@ -353,7 +353,7 @@ async fn impossible(
     let good = own_fit
         || answers.values().any(|a| match a {
             PeerAnswer::Fit { tags, watchdog_failed, .. } => !tags.nofailover && !watchdog_failed,
-            PeerAnswer::Unfit(_) | PeerAnswer::Unreachable(_) => false,
+            PeerAnswer::Unfit { .. } | PeerAnswer::Down { .. } | PeerAnswer::Unreachable(_) => false,
         });
     (!good).then(|| Reply::text(412, format!("{word} is not possible: no good candidates have been found")))
 }

@@ -112,7 +112,8 @@ impl<'a> Field<'a> {
         let others = answers.values().filter(|a| barred(a).is_none()).filter_map(|a| field.of(a));
         let on_record = others.chain(mine).filter(|s| field.off_record(s).is_none()).map(|s| s.timeline);
         field.newest = on_record.max().unwrap_or_default();
-        let told = answers.values().filter_map(|a| field.of(a)).chain(field.mine).map(|s| s.known.max(s.timeline));
+        let mine = field.mine.map(|s| s.known.max(s.timeline));
+        let told = answers.values().map(PeerAnswer::known_timeline).chain(mine);
         field.heard = told.max().unwrap_or_default().max(field.heard);
         // A claim binds numbers whether or not its promotion came about.
         let claimed = cluster.leader.as_ref().and_then(|l| l.claim.as_ref()).map_or(Timeline(0), |c| c.timeline);
@@ -139,7 +140,7 @@ impl<'a> Field<'a> {
                 let known = timeline.max(*known_timeline).max(self.recorded);
                 Some(Standing { timeline, known, position: *position, priority: tags.failover_priority })
             }
-            PeerAnswer::Unfit(_) | PeerAnswer::Unreachable(_) => None,
+            PeerAnswer::Unfit { .. } | PeerAnswer::Down { .. } | PeerAnswer::Unreachable(_) => None,
         }
     }
 
@@ -205,7 +206,9 @@ fn barred(answer: &PeerAnswer) -> Option<Why> {
     match answer {
         PeerAnswer::Fit { tags: Tags { nofailover: true, .. }, .. } => Some(Why::NoFailover),
         PeerAnswer::Fit { watchdog_failed: true, .. } => Some(Why::Watchdog),
-        PeerAnswer::Fit { .. } | PeerAnswer::Unfit(_) | PeerAnswer::Unreachable(_) => None,
+        PeerAnswer::Fit { .. } | PeerAnswer::Unfit { .. } | PeerAnswer::Down { .. } | PeerAnswer::Unreachable(_) => {
+            None
+        }
     }
 }
 

@@ -357,8 +357,8 @@ fn sworn(ctx: &Ctx<'_>, unlocked: &Unlocked, field: &Field<'_>, me: &Standing) -
 /// Members that had data at the shutdown and have not shown what they have: any of them may still come.
 fn silent_of<'o>(ctx: &Ctx<'_>, oath: &'o Shutdown) -> Vec<&'o MemberName> {
     let answered = |name: &MemberName| match ctx.local.peers.as_ref().and_then(|r| r.answers.get(name)) {
-        Some(PeerAnswer::Fit { .. } | PeerAnswer::Unfit(_)) => true,
-        Some(PeerAnswer::Unreachable(_)) | None => false,
+        Some(PeerAnswer::Fit { .. } | PeerAnswer::Unfit { .. }) => true,
+        Some(PeerAnswer::Down { .. } | PeerAnswer::Unreachable(_)) | None => false,
     };
     oath.members.iter().filter(|name| **name != ctx.local.me && !answered(name)).collect()
 }

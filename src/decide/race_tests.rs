@@ -111,7 +111,7 @@ fn answer(m: &One) -> PeerAnswer {
         return PeerAnswer::Unreachable("no answer".into());
     }
     if m.diverged {
-        return PeerAnswer::Unfit("no position".into());
+        return PeerAnswer::Unfit { why: "no position".into(), known_timeline: Timeline(0) };
     }
     PeerAnswer::Fit {
         role: PeerRole::Standby,

@@ -272,7 +272,10 @@ pub(super) fn fit_candidates(ctx: &Ctx<'_>, candidate: Option<&MemberName>) -> F
             (Ok(_), _) => return Fitness::Fit,
             (Err(Some(reason)), _) => why.push(format!("{name} is {reason}")),
             (Err(None), Some(PeerAnswer::Unreachable(reason))) => why.push(format!("{name} is unreachable ({reason})")),
-            (Err(None), Some(PeerAnswer::Unfit(reason))) => why.push(format!("{name} may not lead ({reason})")),
+            (Err(None), Some(PeerAnswer::Down { .. })) => why.push(format!("Postgres of {name} does not run")),
+            (Err(None), Some(PeerAnswer::Unfit { why: reason, .. })) => {
+                why.push(format!("{name} may not lead ({reason})"));
+            }
             (Err(None), Some(PeerAnswer::Fit { .. }) | None) => why.push(format!("{name} did not answer")),
         }
     }

@@ -118,6 +118,13 @@ impl Link {
             Ok(_) | Err(_) => None,
         }
     }
+    /// Does a program live that changes a data directory? A keeper that does not say may have one.
+    pub async fn works_on_data(&self) -> bool {
+        match self.client.ask(Ask::Status).await {
+            Ok(protocol::Answer::State(state)) => state.programs.iter().any(|p| p.kind.changes_data()),
+            Ok(_) | Err(_) => true,
+        }
+    }
     /// Promotes the running standby.
     pub async fn promote(&self, renewal: BootInstant) -> Result<(), Fail> {
         self.client.command(Ask::Promote { renewal: renewal.as_nanos() }).await.map_err(fail)

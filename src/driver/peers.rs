@@ -189,8 +189,9 @@ fn live_member(document: Map<String, Value>) -> LiveMember {
 fn judge(document: &Map<String, Value>) -> PeerAnswer {
     let Some(wal) = xlog(document) else {
         let runs = document.get("state").and_then(Value::as_str) == Some("running");
+        let known_timeline = timeline(document).unwrap_or_default().max(known_timeline(document));
         let why = "answered without a WAL position".to_owned();
-        return if runs { PeerAnswer::Unfit(why) } else { PeerAnswer::Unreachable(why) };
+        return if runs { PeerAnswer::Unfit { why, known_timeline } } else { PeerAnswer::Down { known_timeline } };
     };
     let says_primary = matches!(document.get("role").and_then(Value::as_str), Some("primary" | "master"));
     let (role, position) = match lsn(wal, "location") {
@@ -270,8 +271,8 @@ mod tests {
 
     #[test]
     fn a_reply_without_a_position_counts_as_unreachable_and_as_unfit_when_postgres_runs() {
-        assert!(matches!(judge(&object(r#"{"state":"running","role":"replica"}"#)), PeerAnswer::Unfit(_)));
-        assert!(matches!(judge(&object(r#"{"state":"starting","role":"replica"}"#)), PeerAnswer::Unreachable(_)));
+        assert!(matches!(judge(&object(r#"{"state":"running","role":"replica"}"#)), PeerAnswer::Unfit { .. }));
+        assert!(matches!(judge(&object(r#"{"state":"starting","role":"replica"}"#)), PeerAnswer::Down { .. }));
     }
 
     #[test]

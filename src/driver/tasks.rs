@@ -51,11 +51,29 @@ enum Tool {
     Unheard(String),
 }
 
-/// A task without a leader to verify: it works or it does not.
-fn ended(result: Result<(), String>) -> TaskOutcome {
+/// What went wrong before any program was run, in words.
+impl From<String> for Tool {
+    fn from(why: String) -> Tool {
+        Tool::Failed(why)
+    }
+}
+
+impl Tool {
+    /// The same, and what was wanted.
+    fn during(self, what: &str) -> Tool {
+        match self {
+            Tool::Failed(why) => Tool::Failed(format!("{what}: {why}")),
+            Tool::Unheard(why) => Tool::Unheard(format!("{what}: {why}")),
+        }
+    }
+}
+
+/// A task without a leader to verify.
+fn ended(result: Result<(), Tool>) -> TaskOutcome {
     match result {
         Ok(()) => TaskOutcome::Done,
-        Err(why) => TaskOutcome::Failed(why),
+        Err(Tool::Failed(why)) => TaskOutcome::Failed(why),
+        Err(Tool::Unheard(why)) => TaskOutcome::Interrupted(why),
     }
 }
 
@@ -94,38 +112,60 @@ impl Work {
         ["pg_rewind", "postgres"].iter().any(|tool| program == self.hands.binaries.path(tool))
     }
 
-    async fn must(&self, kind: Kind, command: Command) -> Result<(), String> {
+    async fn must(&self, kind: Kind, command: Command) -> Result<(), Tool> {
         let program = command.argv.first().cloned().unwrap_or_default();
-        let ended = self.run(kind, command).await?;
-        if ended.success { Ok(()) } else { Err(format!("{program}: {}", ended.summary())) }
+        let ended = self.run(kind, command).await.map_err(Tool::Unheard)?;
+        if ended.success { Ok(()) } else { Err(Tool::Failed(format!("{program}: {}", ended.summary()))) }
     }
 
-    async fn bootstrap(&self) -> Result<(), String> {
+    /// Removes the data directory with the targets of its links. A program of the keeper does it: it may take long, can be
+    /// ended, and never runs beside another one that works there.
+    async fn clear(&self) -> Result<(), Tool> {
+        let setup = self.hands.setup.clone();
+        let wrong = |e: std::io::Error| format!("remove the data directory: {e}");
+        let Some(dir) = blocking(move || datadir::begin_removal(&setup).map_err(wrong)).await? else { return Ok(()) };
+        let dir = dir.to_string_lossy().into_owned();
+        self.must(Kind::Removal, Command { argv: vec![dir], ..Command::default() })
+            .await
+            .map_err(|e| e.during("remove the data directory"))?;
+        let setup = self.hands.setup.clone();
+        Ok(blocking(move || datadir::end_removal(&setup).map_err(wrong)).await?)
+    }
+
+    async fn bootstrap(&self) -> Result<(), Tool> {
         let command = match bootstrap::custom_command(&self.hands.setup)? {
             Some(custom) => custom,
             None => bootstrap::initdb_command(&self.hands.setup, &self.hands.binaries)?,
         };
         self.must(Kind::Fill, command).await?;
-        bootstrap::after_method(&self.hands.setup).map_err(|e| format!("configuration of the new cluster: {e}"))
+        Ok(bootstrap::after_method(&self.hands.setup).map_err(|e| format!("configuration of the new cluster: {e}"))?)
     }
 
-    async fn post_bootstrap(&self) -> Result<(), String> {
+    async fn post_bootstrap(&self) -> Result<(), Tool> {
         bootstrap::set_superuser(&self.hands.setup).await.map_err(|e| format!("set the superuser's password: {e}"))?;
         if let Some(script) = bootstrap::post_bootstrap_command(&self.hands.setup, self.hands.binaries.major)? {
-            self.must(Kind::Tool, script).await.map_err(|e| format!("bootstrap.post_bootstrap: {e}"))?;
+            self.must(Kind::Tool, script).await.map_err(|e| e.during("bootstrap.post_bootstrap"))?;
         }
-        bootstrap::create_accounts(&self.hands.setup).await.map_err(|e| format!("create the replication account: {e}"))
+        let accounts = bootstrap::create_accounts(&self.hands.setup).await;
+        Ok(accounts.map_err(|e| format!("create the replication account: {e}"))?)
     }
 
-    async fn create_replica(&self, conn_url: Option<&str>, from_leader: bool) -> Result<(), String> {
+    async fn create_replica(&self, conn_url: Option<&str>, from_leader: bool) -> Result<(), Tool> {
         let mut why = "no method of postgresql.create_replica_methods can be used without a source".to_owned();
         for method in replica::methods(&self.hands.setup, conn_url.is_some(), from_leader) {
             let attempts = if method == ReplicaMethod::Basebackup { BASEBACKUP_ATTEMPTS } else { 1 };
             for attempt in 1..=attempts {
+                if replica::clears_data(&method) {
+                    self.clear().await?;
+                }
                 let command = replica::prepare(&self.hands.setup, &self.hands.binaries, &method, conn_url)?;
                 match self.must(Kind::Fill, command).await {
-                    Ok(()) => return replica::finished(&self.hands.setup).map_err(|e| format!("finish the copy: {e}")),
-                    Err(e) => why = e,
+                    Ok(()) => {
+                        return Ok(replica::finished(&self.hands.setup).map_err(|e| format!("finish the copy: {e}"))?);
+                    }
+                    Err(Tool::Failed(e)) => why = e,
+                    // It may run on: what it fills is not touched.
+                    Err(unheard) => return Err(unheard),
                 }
                 if attempt < attempts {
                     warn!("{why}; trying again");
@@ -133,10 +173,11 @@ impl Work {
                 }
             }
         }
-        if let Err(e) = replica::failed(&self.hands.setup) {
+        // Even with `keep_data`: what a method left is nothing to go on with.
+        if let Err(Tool::Failed(e) | Tool::Unheard(e)) = self.clear().await {
             warn!("could not clear the data directory after a failed copy: {e}");
         }
-        Err(why)
+        Err(Tool::Failed(why))
     }
 
     /// First without changes, because what fails then has touched nothing; then marked, and in earnest.
@@ -202,16 +243,21 @@ impl Work {
         {
             return TaskOutcome::LeaderGone(why);
         }
+        if !keep_as_failed {
+            return ended(self.clear().await);
+        }
+        if self.hands.keeper.works_on_data().await {
+            return TaskOutcome::Interrupted("a program still works on the data directory".to_owned());
+        }
         let setup = self.hands.setup.clone();
-        let removed = blocking(move || {
-            let done =
-                if keep_as_failed { datadir::move_to_failed(&setup).map(|_| ()) } else { datadir::remove(&setup) };
-            done.map_err(|e| format!("data directory {}: {e}", setup.data_dir.display()))
+        let moved = blocking(move || {
+            datadir::move_to_failed(&setup)
+                .map_err(|e| format!("move the data directory {} aside: {e}", setup.data_dir.display()))
         });
-        ended(removed.await)
+        ended(moved.await.map(|_| ()).map_err(Tool::from))
     }
 
-    async fn crash_recovery(&self) -> Result<(), String> {
+    async fn crash_recovery(&self) -> Result<(), Tool> {
         let command = rewind::crash_recovery_command(&self.hands.setup, &self.hands.binaries)
             .map_err(|e| format!("prepare single-user recovery: {e}"))?;
         self.must(Kind::Tool, command).await

@@ -239,9 +239,30 @@ pub enum PeerAnswer {
         watchdog_failed: bool,
     },
     /// Answered, its Postgres runs, and it gives no position on purpose: it says itself that it may not lead.
-    Unfit(String),
-    /// No answer, or one of a member whose Postgres does not run (yet).
+    Unfit {
+        /// In words.
+        why: String,
+        /// As above.
+        known_timeline: Timeline,
+    },
+    /// Answered; its Postgres does not run (yet), but the numbers that its data has used are used.
+    Down {
+        /// As above.
+        known_timeline: Timeline,
+    },
+    /// No answer; why.
     Unreachable(String),
+}
+
+impl PeerAnswer {
+    /// The newest timeline this member has heard of; 0 = it does not say.
+    pub fn known_timeline(&self) -> Timeline {
+        match self {
+            PeerAnswer::Fit { timeline, known_timeline, .. } => *timeline.max(known_timeline),
+            PeerAnswer::Unfit { known_timeline, .. } | PeerAnswer::Down { known_timeline } => *known_timeline,
+            PeerAnswer::Unreachable(_) => Timeline(0),
+        }
+    }
 }
 
 /// A completed round of questions.

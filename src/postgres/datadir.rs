@@ -161,31 +161,26 @@ pub fn make_standby(data_dir: &Path, standby: bool) -> io::Result<()> {
     File::open(data_dir)?.sync_all()
 }
 
-/// Removes the data directory with the targets of its WAL and tablespace links. Refuses while a
-/// postmaster.pid names a living process of this machine. A mount point stays, empty.
+/// Marks the data directory for its removal; `None`: there is none. What [`end_removal`] does not follow is gone on with.
 ///
 /// # Errors
-/// Something could not be removed; the marker then stays.
-pub fn remove(setup: &Setup) -> io::Result<()> {
-    let dir = &setup.data_dir;
-    refuse_if_in_use(dir)?;
-    if fs::symlink_metadata(dir).is_err() {
-        return remove_marks(setup);
+/// A postmaster.pid in it names a living process of this machine; the mark cannot be written.
+pub fn begin_removal(setup: &Setup) -> io::Result<Option<PathBuf>> {
+    let dir = std::path::absolute(&setup.data_dir)?;
+    refuse_if_in_use(&dir)?;
+    if fs::symlink_metadata(&dir).is_err() {
+        remove_marks(setup)?;
+        return Ok(None);
     }
     mark(setup, Work::Removal)?;
-    for link in links(dir) {
-        if let Ok(target) = fs::canonicalize(&link) {
-            empty(&target)?;
-            // The target may be a mount point; empty is enough.
-            fs::remove_dir(&target).or_else(keep_if_busy)?;
-        }
-    }
-    empty(dir)?;
-    if fs::symlink_metadata(dir)?.is_symlink() {
-        fs::remove_file(dir)?;
-    } else {
-        fs::remove_dir(dir).or_else(keep_if_busy)?;
-    }
+    Ok(Some(dir))
+}
+
+/// It is gone.
+///
+/// # Errors
+/// A mark cannot be removed.
+pub fn end_removal(setup: &Setup) -> io::Result<()> {
     remove_marks(setup)
 }
 
@@ -289,17 +284,6 @@ fn remove_durably(path: &Path) -> io::Result<()> {
     }
 }
 
-fn keep_if_busy(e: io::Error) -> io::Result<()> {
-    const KEPT: [ErrorKind; 5] = [
-        ErrorKind::ResourceBusy,
-        ErrorKind::PermissionDenied,
-        ErrorKind::ReadOnlyFilesystem,
-        ErrorKind::DirectoryNotEmpty,
-        ErrorKind::NotFound,
-    ];
-    if KEPT.contains(&e.kind()) { Ok(()) } else { Err(e) }
-}
-
 /// The symbolic links for WAL and tablespaces.
 fn links(dir: &Path) -> Vec<PathBuf> {
     let mut out: Vec<PathBuf> = ["pg_wal", "pg_xlog"].iter().map(|n| dir.join(n)).collect();
@@ -309,23 +293,6 @@ fn links(dir: &Path) -> Vec<PathBuf> {
     out.retain(|p| fs::symlink_metadata(p).is_ok_and(|m| m.is_symlink()));
     out.sort();
     out
-}
-
-/// Removes everything inside but `lost+found`. PG_VERSION goes last.
-fn empty(dir: &Path) -> io::Result<()> {
-    let mut entries: Vec<_> = fs::read_dir(dir)?.collect::<Result<_, _>>()?;
-    entries.sort_by_key(|e| e.file_name() == "PG_VERSION");
-    for entry in entries {
-        if entry.file_name() == "lost+found" {
-            continue;
-        }
-        if entry.file_type()?.is_dir() {
-            fs::remove_dir_all(entry.path())?;
-        } else {
-            fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
 }
 
 /// The keeper's word counts for decisions; this is the last look before something that cannot be undone.
@@ -395,25 +362,10 @@ mod tests {
         mark_rewind(&s, "b").unwrap();
         mark(&s, Work::Removal).unwrap();
         assert_eq!(inspect(&s), DataDir::HalfMade, "a removal that began goes on");
-        remove(&s).unwrap();
+        fs::remove_dir_all(begin_removal(&s).unwrap().unwrap()).unwrap();
+        end_removal(&s).unwrap();
         assert!(!rewind_mark_path(&s).exists());
         assert_eq!(inspect(&s), DataDir::Empty);
-    }
-
-    #[test]
-    fn removal_takes_wal_and_tablespaces_along() {
-        let (keep, s) = setup();
-        let (wal, space) = (keep.path().join("wal"), keep.path().join("space"));
-        for dir in [&s.data_dir, &s.data_dir.join("pg_tblspc"), &wal, &space] {
-            fs::create_dir(dir).unwrap();
-        }
-        fs::write(wal.join("segment"), "").unwrap();
-        fs::write(space.join("table"), "").unwrap();
-        symlink(&wal, s.data_dir.join("pg_wal")).unwrap();
-        symlink(&space, s.data_dir.join("pg_tblspc/16384")).unwrap();
-        remove(&s).unwrap();
-        assert!(!s.data_dir.exists() && !wal.exists() && !space.exists() && !marker_path(&s).exists());
-        remove(&s).unwrap();
     }
 
     #[test]
@@ -436,10 +388,10 @@ mod tests {
         fs::create_dir(&s.data_dir).unwrap();
         let mut child = std::process::Command::new("sleep").arg("60").current_dir(&s.data_dir).spawn().unwrap();
         fs::write(s.data_dir.join("postmaster.pid"), format!("{}\n", child.id())).unwrap();
-        let refused = remove(&s);
+        let refused = begin_removal(&s);
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(refused.unwrap_err().kind(), ErrorKind::ResourceBusy);
-        remove(&s).unwrap();
+        assert_eq!(begin_removal(&s).unwrap().as_ref(), Some(&s.data_dir));
     }
 }

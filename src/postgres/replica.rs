@@ -50,11 +50,11 @@ pub fn clears_data(method: &ReplicaMethod) -> bool {
     }
 }
 
-/// Prepares one attempt and returns its command: clears the directory if the method wants that, writes marker and
-/// password file.
+/// Prepares one attempt and returns its command: writes marker and password file. The directory was cleared if the method
+/// wants that ([`clears_data`]).
 ///
 /// # Errors
-/// One line: the directory cannot be cleared, an option is not allowed, a file cannot be written.
+/// One line: an option is not allowed, a file cannot be written.
 pub fn prepare(
     setup: &Setup,
     binaries: &Binaries,
@@ -63,7 +63,6 @@ pub fn prepare(
 ) -> Result<Command, String> {
     let source = conn_url.and_then(Address::parse);
     if clears_data(method) {
-        datadir::remove(setup).map_err(|e| format!("clear the data directory for a new copy: {e}"))?;
         datadir::mark(setup, Work::Copy).map_err(|e| format!("write the marker beside PGDATA: {e}"))?;
     }
     let mut places = connect::local_places(setup);
@@ -145,14 +144,6 @@ pub fn finished(setup: &Setup) -> io::Result<()> {
     datadir::make_standby(&setup.data_dir, true)?;
     datadir::unmark_rewind(setup)?;
     datadir::unmark(setup)
-}
-
-/// Every method failed: the data directory is removed, even with `keep_data`.
-///
-/// # Errors
-/// It cannot be removed.
-pub fn failed(setup: &Setup) -> io::Result<()> {
-    datadir::remove(setup)
 }
 
 /// Reads a line of pg_basebackup's `--progress`: `23552/47104 kB (50%), 0/1 tablespace` → `50 %`. The line may hold

@@ -15,7 +15,7 @@ use super::connect;
 use super::conninfo::{self, Address};
 use super::control;
 use super::datadir;
-use super::history::Ended;
+use super::history::{self, Ended};
 use super::remote::LeaderTimeline;
 use super::setup::{Command, Setup};
 use crate::model::{ClusterState, ControlData, Lsn, Probe, Timeline};
@@ -35,6 +35,8 @@ pub struct LocalEnd {
     pub vouched: Option<(Timeline, Lsn)>,
     /// Former primary: where the checkpoint record ends.
     pub checkpoint_end: Option<Lsn>,
+    /// The history file of `timeline` here: where that branch came from. `None`: there is none.
+    pub ancestors: Option<Vec<Ended>>,
 }
 
 /// The answer of the check.
@@ -61,10 +63,12 @@ pub fn local_end(data_dir: &Path, probe: Option<&Probe>) -> Option<LocalEnd> {
             sure: !p.in_recovery || p.streaming || newest_segment(data_dir) <= p.timeline,
             vouched: vouched.filter(|(timeline, _)| p.in_recovery && timeline.0 > 0),
             checkpoint_end: None,
+            ancestors: history::read(data_dir, p.timeline),
         });
     }
     let control = control::read(data_dir).ok()?;
-    end_of_control(&control, || control::end_of_checkpoint_record(data_dir))
+    let end = end_of_control(&control, || control::end_of_checkpoint_record(data_dir))?;
+    Some(LocalEnd { ancestors: history::read(data_dir, end.timeline), ..end })
 }
 
 /// The same from pg_control alone; `checkpoint_end`: where the record of the latest checkpoint ends.
@@ -76,6 +80,7 @@ pub fn end_of_control(c: &ControlData, checkpoint_end: impl FnOnce() -> Option<L
         sure: true,
         vouched: None,
         checkpoint_end,
+        ancestors: None,
     };
     match c.state {
         ClusterState::ShutDown => Some(was_primary(checkpoint_end())),
@@ -84,7 +89,7 @@ pub fn end_of_control(c: &ControlData, checkpoint_end: impl FnOnce() -> Option<L
             if lsn == Lsn::ZERO || timeline.0 == 0 {
                 return Some(was_primary(checkpoint_end()));
             }
-            Some(LocalEnd { timeline, lsn, in_recovery: true, sure: true, vouched: None, checkpoint_end: None })
+            Some(LocalEnd { lsn, in_recovery: true, checkpoint_end: None, timeline, ..was_primary(None) })
         }
         ClusterState::StartingUp
         | ClusterState::ShuttingDown
@@ -102,7 +107,9 @@ fn newest_segment(data_dir: &Path) -> Timeline {
         let name = name.to_str().filter(|n| n.len() == 24 && n.bytes().all(|b| b.is_ascii_hexdigit()))?;
         u32::from_str_radix(&name[..8], 16).ok()
     });
-    Timeline(timelines.max().unwrap_or(0))
+    // One whose history is not there was left by a branch that pg_rewind took this member off.
+    let known = history::present(data_dir);
+    Timeline(timelines.filter(|t| *t == 1 || known.contains(&Timeline(*t))).max().unwrap_or(0))
 }
 
 /// Compares the two.
@@ -112,6 +119,9 @@ pub fn check(local: Option<&LocalEnd>, leader: &LeaderTimeline) -> Divergence {
         return Divergence::Undecided;
     }
     if local.timeline > leader.timeline {
+        return Divergence::Diverged;
+    }
+    if another_branch(local, leader) {
         return Divergence::Diverged;
     }
     if local.timeline == leader.timeline {
@@ -138,6 +148,15 @@ pub fn check(local: Option<&LocalEnd>, leader: &LeaderTimeline) -> Divergence {
             if beyond { Divergence::Diverged } else { Divergence::Same }
         }
     }
+}
+
+/// Does the timeline here have the number of one of the leader's and come from elsewhere? Somebody promoted behind the
+/// program's back; nobody had heard of it when the number was taken again.
+fn another_branch(local: &LocalEnd, leader: &LeaderTimeline) -> bool {
+    let Some(mine) = &local.ancestors else { return false };
+    let places = |ended: &[Ended]| ended.iter().map(|e| (e.timeline, e.switchpoint)).collect::<Vec<_>>();
+    let theirs: Vec<_> = places(&leader.history).into_iter().filter(|(t, _)| *t < local.timeline).collect();
+    places(mine) != theirs
 }
 
 /// Can pg_rewind work on this data directory?
@@ -286,7 +305,20 @@ mod tests {
             sure: true,
             vouched: None,
             checkpoint_end: checkpoint_end.map(Lsn),
+            ancestors: None,
         }
+    }
+
+    #[test]
+    fn the_same_number_from_another_place_is_another_branch() {
+        let ended = |timeline, at| Ended { timeline: Timeline(timeline), switchpoint: Lsn(at), reason: String::new() };
+        let l = leader(4, &[(1, 100), (2, 200), (3, 300)]);
+        let from = |timeline, ancestors| LocalEnd { ancestors: Some(ancestors), ..end(timeline, 150, true, None) };
+        let own = vec![ended(1, 100), ended(2, 190), ended(3, 300)];
+        assert_eq!(check(Some(&from(4, own)), &l), Divergence::Diverged, "promoted by hand at 190");
+        assert_eq!(check(Some(&from(3, vec![ended(1, 90), ended(2, 200)])), &l), Divergence::Diverged);
+        assert_eq!(check(Some(&from(3, vec![ended(1, 100), ended(2, 200)])), &l), Divergence::Same);
+        assert_eq!(check(Some(&from(4, vec![ended(1, 100), ended(2, 200), ended(3, 300)])), &l), Divergence::Same);
     }
 
     #[test]
@@ -318,10 +350,10 @@ mod tests {
             system_id: "1".into(),
         };
         fs::write(dir.path().join("pg_wal/000000010000000000000001"), "").unwrap();
-        fs::write(dir.path().join("pg_wal/00000002.history"), "").unwrap();
-        let mine = local_end(dir.path(), Some(&probe)).unwrap();
-        assert!(mine.sure && mine.lsn == Lsn(150), "{mine:?}");
         fs::write(dir.path().join("pg_wal/000000020000000000000001"), "").unwrap();
+        let mine = local_end(dir.path(), Some(&probe)).unwrap();
+        assert!(mine.sure && mine.lsn == Lsn(150), "a leftover without a history: {mine:?}");
+        fs::write(dir.path().join("pg_wal/00000002.history"), "").unwrap();
         assert!(!local_end(dir.path(), Some(&probe)).unwrap().sure);
     }
 

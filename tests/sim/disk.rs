@@ -93,6 +93,10 @@ impl Disk {
             })
             .collect()
     }
+    /// The history file of a timeline.
+    pub fn ancestors(&self, of: Timeline) -> Vec<Ended> {
+        self.ended().into_iter().filter(|e| e.timeline < of).collect()
+    }
     pub fn rows(&self, previous: &[HistoryRow], me: &str) -> Vec<HistoryRow> {
         patroni::postgres::history::rows(
             Timeline(self.timeline()),

@@ -361,7 +361,9 @@ impl World {
         let shown = side.member.as_ref()?.snapshot();
         let asks = matches!(shown.state, PostgresState::Running | PostgresState::Restarting | PostgresState::Starting);
         let live = self.look_at(pod).filter(|_| asks && shown.alive && self.t >= self.pods[pod].pg_frozen);
-        let probe = live.or_else(|| shown.probe.filter(|p| !p.in_recovery))?;
+        let Some(probe) = live.or_else(|| shown.probe.filter(|p| !p.in_recovery)) else {
+            return Some(PeerAnswer::Down { known_timeline: shown.known_timeline });
+        };
         Some(PeerAnswer::Fit {
             role: if probe.in_recovery { PeerRole::Standby } else { PeerRole::Primary },
             position: probe.position,
@@ -405,10 +407,12 @@ impl World {
                 sure: true,
                 vouched: None,
                 checkpoint_end: None,
+                ancestors: self.pods[pod].disk.as_ref().map(|d| d.ancestors(p.timeline)),
             });
         }
         let d = self.pods[pod].disk.as_ref()?;
-        rewind::end_of_control(&d.control(), || d.checkpoint_end())
+        let end = rewind::end_of_control(&d.control(), || d.checkpoint_end())?;
+        Some(LocalEnd { ancestors: Some(d.ancestors(end.timeline)), ..end })
     }
 
     fn reconfigure(&mut self, pod: usize, id: Id, role: StartRole, upstream: Upstream, reload: Reload) {
