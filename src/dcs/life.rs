@@ -2,8 +2,8 @@
 //!
 //! Kubernetes shows a restarted container late. Whoever publishes the ID of the one before names something dead, and its
 //! death would "prove" that of a running primary. What counts is the container that keeps Postgres: its ID is published
-//! only while it is shown running since a moment at which this life can have begun. In doubt none is published, which
-//! costs the ttl at a takeover and nothing else.
+//! only while it is shown running since the moment at which this life began, neither earlier nor, as after a wall clock was
+//! set back, later. In doubt none is published, which costs the ttl at a takeover and nothing else.
 
 use std::collections::BTreeMap;
 
@@ -36,13 +36,16 @@ impl OwnLife {
     pub fn containers(&mut self, pod: &Pod) -> BTreeMap<String, String> {
         let Some(life) = &self.life else { return BTreeMap::new() };
         let ids = pod.container_ids();
-        let of_this_life = |name: &str| {
-            let since = pod.running_since(name);
-            since.is_some_and(|at| at.micros_until(life.began) <= SLACK_MICROS) && self.over.get(name) != ids.get(name)
-        };
+        let early = |name: &str| pod.running_since(name).map(|at| at.micros_until(life.began));
+        let of_this_life =
+            |name: &str| early(name).is_some_and(|early| early <= SLACK_MICROS) && self.over.get(name) != ids.get(name);
+        // Another container of the pod may have been started again since; the one of the keeper cannot be younger than it.
+        let no_later = |name: &str| early(name).is_some_and(|early| early >= -SLACK_MICROS);
         let known = match &life.container {
-            Some(name) => ids.contains_key(name) && of_this_life(name),
-            None => !ids.is_empty() && ids.keys().all(|name| of_this_life(name)),
+            Some(name) => ids.contains_key(name) && of_this_life(name) && no_later(name),
+            None => {
+                !ids.is_empty() && ids.keys().all(|name| of_this_life(name)) && ids.keys().any(|name| no_later(name))
+            }
         };
         if !known {
             return BTreeMap::new();
@@ -84,6 +87,16 @@ mod tests {
         assert!(own.containers(&before).is_empty());
         let mine = pod(("c://3", "2026-01-01T10:00:03Z"), ("c://2", "2026-01-01T10:00:00Z"));
         assert_eq!(own.containers(&mine)["postgres"], "c://3");
+    }
+
+    #[test]
+    fn a_container_that_began_after_the_keeper_is_of_a_time_before_the_clock_was_set_back() {
+        let shown = pod(("c://1", "2026-01-01T10:00:30Z"), ("c://2", "2026-01-01T10:00:30Z"));
+        for container in [Some("postgres"), None] {
+            let mut own = OwnLife::default();
+            own.begin(life(container, "2026-01-01T10:00:20Z"));
+            assert!(own.containers(&shown).is_empty());
+        }
     }
 
     #[test]
