@@ -3,7 +3,8 @@
 #   make demo            three members on this machine, a live table; Ctrl-C ends it
 #   make demo STORY=1    the scripted story: crash, lost member, rejoin, switchover, SIGTERM
 #   make test            unit tests, house rules, clusters with real Postgres (lease times scaled by five)
-#   make test-full       the same, every test in real pods, and the oldest API server that is tested
+#   make test-full       the same, every test in real pods, members of Patroni 4.1 beside ours, and the oldest API server
+#                        that is tested
 #   make sim SEEDS=1000  more seeds of the simulation (FROM=1: the first)
 #   make bench           failover times, memory and API requests beside their targets (release build)
 #   make bench KUBE=1    the same in real pods
@@ -20,6 +21,7 @@ NODES ?= 1
 SEEDS ?= 1000
 FROM ?= 1
 UNSCALED := $(CURDIR)/target/unscaled
+VENV := $(CURDIR)/target/patroni-venv
 PROGRAMS := patroni postgres-keeper patronictl
 
 .PHONY: demo test test-full sim bench lint prepare unscaled image kube-up kube-down kube-shell
@@ -39,9 +41,9 @@ test: prepare unscaled image
 sim:
 	SIM_SEEDS=$(SEEDS) SIM_FROM=$(FROM) $(CARGO) test --test sim -- --nocapture
 
-# Everything there is: all tests in real pods, more seeds of the simulation. About an hour more on two cores.
+# Everything there is: all tests in real pods, a fleet of Patroni and ours, more seeds of the simulation. About an hour more on two cores.
 test-full:
-	PATRONI_PODS=full SIM_SEEDS=$${SIM_SEEDS:-300} $(MAKE) test
+	PATRONI_VENV=$$(tests/support/patroni.sh $(VENV)) PATRONI_PODS=full SIM_SEEDS=$${SIM_SEEDS:-300} $(MAKE) test
 	tests/kube/with_api.sh --oldest $(CARGO) test --features test-time-scale --test kube_api -- a_real_server
 
 # The same programs without the time scale, for the tests that run at true speed. Cargo keeps one copy of a program per

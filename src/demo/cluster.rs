@@ -30,6 +30,15 @@ pub enum StoreMode {
     ConfigMaps,
 }
 
+/// Members that run another program than ours.
+#[derive(Clone, Debug)]
+pub struct Theirs {
+    /// Where its `patroni` and `patronictl` are.
+    pub bin_dir: PathBuf,
+    /// Which members, by index.
+    pub members: Vec<usize>,
+}
+
 /// How a cluster is made.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -49,6 +58,8 @@ pub struct Options {
     pub scale: f64,
     /// Where the three programs are.
     pub bin_dir: PathBuf,
+    /// Who runs Patroni itself instead.
+    pub theirs: Option<Theirs>,
     /// Where Postgres' programs are.
     pub postgres: PathBuf,
     /// First port tried for Postgres and for REST.
@@ -61,12 +72,16 @@ pub struct Options {
     pub trust: bool,
     /// `use_pg_rewind`.
     pub rewind: bool,
+    /// Lines (indentation 2) added to `kubernetes`.
+    pub kubernetes_extra: String,
     /// Lines (with indentation 4) added to `bootstrap.dcs`.
     pub dcs_extra: String,
     /// Lines of `bootstrap`, indented by two.
     pub bootstrap_extra: String,
     /// Lines (indentation 6) added to `bootstrap.dcs.postgresql`.
     pub dcs_postgresql_extra: String,
+    /// Lines (indentation 4) added to `postgresql.parameters`.
+    pub parameters_extra: String,
     /// Lines (indentation 2) added to `postgresql`.
     pub postgresql_extra: String,
     /// Lines added at the end of the file.
@@ -85,15 +100,18 @@ impl Options {
             retry_timeout: 10,
             scale: crate::model::time_scale(),
             bin_dir,
+            theirs: None,
             postgres,
             ports: (25_432, 28_008),
             api_port: 0,
             external: None,
             trust: false,
             rewind: true,
+            kubernetes_extra: String::new(),
             dcs_extra: String::new(),
             bootstrap_extra: String::new(),
             dcs_postgresql_extra: String::new(),
+            parameters_extra: String::new(),
             postgresql_extra: String::new(),
             extra: String::new(),
         }
@@ -107,6 +125,14 @@ impl Options {
     /// The lease as time that passes.
     pub fn lease(&self) -> Duration {
         self.secs(f64::from(self.ttl))
+    }
+
+    /// The programs of member `i`.
+    fn programs_of(&self, i: usize) -> PathBuf {
+        match &self.theirs {
+            Some(theirs) if theirs.members.contains(&i) => theirs.bin_dir.clone(),
+            Some(_) | None => self.bin_dir.clone(),
+        }
     }
 
     /// L1: ttl + 2·loop_wait + 10 s, after which a healed cluster is whole. The 10 s are for Postgres, which
@@ -160,7 +186,7 @@ impl Cluster {
         let rest = machine::free_ports(cluster.options.ports.1, cluster.options.members)?;
         for (i, (port, rest)) in ports.into_iter().zip(rest).enumerate() {
             let name = format!("{}-{i}", cluster.options.scope);
-            let member = Member::new(name.clone(), dir.join(&name), port, rest);
+            let member = Member::new(name.clone(), dir.join(&name), port, rest, cluster.options.programs_of(i));
             member.prepare(&cluster.options, &cluster.user, &cluster.api)?;
             let labels = json!({"application": "patroni", "cluster-name": cluster.options.scope});
             cluster.api.create_pod(&name, &labels, member.generation).await?;
@@ -177,7 +203,7 @@ impl Cluster {
         let mut cluster = Cluster::prepare(options).await?;
         for i in 0..cluster.members.len() {
             let member = &mut cluster.members[i];
-            member.start(&cluster.options, &cluster.user, &cluster.kubeconfig)?;
+            member.start(&cluster.user, &cluster.kubeconfig)?;
             cluster.api.report(&member.name, member.generation, None).await?;
         }
         Ok(cluster)
@@ -336,7 +362,7 @@ impl Cluster {
     pub async fn start_member(&mut self, i: usize) -> Res<()> {
         let member = &mut self.members[i];
         member.generation += 1;
-        member.start(&self.options, &self.user, &self.kubeconfig)?;
+        member.start(&self.user, &self.kubeconfig)?;
         sleep(KUBELET_NOTICES).await;
         self.api.report(&member.name, member.generation, None).await
     }
@@ -346,7 +372,7 @@ impl Cluster {
     /// # Errors
     /// The program cannot be run.
     pub fn restart_sidecar(&mut self, i: usize) -> Res<()> {
-        self.members[i].start(&self.options, &self.user, &self.kubeconfig)
+        self.members[i].start(&self.user, &self.kubeconfig)
     }
 
     /// `kill -9` of `patroni` alone.
@@ -399,13 +425,22 @@ impl Cluster {
         std::fs::remove_dir_all(&data).doing(format!("remove {}", data.display()))
     }
 
-    /// Runs `patronictl -c CONFIG ARGS` as the cluster's user: (exit code, stdout, stderr).
+    /// Runs the first member's `patronictl -c CONFIG ARGS` as the cluster's user: (exit code, stdout, stderr).
     ///
     /// # Errors
     /// It cannot be run, or takes longer than a minute.
     pub async fn patronictl(&self, args: &[&str]) -> Res<(i32, String, String)> {
-        let mut command = Command::new(self.options.bin_dir.join("patronictl"));
-        command.arg("-c").arg(self.members[0].config_path()).args(args).current_dir("/");
+        self.patronictl_of(0, args).await
+    }
+
+    /// The same with program and configuration of member `i`.
+    ///
+    /// # Errors
+    /// As [`Cluster::patronictl`].
+    pub async fn patronictl_of(&self, i: usize, args: &[&str]) -> Res<(i32, String, String)> {
+        let member = &self.members[i];
+        let mut command = Command::new(member.programs.join("patronictl"));
+        command.arg("-c").arg(member.config_path()).args(args).current_dir("/");
         command.env("KUBECONFIG", &self.kubeconfig).stdin(Stdio::null()).kill_on_drop(true);
         self.user.run_as(&mut command);
         let Ok(output) = timeout(Duration::from_secs(60), command.output()).await else {

@@ -11,7 +11,7 @@ use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep};
 
-use super::cluster::{Cluster, Options, StoreMode};
+use super::cluster::{Cluster, Options, StoreMode, Theirs};
 use super::member::{PASSWORD, Said};
 use super::writer::Writer;
 use super::{Res, machine, story};
@@ -32,6 +32,9 @@ pub struct Args {
     /// Where patroni, postgres-keeper and patronictl are; beside this program when not given.
     #[arg(long, env = "PATRONI_BIN_DIR")]
     pub bin_dir: Option<PathBuf>,
+    /// The `bin` of a virtual environment with Patroni 4.1: all members but the last run it, beside one of ours.
+    #[arg(long)]
+    pub beside: Option<PathBuf>,
     /// First port for Postgres; the members take the next free ones.
     #[arg(long, default_value_t = 5432)]
     pub port: u16,
@@ -80,6 +83,7 @@ async fn show(args: Args) -> Res<()> {
     let beside = std::env::current_exe()?.parent().map(PathBuf::from).unwrap_or_default();
     let mut options = Options::new(args.bin_dir.unwrap_or(beside), postgres);
     options.members = usize::from(args.members);
+    options.theirs = args.beside.map(|bin_dir| Theirs { bin_dir, members: (0..options.members - 1).collect() });
     options.mode = if args.configmaps { StoreMode::ConfigMaps } else { StoreMode::Endpoints };
     (options.ttl, options.loop_wait, options.retry_timeout) = (args.ttl, args.loop_wait, args.retry_timeout);
     (options.ports, options.api_port) = ((args.port, args.rest_port), args.api_port);

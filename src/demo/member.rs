@@ -32,6 +32,8 @@ pub struct Member {
     pub port: u16,
     /// REST.
     pub rest: u16,
+    /// Where its `patroni` and `patronictl` are.
+    pub programs: PathBuf,
     /// How often its containers were started; names the container IDs.
     pub generation: u32,
     child: Option<Child>,
@@ -67,8 +69,8 @@ impl Said {
 
 impl Member {
     /// A member of `options.scope` that has not been started.
-    pub fn new(name: String, dir: PathBuf, port: u16, rest: u16) -> Self {
-        Member { name, dir, port, rest, generation: 1, child: None }
+    pub fn new(name: String, dir: PathBuf, port: u16, rest: u16, programs: PathBuf) -> Self {
+        Member { name, dir, port, rest, programs, generation: 1, child: None }
     }
 
     /// The configuration file.
@@ -105,7 +107,7 @@ impl Member {
              restapi:\n  listen: 127.0.0.1:{rest}\n  connect_address: 127.0.0.1:{rest}\n\
              kubernetes:\n  context: ''\n  namespace: {namespace}\n  labels: {{application: patroni}}\n  \
              scope_label: cluster-name\n  use_endpoints: {endpoints}\n  pod_ip: {pod_ip}\n  \
-             ports: [{{name: postgresql, port: {port}}}]\n\
+             ports: [{{name: postgresql, port: {port}}}]\n{kubernetes}\
              bootstrap:\n  dcs:\n    ttl: {ttl}\n    loop_wait: {wait}\n    retry_timeout: {retry}\n    \
              maximum_lag_on_failover: 1048576\n{dcs}    postgresql:\n      use_pg_rewind: {rewind}\n{dcs_postgresql}      \
              parameters:\n        max_connections: 50\n        shared_buffers: 16MB\n        wal_keep_size: 64MB\n  \
@@ -115,7 +117,7 @@ impl Member {
              superuser: {{username: postgres, password: {PASSWORD}}}\n    \
              replication: {{username: replicator, password: {PASSWORD}}}\n    \
              rewind: {{username: rewinder, password: {PASSWORD}}}\n  parameters:\n    \
-             unix_socket_directories: {run}\n    logging_collector: 'off'\n  pg_hba:\n  - local all all trust\n  \
+             unix_socket_directories: {run}\n    logging_collector: 'off'\n{parameters}  pg_hba:\n  - local all all trust\n  \
              - host replication replicator 127.0.0.1/32 {hba}\n  - host all all 127.0.0.1/32 {hba}\n{postgresql}\
              watchdog:\n  mode: off\n{extra}",
             scope = o.scope,
@@ -125,9 +127,11 @@ impl Member {
             ttl = o.ttl,
             wait = o.loop_wait,
             retry = o.retry_timeout,
+            kubernetes = o.kubernetes_extra,
             dcs = o.dcs_extra,
             rewind = o.rewind,
             dcs_postgresql = o.dcs_postgresql_extra,
+            parameters = o.parameters_extra,
             postgresql = o.postgresql_extra,
             extra = o.extra,
             bootstrap = o.bootstrap_extra,
@@ -140,10 +144,10 @@ impl Member {
     ///
     /// # Errors
     /// The program cannot be run.
-    pub fn start(&mut self, options: &Options, user: &User, kubeconfig: &Path) -> Res<()> {
+    pub fn start(&mut self, user: &User, kubeconfig: &Path) -> Res<()> {
         let log = OpenOptions::new().create(true).append(true).open(self.log_path())?;
         user.own(&self.log_path())?;
-        let program = options.bin_dir.join("patroni");
+        let program = self.programs.join("patroni");
         let mut command = Command::new(&program);
         command
             .arg(self.config_path())

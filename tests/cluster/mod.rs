@@ -3,10 +3,11 @@
 //!
 //! Safety is asserted: never two writers, no row lost that asynchronous replication does not excuse, the old primary silent
 //! in time. Speed is not: that is `benches/failover.rs`. Lease times are scaled when the crate is built with the feature
-//! `test-time-scale`; the tests called `unscaled` use binaries without it, from `PATRONI_UNSCALED_BIN_DIR`.
+//! `test-time-scale`; the tests called `unscaled` and `mixed` use binaries without it, from `PATRONI_UNSCALED_BIN_DIR`.
 
 mod crash;
 mod handover;
+mod mixed;
 mod outage;
 mod rejoin;
 mod start;
@@ -31,8 +32,31 @@ pub struct Test {
     /// MODE::FILE::SENTENCE, with `unscaled::` before it when it runs at true speed.
     pub name: &'static str,
     mode: StoreMode,
-    scaled: bool,
+    kind: Kind,
     body: fn(Options) -> LocalBoxFuture<'static, Res<()>>,
+}
+
+/// Which programs it needs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Those of this build.
+    Scaled,
+    /// At true speed.
+    Unscaled,
+    /// At true speed, and Patroni itself.
+    Beside,
+}
+
+impl Test {
+    /// A run that was not given Patroni, or against a real API server, is one without Patroni.
+    pub fn wanted(&self) -> bool {
+        self.kind != Kind::Beside || (venv().is_some() && External::from_environment().is_none())
+    }
+}
+
+/// The virtual environment with Patroni in it.
+fn venv() -> Option<PathBuf> {
+    std::env::var_os("PATRONI_VENV").filter(|v| !v.is_empty()).map(PathBuf::from)
 }
 
 macro_rules! tests {
@@ -40,7 +64,7 @@ macro_rules! tests {
         &[$(Test {
             name: concat!(tests!(@word $kind), stringify!($mode), "::", stringify!($module), "::", stringify!($name)),
             mode: tests!(@mode $mode),
-            scaled: tests!(@kind $kind),
+            kind: tests!(@kind $kind),
             body: |options| $module::$name(options).boxed_local(),
         }),*]
     };
@@ -48,8 +72,10 @@ macro_rules! tests {
     (@mode configmaps) => { StoreMode::ConfigMaps };
     (@word scaled) => { "" };
     (@word unscaled) => { "unscaled::" };
-    (@kind scaled) => { true };
-    (@kind unscaled) => { false };
+    (@word beside) => { "" };
+    (@kind scaled) => { Kind::Scaled };
+    (@kind unscaled) => { Kind::Unscaled };
+    (@kind beside) => { Kind::Beside };
 }
 
 /// All of them, cheapest first.
@@ -83,10 +109,16 @@ pub const TESTS: &[Test] = tests![
     scaled endpoints start::the_demo_tells_its_story,
     unscaled endpoints crash::silence_costs_the_whole_lease,
     unscaled configmaps outage::without_the_api_a_primary_stops_in_time_and_the_cluster_heals,
+    beside endpoints mixed::two_of_theirs_and_one_of_ours_lose_nothing,
+    beside configmaps mixed::two_of_theirs_and_one_of_ours_lose_nothing,
+    beside endpoints mixed::one_of_theirs_and_two_of_ours_lose_nothing,
+    beside configmaps mixed::one_of_theirs_and_two_of_ours_lose_nothing,
 ];
 
 /// Nothing here needs longer; a test that hangs is a failure, not a hung run.
 const TEST_MAX: Duration = Duration::from_secs(180);
+/// A mixed fleet changes its leader eight times, and waits for two leases.
+const BESIDE_MAX: Duration = Duration::from_secs(420);
 
 /// The test that runs, for the names of kept logs.
 static RUNNING: Mutex<&str> = Mutex::new("");
@@ -107,8 +139,9 @@ pub fn run(test: &Test) -> (Outcome, Duration) {
 
 async fn judge(test: &Test, options: Options) -> Outcome {
     let body = AssertUnwindSafe((test.body)(options)).catch_unwind();
+    let limit = if test.kind == Kind::Beside { BESIDE_MAX } else { TEST_MAX };
     let ended = tokio::select! {
-        ended = tokio::time::timeout(TEST_MAX, body) => Some(ended),
+        ended = tokio::time::timeout(limit, body) => Some(ended),
         _ = tokio::signal::ctrl_c() => None,
     };
     // The body and with it its cluster are gone by here: nothing stays behind.
@@ -117,7 +150,7 @@ async fn judge(test: &Test, options: Options) -> Outcome {
         Ok(Ok(Ok(()))) => Outcome::Passed,
         Ok(Ok(Err(e))) => Outcome::Failed(e.0),
         Ok(Err(_)) => Outcome::Failed("it panicked; the message is above".into()),
-        Err(_) => Outcome::Failed(format!("not over after {} s", TEST_MAX.as_secs())),
+        Err(_) => Outcome::Failed(format!("not over after {} s", limit.as_secs())),
     }
 }
 
@@ -127,11 +160,12 @@ fn options(test: &Test) -> Res<Options> {
     let Some(postgres) = machine::find_postgres() else {
         return fail("no Postgres on this machine (make test installs it)");
     };
+    let scaled = test.kind == Kind::Scaled;
     let built = PathBuf::from(env!("CARGO_BIN_EXE_patroni"));
-    let given = std::env::var_os(if test.scaled { "PATRONI_BIN_DIR" } else { "PATRONI_UNSCALED_BIN_DIR" });
+    let given = std::env::var_os(if scaled { "PATRONI_BIN_DIR" } else { "PATRONI_UNSCALED_BIN_DIR" });
     let bin_dir = match given {
         Some(dir) => PathBuf::from(dir),
-        None if !test.scaled && cfg!(feature = "test-time-scale") => {
+        None if !scaled && cfg!(feature = "test-time-scale") => {
             return fail("no binaries without the time scale: set PATRONI_UNSCALED_BIN_DIR (make test does)");
         }
         None => built.parent().map(PathBuf::from).unwrap_or_default(),
@@ -140,9 +174,9 @@ fn options(test: &Test) -> Res<Options> {
     (options.ttl, options.loop_wait, options.retry_timeout) = (20, 1, 3);
     options.mode = test.mode;
     options.external = External::from_environment();
-    options.trust = test.scaled;
+    options.trust = test.kind != Kind::Unscaled;
     options.scope = "test".into();
-    if !test.scaled {
+    if !scaled {
         options.scale = 1.0;
     }
     Ok(options)
