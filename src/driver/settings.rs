@@ -177,6 +177,16 @@ fn effective_tags(tags: &BTreeMap<String, Value>) -> Tags {
     }
 }
 
+/// A member that takes no lock says so in the words every member knows: else the others would give way to it in an
+/// election, and a leader that promises synchronous commits would count on it as the one to take over.
+fn published_tags(config: &Config, settings: &Settings) -> Map<String, Value> {
+    let mut published = tags::published(&config.tags);
+    if !settings.unsupported.is_empty() {
+        published.extend(["nofailover", "nosync"].map(|tag| (tag.to_owned(), Value::Bool(true))));
+    }
+    object(published)
+}
+
 fn object(map: BTreeMap<String, Value>) -> Map<String, Value> {
     map.into_iter().collect()
 }
@@ -206,7 +216,7 @@ fn wishes(config: &Config, dynamic: &Dynamic, effective: &EffectivePostgres, set
         pre_promote: effective.pre_promote.clone(),
         before_stop: effective.before_stop.clone(),
         configured_tags: Arc::new(object(config.tags.clone())),
-        published_tags: Arc::new(object(tags::published(&config.tags))),
+        published_tags: Arc::new(published_tags(config, &settings)),
         settings: Arc::new(settings),
         config: config.clone(),
         dynamic: dynamic.clone(),
@@ -431,4 +441,30 @@ fn json_fields(items: &[Value]) -> Vec<(String, String)> {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = "scope: s\nname: n\nrestapi: {listen: '127.0.0.1:8008', connect_address: '127.0.0.1:8008'}\n\
+        kubernetes: {labels: {application: patroni}}\ntags: {clonefrom: true, nofailover: false}\n\
+        postgresql: {listen: '127.0.0.1:5432', connect_address: '127.0.0.1:5432', data_dir: /nowhere, bin_dir: /bin, \
+        authentication: {superuser: {username: u, password: p}, replication: {username: r, password: p}}}\n";
+
+    fn published(dynamic: &str) -> String {
+        let sources = [config::SourceText { name: "file".into(), text: FILE.into() }];
+        let config = config::load(&sources, &BTreeMap::new()).unwrap().config;
+        let dynamic = Dynamic::parse(&serde_json::from_str(dynamic).unwrap()).0;
+        let read = read(&config, &dynamic, Path::new("/"), "", 15);
+        Value::Object((*read.wishes.published_tags).clone()).to_string()
+    }
+
+    #[test]
+    fn a_member_that_takes_no_lock_tells_the_others_not_to_count_on_it() {
+        assert_eq!(published("{}"), r#"{"clonefrom":true}"#);
+        let unable = r#"{"clonefrom":true,"nofailover":true,"nosync":true}"#;
+        assert_eq!(published(r#"{"synchronous_mode": true}"#), unable);
+        assert_eq!(published(r#"{"failsafe_mode": true}"#), unable);
+    }
 }
