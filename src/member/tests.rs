@@ -330,3 +330,36 @@ fn a_lock_whose_write_landed_too_late_is_renewed_before_it_is_used() {
     t.answer(50.2, Answer::LeaderWritten(LeaderWritten::Wrote), |e| matches!(e, Effect::WriteLeader(_)));
     assert!(t.has(permit), "{:#?}", t.effects());
 }
+
+/// The lock of this very pod, left behind by an earlier life of it.
+fn of_an_earlier_life() -> LeaderRecord {
+    let mut l = released();
+    l.lease.leader = Some("a".into());
+    l.released = None;
+    let holder = l.holder.take().expect("released() has one");
+    l.holder = Some(HolderMark { uid: "uid-a".into(), session: "s0".into(), ..holder });
+    l
+}
+
+/// A watch is often quicker than the answer to the request that it shows.
+#[test]
+fn a_renewal_seen_before_it_is_answered_does_not_make_a_standby_of_the_killed_primary() {
+    let DataDir::Present { control: Some(control), .. } = standby_data() else { panic!("made above") };
+    let control = ControlData { state: ClusterState::InProduction, ..control };
+    let data = DataDir::Present { control: Some(control), standby_signal: false };
+    let start = |e: &Effect| matches!(e, Effect::Start { .. });
+    let mut t = Trial::new(|_| {});
+    t.feed(Input::Keeper(News::Met(Standing::default())), 0.5);
+    t.feed(view(Some(of_an_earlier_life())), 1.0);
+    t.looks(1.1, &data, None);
+    let place = t.sent.iter().position(|s| matches!(s.effect, Effect::WriteLeader(_))).expect("a renewal");
+    let Sent { id, effect: Effect::WriteLeader(write), .. } = t.sent.remove(place) else { panic!("just looked") };
+    let mut seen = of_an_earlier_life();
+    (seen.version, seen.lease, seen.holder) = (Version("l2".into()), write.record.clone(), write.holder.clone());
+    t.feed(view(Some(seen)), 1.2);
+    t.looks(1.2, &data, None);
+    assert!(!t.has(start), "{:#?}", t.effects());
+    t.feed(Input::Reply { id, answer: Ok(Answer::LeaderWritten(LeaderWritten::Wrote)) }, 1.3);
+    t.answer(1.4, Answer::Kept, permit);
+    assert!(t.has(|e| matches!(e, Effect::Start { role: StartRole::Primary, .. })), "{:#?}", t.effects());
+}

@@ -8,7 +8,7 @@ use super::super::flights::{About, Lane};
 use super::super::input::InForce;
 use super::super::lease;
 use super::super::state::State;
-use crate::model::{InFlight, OwnLease, StoreLink, View};
+use crate::model::{InFlight, LeaderRecord, OwnLease, StoreLink, View};
 
 /// An early renewal after a view that contradicts my lease, at most this often.
 const CONTRADICTED_PAUSE: Duration = Duration::from_millis(500);
@@ -49,8 +49,10 @@ impl State {
                 local.stepped_down = None;
             }
         }
-        if local.reclaim.is_some() && local.reclaim.as_ref() != leader.map(|l| &l.lease) {
-            local.reclaim = None;
+        if local.reclaim.is_some() {
+            // A watch is often quicker than the answer to the renewal that it shows.
+            let still_mine = |l: &&LeaderRecord| local.reclaim.as_ref() == Some(&l.lease) || self.lease.is_mine(l);
+            local.reclaim = leader.filter(still_mine).map(|l| l.lease.clone());
         }
     }
 
