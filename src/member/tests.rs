@@ -363,3 +363,28 @@ fn a_renewal_seen_before_it_is_answered_does_not_make_a_standby_of_the_killed_pr
     t.answer(1.4, Answer::Kept, permit);
     assert!(t.has(|e| matches!(e, Effect::Start { role: StartRole::Primary, .. })), "{:#?}", t.effects());
 }
+
+/// Answers are young enough to vote with for four seconds; of these, none is about following me.
+#[test]
+fn a_switchover_soon_after_the_promotion_asks_the_candidates_anew() {
+    let mut t = holding(|_| {});
+    t.answer(1.8, Answer::Kept, permit);
+    t.answer(1.9, Answer::Kept, promote);
+    t.looks(2.0, &standby_data(), Some(&probe(false)));
+    t.feed(Input::Due, 2.3);
+    t.looks(2.3, &standby_data(), Some(&probe(false)));
+    assert!(!t.has(|e| matches!(e, Effect::AskPeers { .. })), "{:#?}", t.effects());
+    let Input::View(view) = view(Some(released())) else { panic!("it makes a view") };
+    let mut view = (*view).clone();
+    let mut cluster = (*view.cluster).clone();
+    cluster.leader = None;
+    cluster.failover = Some(FailoverRequest {
+        version: Version("f1".into()),
+        leader: Some("a".into()),
+        candidate: Some("b".into()),
+        scheduled_at: None,
+    });
+    view.cluster = Arc::new(cluster);
+    t.feed(Input::View(Arc::new(view)), 2.5);
+    assert!(t.has(|e| matches!(e, Effect::AskPeers { .. })), "{:#?}\n{:#?}", t.effects(), t.lines);
+}

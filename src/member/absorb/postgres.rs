@@ -128,6 +128,10 @@ pub(in crate::member) fn probed(local: &mut Local, looked: Looked, now: BootInst
             if !probe.in_recovery {
                 pg.promoting = None;
             }
+            if !probe.in_recovery && pg.role != Role::Primary {
+                // What the others said before they could follow me does not tell who may take over from me.
+                local.peers = None;
+            }
             pg.role = match (probe.in_recovery, pg.promoting) {
                 (false, _) => Role::Primary,
                 (true, Some(_)) => Role::Promoted,
