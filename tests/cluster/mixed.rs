@@ -14,6 +14,7 @@ use patroni::demo::{Res, fail};
 use serde_json::Value;
 use tokio::time::Instant;
 
+use super::rejoin::{born, diverge};
 use super::{Allowed, Trial, must};
 
 /// A silent leader costs the ttl of 20 s, and Patroni may look for a leader, rewind and start in its own time after that.
@@ -31,10 +32,38 @@ pub async fn one_of_theirs_and_two_of_ours_lose_nothing(options: Options) -> Res
     fleet(options, &[0]).await
 }
 
-async fn fleet(mut options: Options, theirs: &[usize]) -> Res<()> {
+fn beside(mut options: Options, theirs: &[usize]) -> Res<Options> {
     let Some(venv) = super::venv() else { return fail("PATRONI_VENV is not set") };
     options.theirs = Some(Theirs { bin_dir: venv.join("bin"), members: theirs.to_vec() });
     options.kubernetes_extra = "  leader_label_value: primary\n".into();
+    Ok(options)
+}
+
+/// One of each. Whoever leads writes what the other never gets, and dies: it comes back as a standby of the other kind,
+/// rewound; then the same the other way round.
+pub async fn a_diverged_leader_of_either_kind_is_rewound_from_the_other(options: Options) -> Res<()> {
+    let mut options = beside(options, &[0])?;
+    options.members = 2;
+    let (mut trial, leader) = Trial::begin(options).await?;
+    let result = diverge_twice(&mut trial, leader).await;
+    trial.end(result, Allowed::Tail).await
+}
+
+async fn diverge_twice(trial: &mut Trial, leader: usize) -> Res<()> {
+    for old in [leader, 1 - leader] {
+        let before = born(trial, old)?;
+        diverge(trial, old).await?;
+        trial.cluster.start_member(old).await?;
+        let now = trial.cluster.wait_whole(WHOLE_AGAIN).await?;
+        let name = trial.cluster.members[old].name.clone();
+        must(now != old, format!("{name} leads, and it had diverged"))?;
+        must(born(trial, old)? == before, format!("{name} was cloned"))?;
+    }
+    Ok(())
+}
+
+async fn fleet(options: Options, theirs: &[usize]) -> Res<()> {
+    let mut options = beside(options, theirs)?;
     options.parameters_extra = "    synchronous_standby_names: '*'\n".into();
     let (mut trial, leader) = Trial::begin(options).await?;
     let result = a_day(&mut trial, leader, theirs).await;

@@ -109,6 +109,7 @@ pub const TESTS: &[Test] = tests![
     scaled endpoints start::the_demo_tells_its_story,
     unscaled endpoints crash::silence_costs_the_whole_lease,
     unscaled configmaps outage::without_the_api_a_primary_stops_in_time_and_the_cluster_heals,
+    beside endpoints mixed::a_diverged_leader_of_either_kind_is_rewound_from_the_other,
     beside endpoints mixed::two_of_theirs_and_one_of_ours_lose_nothing,
     beside configmaps mixed::two_of_theirs_and_one_of_ours_lose_nothing,
     beside endpoints mixed::one_of_theirs_and_two_of_ours_lose_nothing,

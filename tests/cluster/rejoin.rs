@@ -10,14 +10,14 @@ use super::{Allowed, Trial, must};
 
 /// pg_rewind writes files in place, a new clone makes new ones: the time of birth tells which it was (inodes are used
 /// again).
-fn born(trial: &Trial, i: usize) -> Res<SystemTime> {
+pub(super) fn born(trial: &Trial, i: usize) -> Res<SystemTime> {
     let file = trial.cluster.members[i].data_dir().join("PG_VERSION");
     std::fs::metadata(&file).and_then(|m| m.created()).doing(format!("look at {}", file.display()))
 }
 
 /// Makes the leader write rows that no standby gets, kills it whole and lets another take over.
-async fn diverge(trial: &mut Trial, leader: usize) -> Res<()> {
-    let standbys: Vec<usize> = (0..3).filter(|i| *i != leader).collect();
+pub(super) async fn diverge(trial: &mut Trial, leader: usize) -> Res<()> {
+    let standbys: Vec<usize> = (0..trial.cluster.members.len()).filter(|i| *i != leader).collect();
     for i in &standbys {
         trial.cluster.freeze(*i);
     }
