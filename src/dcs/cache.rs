@@ -11,6 +11,7 @@
 //!
 //! My own pod is the pod of my UID. One that has its name and another UID is a stranger, and then mine is gone.
 
+use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -136,6 +137,9 @@ pub(super) struct Cache {
     /// Version of the leader object that showed it.
     lease_version: Option<Version>,
     lease_received: BootInstant,
+    /// `kinds` and `pods` as the member sees them, with warnings; emptied by whatever changes them.
+    cluster: OnceCell<(Arc<Cluster>, Vec<String>)>,
+    shown: RefCell<Option<Arc<View>>>,
 }
 
 impl Cache {
@@ -159,6 +163,8 @@ impl Cache {
             lease: None,
             lease_version: None,
             lease_received: now,
+            cluster: OnceCell::new(),
+            shown: RefCell::new(None),
         }
     }
 
@@ -255,6 +261,7 @@ impl Cache {
             return;
         }
         self.dead_kinds.remove(&name);
+        self.cluster.take();
         self.kinds.insert(name, KindEntry { epoch: self.epoch, ..KindEntry::new(object, &self.labels) });
     }
 
@@ -263,6 +270,7 @@ impl Cache {
         let number = version_number(version);
         if self.kinds.get(name).is_some_and(|k| k.epoch < self.epoch || version_number(&k.version.0) < number) {
             self.kinds.remove(name);
+            self.cluster.take();
             self.dead_kinds.insert(name.to_owned(), number);
             self.note_lease(at);
         }
@@ -275,6 +283,7 @@ impl Cache {
             return;
         }
         self.kinds.remove(name);
+        self.cluster.take();
         if mark.known > 0 {
             self.dead_kinds.insert(name.to_owned(), mark.known);
         }
@@ -302,6 +311,7 @@ impl Cache {
         let epoch = self.epoch;
         self.kinds
             .retain(|name, k| listed.contains(name) || (k.epoch == epoch && version_number(&k.version.0) > as_of));
+        self.cluster.take();
         self.dead_kinds.retain(|_, died| *died > as_of);
         let Names { leader, config, failover, sync } = self.names.clone();
         for item in items {
@@ -356,6 +366,7 @@ impl Cache {
             ..schema::member_from(&name, annotations, &mut warnings)
         };
         let version = Version(pod.metadata.resource_version);
+        self.cluster.take();
         self.pods.insert(name, PodEntry { version, member, labels, warnings, epoch: self.epoch });
     }
 
@@ -400,6 +411,7 @@ impl Cache {
         let number = version_number(version);
         if self.pods.get(name).is_some_and(|p| p.epoch < self.epoch || version_number(&p.version.0) < number) {
             self.pods.remove(name);
+            self.cluster.take();
             self.dead_pods.insert(name.to_owned(), number);
             if self.is_me(name) {
                 self.miss_own();
@@ -417,6 +429,7 @@ impl Cache {
         let listed: Vec<String> = items.iter().map(|p| p.metadata.name.clone()).collect();
         let epoch = self.epoch;
         self.pods.retain(|name, p| listed.contains(name) || (p.epoch == epoch && version_number(&p.version.0) > as_of));
+        self.cluster.take();
         self.dead_pods.retain(|_, died| *died > as_of);
         for item in items {
             self.insert_pod(item);
@@ -480,8 +493,26 @@ impl Cache {
         since.map_or(StoreLink::Following, |since| StoreLink::Broken { since })
     }
 
-    /// The view of all this.
-    pub fn view(&self) -> View {
+    /// The view of all this; the same value until something in it changes.
+    pub fn view(&self) -> Arc<View> {
+        let (cluster, warnings) = self.cluster.get_or_init(|| self.read_cluster());
+        let leaving =
+            self.own_is_gone() || self.own_pod.as_ref().is_some_and(|p| p.metadata.deletion_timestamp.is_some());
+        let (link, lease_received) = (self.link(), self.lease_received);
+        let mut shown = self.shown.borrow_mut();
+        if let Some(view) = shown.as_ref().filter(|view| {
+            Arc::ptr_eq(&view.cluster, cluster)
+                && (view.link, view.lease_received) == (link, lease_received)
+                && (view.me.leaving, view.me.uid.as_str()) == (leaving, self.my_uid.as_str())
+        }) {
+            return view.clone();
+        }
+        let me = OwnPod { uid: self.my_uid.clone(), leaving };
+        let view = View { cluster: cluster.clone(), lease_received, link, me, warnings: warnings.clone() };
+        shown.insert(Arc::new(view)).clone()
+    }
+
+    fn read_cluster(&self) -> (Arc<Cluster>, Vec<String>) {
         let mut warnings: Vec<String> = Vec::new();
         let leader = self
             .kinds
@@ -522,9 +553,7 @@ impl Cache {
             failover,
             sync,
         };
-        let deleting = self.own_pod.as_ref().is_some_and(|p| p.metadata.deletion_timestamp.is_some());
-        let me = OwnPod { uid: self.my_uid.clone(), leaving: deleting || self.own_is_gone() };
-        View { cluster: Arc::new(cluster), lease_received: self.lease_received, link: self.link(), me, warnings }
+        (Arc::new(cluster), warnings)
     }
 }
 

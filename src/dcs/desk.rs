@@ -5,12 +5,13 @@
 //! client around it sends and waits; a simulation drives the same desk over a store in memory.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kube::core::{Status, WatchEvent};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::cache::{Cache, Feed, KindEntry};
 use super::life::OwnLife;
@@ -117,7 +118,7 @@ impl Desk {
     }
 
     /// The cluster as last seen.
-    pub fn view(&self) -> View {
+    pub fn view(&self) -> Arc<View> {
         self.cache.view()
     }
 
@@ -199,12 +200,12 @@ impl Desk {
         self.heard = at;
     }
 
-    /// Takes in an event of an open watch as it came over the wire: `{"type": …, "object": …}`.
-    pub fn watch_event(&mut self, sent: &Sent, event: &Value, at: BootInstant) -> Followed {
+    /// Takes in an event of an open watch: its type and its object.
+    pub fn watch_event(&mut self, sent: &Sent, kind: &str, object: &Value, at: BootInstant) -> Followed {
         let Expects::Watch(feed) = sent.expects else { return Followed::Over };
         let taken = match feed {
-            Feed::Kinds => read::<Kind>(event).map(|event| self.take(sent, event, at)),
-            Feed::Pods => read::<Pod>(event).map(|event| self.take(sent, event, at)),
+            Feed::Kinds => read::<Kind>(kind, object).map(|event| self.take(sent, event, at)),
+            Feed::Pods => read::<Pod>(kind, object).map(|event| self.take(sent, event, at)),
         };
         taken.unwrap_or_else(|why| self.watch_ended(sent, WatchEnd::NotUnderstood(why), at))
     }
@@ -317,8 +318,14 @@ enum Change<T> {
     None,
 }
 
-fn read<T: DeserializeOwned>(event: &Value) -> Result<WatchEvent<T>, String> {
-    WatchEvent::deserialize(event).map_err(|e| e.to_string())
+fn read<T: DeserializeOwned>(kind: &str, object: &Value) -> Result<WatchEvent<T>, String> {
+    let read = match kind {
+        "ADDED" => T::deserialize(object).map(WatchEvent::Added),
+        "MODIFIED" => T::deserialize(object).map(WatchEvent::Modified),
+        "DELETED" => T::deserialize(object).map(WatchEvent::Deleted),
+        other => WatchEvent::deserialize(json!({"type": other, "object": object})),
+    };
+    read.map_err(|e| e.to_string())
 }
 
 /// A watched type and how the cache takes it in.

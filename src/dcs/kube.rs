@@ -57,9 +57,9 @@ impl Shared {
         let trust = desk.trust();
         // The lock is held until the view is out: views must not overtake each other.
         self.view.send_if_modified(|view| {
-            let changed = **view != fresh;
+            let changed = !Arc::ptr_eq(view, &fresh) && **view != *fresh;
             if changed {
-                *view = Arc::new(fresh);
+                *view = fresh;
             }
             changed
         });
@@ -94,7 +94,7 @@ impl KubeStore {
         let api = Api::new(&o).await?;
         let desk = Desk::new(o.clone(), (o.clock)());
         let shared = Shared {
-            view: watch::Sender::new(Arc::new(desk.view())),
+            view: watch::Sender::new(desk.view()),
             desk: Mutex::new(desk),
             clock: o.clock,
             trust: watch::Sender::new(0),

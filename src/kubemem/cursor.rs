@@ -10,6 +10,27 @@ use super::status::{FieldError, Status};
 use super::store::{Change, Query, Store};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// What a watch shows: its type, and the object, which the store's history holds too.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Event {
+    /// `ADDED`, `MODIFIED`, `DELETED`, `BOOKMARK` or `ERROR`.
+    pub kind: &'static str,
+    /// The object, or the `Status` of an error.
+    pub object: Arc<Value>,
+}
+
+impl Event {
+    fn new(kind: &'static str, object: &Arc<Value>) -> Event {
+        Event { kind, object: Arc::clone(object) }
+    }
+
+    /// As it goes over the wire: `{"type": …, "object": …}`.
+    pub fn to_value(&self) -> Value {
+        json!({"type": self.kind, "object": *self.object})
+    }
+}
 
 /// An open watch.
 #[derive(Debug, Clone)]
@@ -22,7 +43,7 @@ pub struct Cursor {
     /// Where it began. A bookmark that says no more than that is not shown.
     start: u64,
     /// Events read and not yet shown.
-    queue: VecDeque<Value>,
+    queue: VecDeque<Event>,
     bookmarks: bool,
     over: bool,
 }
@@ -57,7 +78,7 @@ impl Cursor {
                 let query =
                     Query { namespace: &cursor.namespace, selector: cursor.selector.clone(), ..Query::default() };
                 let page = store.page(cursor.kind, &query)?;
-                cursor.queue.extend(page.items.iter().map(|item| event("ADDED", item)));
+                cursor.queue.extend(page.items.iter().map(|item| Event::new("ADDED", item)));
                 page.version
             }
         };
@@ -65,14 +86,13 @@ impl Cursor {
         Ok(cursor)
     }
 
-    /// The next event, as it goes over the wire: `{"type": …, "object": …}`. `None`: nothing has happened, or the
-    /// watch is [over](Cursor::is_over).
-    pub fn next(&mut self, store: &Store) -> Option<Value> {
+    /// The next event. `None`: nothing has happened, or the watch is [over](Cursor::is_over).
+    pub fn next(&mut self, store: &Store) -> Option<Event> {
         self.next_until(store, u64::MAX)
     }
 
     /// The same in a server whose watch cache has come no further than `version`.
-    pub fn next_until(&mut self, store: &Store, version: u64) -> Option<Value> {
+    pub fn next_until(&mut self, store: &Store, version: u64) -> Option<Event> {
         if self.queue.is_empty() && !self.over {
             self.read_history(store, version);
         }
@@ -91,12 +111,13 @@ impl Cursor {
 
     /// A BOOKMARK event, where the call allowed bookmarks and there is progress to tell. When one is due is the
     /// caller's business.
-    pub fn bookmark(&self) -> Option<Value> {
+    pub fn bookmark(&self) -> Option<Event> {
         let tells = self.bookmarks && self.position > self.start && self.queue.is_empty() && !self.over;
         tells.then(|| {
             let metadata = json!({"resourceVersion": self.position.to_string(), "creationTimestamp": null});
             let kind = self.kind;
-            event("BOOKMARK", &json!({"kind": kind.kind, "apiVersion": kind.api_version(), "metadata": metadata}))
+            let mark = json!({"kind": kind.kind, "apiVersion": kind.api_version(), "metadata": metadata});
+            Event { kind: "BOOKMARK", object: Arc::new(mark) }
         })
     }
 
@@ -107,12 +128,12 @@ impl Cursor {
     fn read_history(&mut self, store: &Store, until: u64) {
         match store.changes_after(self.kind, self.position) {
             Err(expired) => {
-                self.queue.push_back(event("ERROR", &expired.to_value()));
+                self.queue.push_back(Event { kind: "ERROR", object: Arc::new(expired.to_value()) });
                 self.over = true;
             }
             Ok((changes, position)) => {
                 self.position = position.min(until).max(self.position);
-                let seen: Vec<Value> =
+                let seen: Vec<Event> =
                     changes.iter().filter(|c| c.version <= until).filter_map(|change| self.see(change)).collect();
                 self.queue.extend(seen);
             }
@@ -120,28 +141,23 @@ impl Cursor {
     }
 
     /// What this watch sees of a change: an object that leaves the selector is deleted, one that enters is added.
-    fn see(&self, change: &Change) -> Option<Value> {
+    fn see(&self, change: &Change) -> Option<Event> {
         if !self.namespace.is_empty() && self.namespace != change.key.0 {
             return None;
         }
-        let before = change.before.as_deref().filter(|object| self.selector.matches(object));
-        let after = Some(&*change.after).filter(|object| !change.deleted && self.selector.matches(object));
+        let before = change.before.as_ref().filter(|object| self.selector.matches(object));
+        let after = Some(&change.after).filter(|object| !change.deleted && self.selector.matches(object));
         match (before, after) {
             (None, None) => None,
-            (None, Some(after)) => Some(event("ADDED", after)),
-            (Some(_), Some(after)) => Some(event("MODIFIED", after)),
+            (None, Some(after)) => Some(Event::new("ADDED", after)),
+            (Some(_), Some(after)) => Some(Event::new("MODIFIED", after)),
             (Some(before), None) => {
-                let mut last = before.clone();
+                let mut last = Value::clone(before);
                 last["metadata"]["resourceVersion"] = json!(change.version.to_string());
-                Some(event("DELETED", &last))
+                Some(Event { kind: "DELETED", object: Arc::new(last) })
             }
         }
     }
-}
-
-/// An event of this type.
-fn event(kind: &str, object: &Value) -> Value {
-    json!({"type": kind, "object": object})
 }
 
 /// What a refused parameter of a watch is a field of.

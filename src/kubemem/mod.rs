@@ -29,7 +29,7 @@ mod validate;
 mod watch;
 
 pub use call::{Call, Verb};
-pub use cursor::Cursor;
+pub use cursor::{Cursor, Event};
 pub use faults::{FaultRule, Faults};
 pub use run::{Answer, run};
 pub use sources::Sources;

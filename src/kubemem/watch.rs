@@ -4,7 +4,7 @@
 //! when a fault cuts it.
 use super::Shared;
 use super::call::Call;
-use super::cursor::Cursor;
+use super::cursor::{Cursor, Event};
 use super::faults::{Client, Switches};
 use super::http::Body;
 use super::status::Status;
@@ -14,7 +14,6 @@ use http_body_util::{BodyExt, StreamBody};
 use hyper::Response;
 use hyper::body::Frame;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
-use serde_json::Value;
 use std::io::{Error, ErrorKind};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -61,8 +60,8 @@ pub(crate) fn response(shared: &Shared, call: &Call, client: Client) -> Result<R
 }
 
 /// One event as it goes over the wire: a JSON object and a newline.
-fn line(event: &Value) -> Frame<Bytes> {
-    Frame::data(Bytes::from(format!("{event}\n")))
+fn line(event: &Event) -> Frame<Bytes> {
+    Frame::data(Bytes::from(format!("{}\n", event.to_value())))
 }
 
 /// The next frame and the stream to ask again; `None` at the end.
@@ -95,7 +94,7 @@ async fn next(mut stream: Stream) -> Option<(Result<Frame<Bytes>, Error>, Stream
 
 impl Stream {
     /// Waits for a write, a switch, a bookmark's turn (it is returned) or the end. `None` when the server is gone.
-    async fn sleep(&mut self) -> Option<Option<Value>> {
+    async fn sleep(&mut self) -> Option<Option<Event>> {
         let bookmarks = self.cursor.wants_bookmarks();
         let wake = if bookmarks { self.deadline.min(self.next_bookmark) } else { self.deadline };
         tokio::select! {

@@ -92,7 +92,7 @@ impl Member {
                 };
                 let mut over = !self.desk.is_current(&sent);
                 while let (false, Some(event)) = (over, cursor.next(&self.store)) {
-                    over = self.desk.watch_event(&sent, &event, at(1)) != Followed::On;
+                    over = self.desk.watch_event(&sent, event.kind, &event.object, at(1)) != Followed::On;
                 }
                 if !over {
                     self.watches.insert(feed as usize, (sent, cursor));

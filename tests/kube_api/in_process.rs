@@ -1,6 +1,6 @@
 //! The embedded server without a server: the store with chance and time of the caller's own, as a simulation drives it.
 use super::target::*;
-use patroni::kubemem::{Answer, Call, Cursor, Sources, Store, run};
+use patroni::kubemem::{Answer, Call, Cursor, Event, Sources, Store, run};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,10 +31,10 @@ fn watch(store: &Store, rest: &str) -> Cursor {
     Cursor::open(store, &call("GET", rest, Value::Null)).unwrap()
 }
 
-fn short(event: Option<Value>) -> String {
+fn short(event: Option<Event>) -> String {
     event.map_or_else(String::new, |event| {
-        let name = event["object"]["metadata"]["name"].as_str().unwrap_or("-");
-        format!("{} {name}", event["type"].as_str().unwrap())
+        let name = event.object["metadata"]["name"].as_str().unwrap_or("-");
+        format!("{} {name}", event.kind)
     })
 }
 
@@ -128,7 +128,7 @@ fn a_cursor_that_is_asked_late_or_lags_misses_nothing() {
     assert_eq!(marked.bookmark(), None, "no progress");
     store.create("pods", "default", pod("x", "a")).unwrap();
     assert_eq!(short(marked.next(&store)), "");
-    assert_eq!(marked.bookmark().unwrap()["object"]["metadata"]["resourceVersion"], store.version().to_string());
+    assert_eq!(marked.bookmark().unwrap().object["metadata"]["resourceVersion"], store.version().to_string());
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn a_cursor_below_the_compaction_ends_with_410() {
     let mut cursor = watch(&store, &format!("configmaps?watch=true&resourceVersion={}", store.version()));
     store.create("configmaps", "default", config_map("a", "1")).unwrap();
     store.compact();
-    assert_eq!(cursor.next(&store).unwrap()["object"]["code"], 410);
+    assert_eq!(cursor.next(&store).unwrap().object["code"], 410);
     assert!(cursor.is_over() && cursor.next(&store).is_none());
 }
 

@@ -3,7 +3,7 @@
 
 use patroni::dcs::desk::{Followed, WatchEnd};
 use patroni::dcs::{Answer as Got, Failure, Feed, Request, Sent};
-use patroni::kubemem::{Call, Cursor, run};
+use patroni::kubemem::{Call, Cursor, Event as Shown, run};
 use patroni::model::StoreLink;
 use serde_json::Value;
 
@@ -303,7 +303,7 @@ impl World {
         self.followed(pod, feed, followed);
     }
 
-    pub fn watch_event(&mut self, pod: usize, feed: Feed, number: u64, event: &Value) {
+    pub fn watch_event(&mut self, pod: usize, feed: Feed, number: u64, event: &Shown) {
         let (t, at) = (self.t, self.boot(pod));
         let Some(side) = &mut self.pods[pod].sidecar else { return };
         let f = &mut side.feeds[feed as usize];
@@ -312,7 +312,7 @@ impl World {
         }
         f.heard = t;
         let Some(sent) = f.watch.clone() else { return };
-        let followed = side.desk.watch_event(&sent, event, at);
+        let followed = side.desk.watch_event(&sent, event.kind, &event.object, at);
         self.followed(pod, feed, followed);
     }
 
@@ -346,10 +346,9 @@ impl World {
     fn view_changes(&mut self, pod: usize) {
         let Some(side) = &mut self.pods[pod].sidecar else { return };
         let view = side.desk.view();
-        if side.view.as_deref() == Some(&view) {
+        if side.view.as_ref().is_some_and(|old| std::sync::Arc::ptr_eq(old, &view) || *old == view) {
             return;
         }
-        let view = std::sync::Arc::new(view);
         side.view = Some(view.clone());
         if side.member.is_some() {
             self.show_view(pod, &view);

@@ -7,9 +7,9 @@ use patroni::dcs::desk::Desk;
 use patroni::dcs::options::{Access, Mode, StoreOptions};
 use patroni::dcs::{Feed, Life, Object, schema};
 use patroni::keeper::protocol::{self, Answer as KeeperAnswer, Ask, Event as KeeperEvent, Frame, PROTOCOL, State};
+use patroni::kubemem;
 use patroni::member::{Answer, Effect, Fail, Id, Identity, Input, Level, Member, News, Signal, Standing};
 use patroni::model::{BootInstant, LeaseRecord, MemberName, Permission, StartRole, TaskOutcome, View, WallTime};
-use serde_json::Value;
 
 use super::api::{Asked, Following};
 use super::keeper::ToKeeper;
@@ -64,7 +64,7 @@ pub enum ToSidecar {
     WatchEvent {
         feed: Feed,
         number: u64,
-        event: Value,
+        event: kubemem::Event,
     },
     WatchSilent {
         feed: Feed,
