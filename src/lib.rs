@@ -39,6 +39,7 @@
 //! | [`config`] | file + environment + dynamic configuration → typed values | IO beyond the text it is given |
 //! | [`tls`] | whose server certificate is accepted | choose how strictly |
 //! | [`kubemem`] | an embedded Kubernetes API for the demo and the tests | import anything of ours |
+//! | [`mutant`] | rules that tests take out | exist in a release build |
 //! | [`demo`] | members from outside: the demo, the cluster tests and the benchmark drive them with it | |
 //!
 //! # Where to begin
@@ -92,3 +93,6 @@ pub mod tls;
 pub mod kubemem;
 
 pub mod demo;
+
+#[doc(hidden)]
+pub mod mutant;

@@ -2,13 +2,17 @@
 //! ship, over models of Postgres, disks, networks and clocks, with faults from a seed. Checkers see the whole cluster; a
 //! safety rule that is taken out (a mutant) must be caught.
 //!
-//! `SIM_SEEDS=N cargo test --test sim` runs more seeds, `SIM_SEED=K` exactly one; a failure prints seed and trace.
+//! `SIM_SEEDS=N cargo test --test sim` runs more seeds, `SIM_SEED=K` exactly one. A seed that fails is run again without one
+//! fault after the other, as long as the same rule breaks; what is left is printed, one line per event.
+//! `SIM_MUTANT=Name` runs one mutant and prints its run.
 
 #![cfg(not(feature = "test-time-scale"))]
 #![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "a test that fails says where")]
 
 #[path = "sim/api.rs"]
 mod api;
+#[path = "sim/disasters.rs"]
+mod disasters;
 #[path = "sim/disk.rs"]
 mod disk;
 #[path = "sim/effects.rs"]
@@ -19,6 +23,8 @@ mod faults;
 mod judge;
 #[path = "sim/keeper.rs"]
 mod keeper;
+#[path = "sim/kubelet.rs"]
+mod kubelet;
 #[path = "sim/mutant.rs"]
 mod mutant;
 #[path = "sim/postgres.rs"]
@@ -27,15 +33,20 @@ mod postgres;
 mod rng;
 #[path = "sim/sidecar.rs"]
 mod sidecar;
+#[path = "sim/sometimes.rs"]
+mod sometimes;
 #[path = "sim/tasks.rs"]
 mod tasks;
 #[path = "sim/world.rs"]
 mod world;
 
+use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use mutant::Mutant;
+use mutant::{CASES, Case, rule_of};
+use patroni::mutant as rules;
+use sometimes::Sometimes;
 use world::World;
 
 /// Seeds that failed once.
@@ -66,6 +77,41 @@ fn run_all<T: Send>(seeds: &[u64], work: impl Fn(u64) -> Option<T> + Sync) -> Ve
     found
 }
 
+/// The same seed without these faults.
+fn without(seed: u64, case: Option<&Case>, left_out: &BTreeSet<u64>) -> World {
+    rules::set(case.map(|c| c.mutant));
+    let mut w = World::new(seed, case.map(|c| &c.profile));
+    w.left_out.clone_from(left_out);
+    let w = w.run();
+    rules::set(None);
+    w
+}
+
+/// Leaves out every fault without which the same rule still breaks.
+fn shrunk(seed: u64, case: Option<&Case>) -> World {
+    let mut smallest = without(seed, case, &BTreeSet::new());
+    let rule = smallest.broken.as_deref().map(rule_of).unwrap_or("").to_owned();
+    let mut left_out = BTreeSet::new();
+    for number in (0..smallest.faults_seen).rev() {
+        left_out.insert(number);
+        let w = without(seed, case, &left_out);
+        if w.broken.as_deref().map(rule_of) == Some(rule.as_str()) {
+            smallest = w;
+        } else {
+            left_out.remove(&number);
+        }
+    }
+    smallest
+}
+
+fn show(w: &World, replay: &str) {
+    let lines: Vec<&str> = w.trace.iter().map(String::as_str).collect();
+    eprintln!("{}\nwithout faults {:?}\n{replay}", lines.join("\n"), w.left_out);
+}
+
+/// So many seeds reach every kind of effect and every reason of a decision.
+const SOMETIMES_FROM: usize = 5000;
+
 #[test]
 fn the_cluster_keeps_its_promises_under_every_seed() {
     let seeds: Vec<u64> = match variable("SIM_SEED") {
@@ -77,83 +123,81 @@ fn the_cluster_keeps_its_promises_under_every_seed() {
         }
     };
     let known = AtomicU64::new(0);
+    let sometimes = Mutex::new(Sometimes::default());
     let failed = run_all(&seeds, |seed| {
-        let w = World::new(seed, Mutant::None).run();
+        let w = without(seed, None, &BTreeSet::new());
         known.fetch_add(u64::from(w.judge.known), Ordering::Relaxed);
         if std::env::var_os("SIM_SHOW").is_some() {
             println!("seed {seed}: {} events, {} commits", w.events, w.judge.acknowledged);
         }
-        w.broken.map(|broken| (broken, w.trace))
+        sometimes.lock().unwrap().add(&w.sometimes);
+        w.broken
     });
-    let one = variable("SIM_SEED").is_some();
-    for (i, (seed, (broken, trace))) in failed.iter().enumerate() {
-        if one || i == 0 {
-            let lines: Vec<&str> = trace.iter().map(String::as_str).collect();
-            eprintln!("{}\nreplay: SIM_SEED={seed} cargo test --test sim", lines.join("\n"));
+    for (i, (seed, broken)) in failed.iter().enumerate() {
+        if i == 0 {
+            show(&shrunk(*seed, None), &format!("replay: SIM_SEED={seed} cargo test --test sim"));
         }
         eprintln!("{broken}");
     }
     println!("{} seeds, {} ended in what is known (SIM_STRICT=1 shows them)", seeds.len(), known.into_inner());
+    let never = sometimes.into_inner().unwrap().never();
+    if seeds.len() >= SOMETIMES_FROM || std::env::var_os("SIM_NEVER").is_some() {
+        assert!(never.is_empty(), "reached in fewer than three seeds: {never:#?}");
+    }
     assert!(failed.is_empty(), "{} of {} seeds failed", failed.len(), seeds.len());
 }
 
 #[test]
 fn a_seed_is_the_same_run_every_time() {
     for seed in [3, 8] {
-        let [a, b] = [0, 1].map(|_| World::new(seed, Mutant::None).run());
+        let [a, b] = [0, 1].map(|_| without(seed, None, &BTreeSet::new()));
         assert_eq!((a.events, a.digest), (b.events, b.digest), "seed {seed}");
     }
 }
 
-/// Some seed catches the cluster without this rule.
-#[track_caller]
-fn caught(mutant: Mutant, rules: &[&str]) {
-    let seeds: Vec<u64> = (1..=variable("SIM_MUTANT_SEEDS").unwrap_or(400)).collect();
-    let done = std::sync::atomic::AtomicBool::new(false);
-    let by = run_all(&seeds, |seed| {
-        if done.load(Ordering::Relaxed) {
-            return None;
-        }
-        let broken = World::new(seed, mutant).run().broken?;
-        let caught = rules.iter().any(|rule| broken.contains(rule));
-        done.fetch_or(caught, Ordering::Relaxed);
-        caught.then_some(broken)
+/// The first seed of two hundred under which a checker finds that this rule is missing.
+fn finder(case: &Case) -> Option<(u64, String)> {
+    (1..=MUTANT_SEEDS).find_map(|seed| {
+        let broken = without(seed, Some(case), &BTreeSet::new()).broken?;
+        case.rules.contains(&rule_of(&broken)).then_some(())?;
+        // With the rule in force nothing breaks there.
+        rules::set(None);
+        let sound = World::new(seed, Some(&case.profile)).run().broken;
+        (sound.as_deref().map(rule_of) != Some(rule_of(&broken))).then_some((seed, broken))
+    })
+}
+
+/// A mutant that lives longer than so many seeds says that a fault or a checker is missing.
+const MUTANT_SEEDS: u64 = 200;
+
+#[test]
+fn a_rule_that_is_missing_is_found() {
+    let one = std::env::var("SIM_MUTANT").ok();
+    let numbers: Vec<u64> = (0..CASES.len() as u64).collect();
+    let found = run_all(&numbers, |n| {
+        let case = &CASES[n as usize];
+        one.as_ref().is_none_or(|name| format!("{:?}", case.mutant) == *name).then(|| finder(case))
     });
-    assert!(!by.is_empty(), "no seed catches {mutant:?}");
-    println!("{mutant:?}: {}", by[0].1);
+    let mut alive = Vec::new();
+    for (n, by) in &found {
+        let case = &CASES[*n as usize];
+        match by {
+            Some((seed, broken)) => println!("{:?}: {seed} seeds: {broken}", case.mutant),
+            None => alive.push(case.mutant),
+        }
+        if let (Some(_), Some((seed, _))) = (&one, by) {
+            show(
+                &shrunk(*seed, Some(case)),
+                &format!("replay: SIM_MUTANT={:?} cargo test --test sim missing", case.mutant),
+            );
+        }
+    }
+    assert!(alive.is_empty(), "nobody sees that these rules are missing: {alive:?}");
 }
 
 #[test]
-fn an_observer_that_ignores_the_ttl_is_caught() {
-    caught(Mutant::ObserverIgnoresTtl, &["S1", "S2"]);
-}
-
-#[test]
-fn a_lease_counted_from_its_confirmation_is_caught() {
-    caught(Mutant::LeaseFromConfirmation, &["S1", "S2"]);
-}
-
-#[test]
-fn a_takeover_that_does_not_compare_is_caught() {
-    caught(Mutant::AcquireWithoutComparing, &["S1", "S2"]);
-}
-
-#[test]
-fn a_keeper_that_never_fences_is_caught() {
-    caught(Mutant::KeeperNeverFences, &["S2", "S9"]);
-}
-
-#[test]
-fn a_release_before_the_stop_is_caught() {
-    caught(Mutant::ReleaseBeforeStop, &["S1", "S2", "S9"]);
-}
-
-#[test]
-fn proof_of_death_from_one_of_two_containers_is_caught() {
-    caught(Mutant::ProofFromOneContainer, &["S1", "S2"]);
-}
-
-#[test]
-fn initdb_despite_data_elsewhere_is_caught() {
-    caught(Mutant::InitdbDespiteData, &["S7"]);
+fn every_mutant_has_its_case() {
+    for mutant in rules::ALL {
+        assert!(CASES.iter().any(|case| case.mutant == *mutant), "{mutant:?}");
+    }
 }

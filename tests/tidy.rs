@@ -20,13 +20,19 @@ struct Layer {
 const IMPORTS: &[Layer] = &[
     Layer {
         module: "model",
-        ours: &[],
+        ours: &["mutant"],
         never: &["tokio::", "kube::", "axum::", "tracing::", "serde::", "std::fs", "std::net", "std::env"],
         why: "plain values: everybody may use them, so they use nobody",
     },
     Layer {
+        module: "mutant",
+        ours: &[],
+        never: &["tokio::", "kube::", "std::env", "std::fs"],
+        why: "a switch that tests turn: the machines ask it, it asks nobody",
+    },
+    Layer {
         module: "decide",
-        ours: &["model"],
+        ours: &["model", "mutant"],
         never: &[
             "tokio::",
             "kube::",
@@ -43,7 +49,7 @@ const IMPORTS: &[Layer] = &[
     },
     Layer {
         module: "dcs",
-        ours: &["model"],
+        ours: &["model", "mutant"],
         never: &["axum::", "tokio_postgres::"],
         why: "the store speaks of leases and views; it does not decide and does not know Postgres",
     },
@@ -61,13 +67,13 @@ const IMPORTS: &[Layer] = &[
     },
     Layer {
         module: "keeper",
-        ours: &[],
+        ours: &["mutant"],
         never: &["kube::", "k8s_openapi::", "axum::", "tokio_postgres::", "hyper::"],
         why: "the keeper is a small static binary that knows nothing of Kubernetes",
     },
     Layer {
         module: "member",
-        ours: &["model", "decide"],
+        ours: &["model", "decide", "mutant"],
         never: &[
             "tokio::",
             "kube::",

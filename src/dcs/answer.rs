@@ -3,6 +3,7 @@
 
 use kube::core::Status;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::DcsError;
 use super::cache::{Feed, KindEntry};
@@ -112,12 +113,29 @@ pub fn write_result(answer: Result<Answer, Failure>) -> WriteResult {
     }
 }
 
+/// The body of an answer: as it came, or read already.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs, reason = "the words say it")]
+pub enum Body<'a> {
+    Bytes(&'a [u8]),
+    Read(&'a Value),
+}
+
+impl Body<'_> {
+    fn read<T: DeserializeOwned>(self) -> Result<T, serde_json::Error> {
+        match self {
+            Body::Bytes(bytes) => serde_json::from_slice(bytes),
+            Body::Read(value) => T::deserialize(value),
+        }
+    }
+}
+
 impl Desk {
     /// Takes in what was answered to a request, received at `at`.
     ///
     /// # Errors
     /// What the failure proves. A read of something that is not there is no failure.
-    pub fn decode(&mut self, sent: &Sent, status: u16, body: &[u8], at: BootInstant) -> Result<Answer, Failure> {
+    pub fn decode(&mut self, sent: &Sent, status: u16, body: Body<'_>, at: BootInstant) -> Result<Answer, Failure> {
         self.an_answer(at);
         if !(200..300).contains(&status) {
             return self.refused(sent, status, &status_of(status, body), at);
@@ -168,7 +186,7 @@ impl Desk {
         &mut self,
         sent: &Sent,
         feed: Feed,
-        body: &[u8],
+        body: Body<'_>,
         at: BootInstant,
     ) -> Result<List<T>, Failure> {
         parsed(&sent.call, body).inspect_err(|_| self.cache.broken(feed, at))
@@ -256,15 +274,17 @@ fn names_another_uid(status: &Status) -> bool {
 }
 
 /// The `Status` of a refusal; what a proxy says instead is taken as the message.
-fn status_of(code: u16, body: &[u8]) -> Status {
-    serde_json::from_slice::<Status>(body).unwrap_or_else(|_| {
-        let text = String::from_utf8_lossy(body);
+fn status_of(code: u16, body: Body<'_>) -> Status {
+    body.read().unwrap_or_else(|_| {
+        let text = match body {
+            Body::Bytes(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+            Body::Read(value) => value.to_string(),
+        };
         Status::failure(text.trim(), "").with_code(code)
     })
 }
 
 /// The request itself went through: an answer that cannot be read leaves its effect to be looked up.
-fn parsed<T: DeserializeOwned>(call: &Call, body: &[u8]) -> Result<T, Failure> {
-    serde_json::from_slice(body)
-        .map_err(|e| Failure::Unsure(format!("{}: the API server's answer is not understood: {e}", call.what())))
+fn parsed<T: DeserializeOwned>(call: &Call, body: Body<'_>) -> Result<T, Failure> {
+    body.read().map_err(|e| Failure::Unsure(format!("{}: the API server's answer is not understood: {e}", call.what())))
 }

@@ -20,6 +20,7 @@ use super::objects::{Kind, Names, Pod, Subset, object_labels, version_number};
 use super::options::StoreOptions;
 use super::schema;
 use crate::model::{BootInstant, Cluster, LeaderRecord, LeaseRecord, Member, MemberName, OwnPod, StoreLink, Version};
+use crate::mutant::{self, Mutant};
 
 /// One of the two watched collections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -225,7 +226,7 @@ impl Cache {
         if !self.is_current(mark) {
             return false;
         }
-        if version_number(version) < mark.known {
+        if version_number(version) < mark.known && !mutant::is(Mutant::RestoreIsNotSeen) {
             self.epoch += 1;
             self.listed = [0; 2];
             self.dead_kinds.clear();

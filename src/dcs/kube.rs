@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
+use super::answer::Body;
 use super::cache::{Feed, KindEntry};
 use super::client::{Api, NoAnswer};
 use super::desk::Desk;
@@ -149,7 +150,7 @@ impl KubeStore {
     pub(super) async fn carry(&self, sent: &Sent, limit: Duration) -> Result<Answer, Failure> {
         match self.api.send(&sent.call, limit).await {
             Ok((status, body)) => {
-                let answer = self.shared.update(|desk, at| desk.decode(sent, status, &body, at));
+                let answer = self.shared.update(|desk, at| desk.decode(sent, status, Body::Bytes(&body), at));
                 if answer.is_ok() {
                     self.shared.answers.notify_waiters();
                 }

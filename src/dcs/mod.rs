@@ -32,7 +32,7 @@ use std::sync::Arc;
 use crate::model::{
     LeaderRecord, LeaderWrite, LeaderWritten, MemberName, Periods, PodFacts, ReadFailed, StoreWrite, WallTime,
 };
-pub use answer::{Answer, Failure, SeenPod, leader_written, write_result};
+pub use answer::{Answer, Body, Failure, SeenPod, leader_written, write_result};
 pub use cache::{Feed, KindEntry};
 pub use call::Call;
 pub use request::{Object, Request, Sent};

@@ -15,6 +15,7 @@ use super::options::Mode;
 use super::schema::{self, Patch};
 use super::{Failure, MemberStatus};
 use crate::model::{HolderMark, Initializer, LeaderWrite, MemberName, RequestText, StoreWrite, Version};
+use crate::mutant::{self, Mutant};
 
 /// How long the server keeps a watch open. Half an hour keeps the renewals of three members' watches below one a minute;
 /// bookmarks keep the version fresh meanwhile.
@@ -222,7 +223,8 @@ impl Desk {
         let mut metadata = json!({
             "namespace": self.o.namespace, "name": name, "labels": self.labels, "annotations": annotations,
         });
-        if let (Some(version), Value::Object(m)) = (expect, &mut metadata) {
+        let expected = expect.filter(|_| !mutant::is(Mutant::WritesUnconditionally));
+        if let (Some(version), Value::Object(m)) = (expected, &mut metadata) {
             m.insert("resourceVersion".into(), json!(version.0));
         }
         let mut body = json!({ "metadata": metadata });

@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures::StreamExt;
 
 use super::Failure;
+use super::answer::Body;
 use super::client::{Api, Events, NoAnswer, WatchError};
 use super::desk::{Desk, Followed, WatchEnd, Watched};
 use super::kube::Shared;
@@ -64,7 +65,7 @@ async fn once<T: Watched>(shared: &Shared, api: &Api, failing: &mut bool) -> Fol
 
 async fn ask(shared: &Shared, api: &Api, sent: &Sent, limit: Duration) -> Result<(), Failure> {
     match api.send(&sent.call, limit).await {
-        Ok((status, body)) => shared.update(|desk, at| desk.decode(sent, status, &body, at)).map(drop),
+        Ok((status, body)) => shared.update(|desk, at| desk.decode(sent, status, Body::Bytes(&body), at)).map(drop),
         Err(NoAnswer(why)) => Err(shared.update(|desk, at| desk.unanswered(sent, &why, at))),
     }
 }
@@ -83,7 +84,7 @@ async fn watch<T: Watched>(shared: &Shared, api: &Api, sent: &Sent, limit: Durat
     let mut trust = shared.trust.subscribe();
     match api.watch::<T>(&sent.call, limit).await {
         Ok(events) => {
-            if let Err(e) = shared.update(|desk, at| desk.decode(sent, 200, b"", at)) {
+            if let Err(e) = shared.update(|desk, at| desk.decode(sent, 200, Body::Bytes(b""), at)) {
                 return Followed::Failed(e.text());
             }
             if std::mem::take(failing) {

@@ -10,6 +10,7 @@ use crate::model::{
     Action, BootInstant, DataDir, Decision, Initialize, Initializer, LeaseVerdict, Member, MemberName, Permission,
     StartRole, StopMode, StoreLink, TaskKind, Upstream,
 };
+use crate::mutant::{self, Mutant};
 
 /// Pause after a failed clone.
 const CLONE_PAUSE: Duration = Duration::from_secs(5);
@@ -97,7 +98,7 @@ fn publish_new_cluster(ctx: &Ctx<'_>) -> Decision {
     }
     let until = ctx.local.task_end.as_ref().map_or(ctx.now.boot, |end| end.at) + ctx.settings.ttl;
     let held = matches!(&ctx.verdict, LeaseVerdict::Held(other) if *other != ctx.local.me);
-    if held || ctx.now.boot >= until || !ctx.local.postgres.alive {
+    if held || ctx.now.boot >= until && !mutant::is(Mutant::UnfencedForEver) || !ctx.local.postgres.alive {
         return stop_unfenced(ctx);
     }
     let d =
@@ -284,7 +285,7 @@ fn with_data<'a>(ctx: &'a Ctx<'_>) -> Option<(&'a MemberName, &'a Member)> {
 }
 
 fn absent(ctx: &Ctx<'_>) -> Decision {
-    if let Some((name, _)) = with_data(ctx) {
+    if let Some((name, _)) = with_data(ctx).filter(|_| !mutant::is(Mutant::InitdbDespiteData)) {
         return ctx.wait(format!("store is empty but member {name} has data: waiting for {name}"));
     }
     if !ctx.settings.may_bootstrap || ctx.settings.tags.nofailover {

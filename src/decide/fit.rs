@@ -15,6 +15,7 @@ use std::fmt;
 
 use super::Ctx;
 use crate::model::{HistoryRow, Lsn, MemberName, PeerAnswer, PeerRole, RewindState, Shutdown, Tags, Timeline};
+use crate::mutant::{self, Mutant};
 
 /// Why a member may not lead. Reads after "I am" and "NAME is".
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,7 +130,9 @@ impl<'a> Field<'a> {
 
     /// The number that a promotion takes: nobody has heard of it yet.
     pub(super) fn next_timeline(&self) -> Timeline {
-        Timeline(self.heard.0.max(1) + 1)
+        let own = self.mine.map_or(self.heard, |me| me.timeline);
+        let heard = if mutant::is(Mutant::NumbersAreNotShared) { own } else { self.heard };
+        Timeline(heard.0.max(1) + 1)
     }
 
     fn of(&self, answer: &PeerAnswer) -> Option<Standing> {
@@ -146,7 +149,7 @@ impl<'a> Field<'a> {
 
     /// Judged by the record alone, whoever else is there.
     fn off_record(&self, s: &Standing) -> Option<Why> {
-        if s.timeline >= self.recorded {
+        if s.timeline >= self.recorded || mutant::is(Mutant::PositionsAcrossTimelines) {
             return None;
         }
         let Some(row) = self.rows.iter().find(|row| row.timeline == s.timeline) else {
@@ -160,8 +163,10 @@ impl<'a> Field<'a> {
 
     /// By its history.
     pub(super) fn unfit(&self, s: &Standing) -> Option<Why> {
-        self.off_record(s)
-            .or_else(|| (s.timeline < self.newest).then_some(Why::Behind { timeline: s.timeline, newest: self.newest }))
+        self.off_record(s).or_else(|| {
+            (s.timeline < self.newest && !mutant::is(Mutant::PositionsAcrossTimelines))
+                .then_some(Why::Behind { timeline: s.timeline, newest: self.newest })
+        })
     }
 
     /// What `name` counts for, if it answered and is fit.
@@ -197,7 +202,7 @@ impl<'a> Field<'a> {
     /// `a` against `b`, both fit: who leads rather? Priority aside.
     pub(super) fn compare(&self, a: &Standing, b: &Standing) -> Ordering {
         let key = |s: &Standing| (s.timeline, self.has_oath(s), s.known, s.position);
-        key(a).cmp(&key(b))
+        if mutant::is(Mutant::PositionsAcrossTimelines) { a.position.cmp(&b.position) } else { key(a).cmp(&key(b)) }
     }
 }
 

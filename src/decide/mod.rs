@@ -27,6 +27,7 @@ use crate::model::{
     Action, BootInstant, Cluster, DataDir, Decision, KeeperLink, LeaseRecord, LeaseVerdict, Local, Member, MemberName,
     Now, OwnLease, Permission, ProofOfDeath, Settings, StartRoleSeen, StoreLink, Timings, Upstream, backoff,
 };
+use crate::mutant::{self, Mutant};
 
 pub use check::check;
 
@@ -321,7 +322,7 @@ impl<'a> Ctx<'a> {
     fn lease_rests_until(&self) -> Option<BootInstant> {
         let refused = self.local.lease_refused?;
         let again = refused.at + backoff(refused.count, RETRY_PAUSE, LEASE_PAUSE_MAX);
-        (self.now.boot < again).then_some(again)
+        (self.now.boot < again && !mutant::is(Mutant::NeverRests)).then_some(again)
     }
 
     /// The keeper has been away for longer than any permission of it lasts: whatever it ran is stopped, and a lock that
@@ -345,6 +346,7 @@ impl<'a> Ctx<'a> {
     /// A renewal sent after the last death of a postmaster (the old holder may not know it was usurped).
     fn renewed_since_death(&self, own: &OwnLease) -> bool {
         self.local.postgres.last_death.is_none_or(|death| own.evidence > death)
+            || mutant::is(Mutant::StartsWithoutRenewal)
     }
 
     /// A task runs: wait for it, unless its reason has gone.

@@ -16,6 +16,7 @@ use crate::model::{
     Action, BootInstant, Decision, FailoverRequest, Initialize, LeaseVerdict, Lsn, Member, MemberName, PeerAnswer,
     PeerRound, Probe, Shutdown, Timeline,
 };
+use crate::mutant::{self, Mutant};
 
 /// A member that has everything of a clean shutdown is waited for at least this long: a pod is scheduled, pulls its image
 /// and starts Postgres in less.
@@ -276,7 +277,7 @@ struct Wish<'a> {
 /// more.
 fn contest(ctx: &Ctx<'_>, unlocked: &Unlocked, probe: &Probe, wish: Wish<'_>) -> Outcome {
     let (behind, allowed) = (lag(ctx, probe.position), ctx.settings.maximum_lag_on_failover);
-    if behind > allowed {
+    if behind > allowed && !mutant::is(Mutant::LagIsIgnored) {
         return yields(format!(
             "my wal position exceeds maximum replication lag ({behind} bytes behind, {allowed} allowed)"
         ));
@@ -326,7 +327,9 @@ fn contest(ctx: &Ctx<'_>, unlocked: &Unlocked, probe: &Probe, wish: Wish<'_>) ->
 
 /// The oath. `Ok`: it does not stand in my way; in words, what is lost if I lead.
 fn sworn(ctx: &Ctx<'_>, unlocked: &Unlocked, field: &Field<'_>, me: &Standing) -> Result<Option<String>, Outcome> {
-    let Some(oath) = field.oath().filter(|_| !field.has_oath(me)) else { return Ok(None) };
+    let Some(oath) = field.oath().filter(|_| !field.has_oath(me) && !mutant::is(Mutant::OathIsForgotten)) else {
+        return Ok(None);
+    };
     let all = format!("everything up to {}, the last clean shutdown", oath.position);
     if let Some((name, _)) = field.all_fit().find(|(_, s)| field.has_oath(s)) {
         return Err(yields_to(name, format!("{name} has {all}")));

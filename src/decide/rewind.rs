@@ -16,6 +16,7 @@ use crate::model::{
     Action, BootInstant, ClusterState, Compared, ControlData, DataDir, Decision, Member, MemberName, RewindState, Role,
     StopMode, TaskEnd, TaskKind, TaskOutcome,
 };
+use crate::mutant::{self, Mutant};
 
 /// A standby that does not stream this long although there is a leader is compared again. Long enough for a leader that
 /// restarts, short enough that nobody waits for a replica that will never come.
@@ -245,7 +246,7 @@ fn failed(ctx: &Ctx<'_>, leader: &MemberName, member: Option<&Member>, why: &str
 fn remove(ctx: &Ctx<'_>, conn_url: &str, why: String) -> Decision {
     ctx.wait(why.clone()).then(Action::Begin(TaskKind::Remove {
         keep_as_failed: false,
-        verify: Some(conn_url.to_owned()),
+        verify: Some(conn_url.to_owned()).filter(|_| !mutant::is(Mutant::RemovesUnasked)),
         why,
     }))
 }

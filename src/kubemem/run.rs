@@ -5,6 +5,7 @@ use super::store::{DeleteOptions, Part, Query, Store};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 /// What a server answers.
 #[derive(Debug, Clone, PartialEq)]
@@ -12,22 +13,22 @@ pub struct Answer {
     /// HTTP status code.
     pub status: u16,
     /// The object, the list, or a `Status`.
-    pub body: Value,
+    pub body: Arc<Value>,
 }
 
 impl Answer {
-    fn ok(body: Value) -> Answer {
-        Answer { status: 200, body }
+    fn ok(body: impl Into<Arc<Value>>) -> Answer {
+        Answer { status: 200, body: body.into() }
     }
 
-    fn created(object: &Value) -> Answer {
-        Answer { status: 201, body: object.clone() }
+    fn created(body: Arc<Value>) -> Answer {
+        Answer { status: 201, body }
     }
 }
 
 impl From<Status> for Answer {
     fn from(status: Status) -> Answer {
-        Answer { status: status.code, body: status.to_value() }
+        Answer { status: status.code, body: Arc::new(status.to_value()) }
     }
 }
 
@@ -65,7 +66,7 @@ fn object(call: &Call) -> Result<Value, Status> {
 
 fn get(store: &Store, call: &Call) -> Result<Answer, Status> {
     let found = store.read(call.target.kind, &call.target.namespace, &call.target.name)?;
-    Ok(Answer::ok((*found).clone()))
+    Ok(Answer::ok(found))
 }
 
 fn list(store: &Store, call: &Call) -> Result<Answer, Status> {
@@ -117,7 +118,7 @@ fn create(store: &Store, call: &Call) -> Result<Answer, Status> {
     refuse_dry_run(call)?;
     namespace_exists(store, call)?;
     let made = store.create_part(target.kind, &target.namespace, object, Part::Main)?;
-    Ok(Answer::created(&made))
+    Ok(Answer::created(made))
 }
 
 fn namespace_exists(store: &Store, call: &Call) -> Result<(), Status> {
@@ -150,9 +151,9 @@ fn update(store: &Store, call: &Call) -> Result<Answer, Status> {
             }
             object["metadata"]["resourceVersion"] = Value::Null;
             let made = store.create_part(target.kind, &target.namespace, object, Part::Main)?;
-            Ok(Answer::created(&made))
+            Ok(Answer::created(made))
         }
-        written => written.map(|made| Answer::ok((*made).clone())),
+        written => written.map(Answer::ok),
     }
 }
 
@@ -170,7 +171,7 @@ fn patch(store: &Store, call: &Call) -> Result<Answer, Status> {
         Err(Status::invalid(target.kind, &target.name, &[error]))
     };
     let made = store.write(target.kind, &target.namespace, &target.name, part(call), change)?;
-    Ok(Answer::ok((*made).clone()))
+    Ok(Answer::ok(made))
 }
 
 fn delete(store: &Store, call: &Call) -> Result<Answer, Status> {
@@ -188,7 +189,7 @@ fn delete(store: &Store, call: &Call) -> Result<Answer, Status> {
     if gone && !target.kind.delete_returns_object {
         return Ok(Answer::ok(Status::deleted(target.kind, &target.name, &object["metadata"]["uid"])));
     }
-    Ok(Answer::ok((*object).clone()))
+    Ok(Answer::ok(object))
 }
 
 fn delete_collection(store: &Store, call: &Call) -> Result<Answer, Status> {

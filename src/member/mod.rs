@@ -125,6 +125,11 @@ impl Member {
         Step { wake_at: s.wake, effects: std::mem::take(&mut s.effects), lines: std::mem::take(&mut s.lines) }
     }
 
+    /// Until when this member may call itself leader, by its own clock.
+    pub fn leader_until(&self) -> Option<BootInstant> {
+        self.state.leader_until()
+    }
+
     /// What others may see of this member.
     pub fn snapshot(&self) -> MemberSnapshot {
         self.state.snapshot()
@@ -135,6 +140,10 @@ impl State {
     /// Drops what no decision may do: a fault of this program, said loudly, and not done. What follows a refused action was
     /// meant to come after it and goes too; what only stops stays.
     fn refuse_what_is_broken(&mut self, decision: &mut Decision) {
+        if crate::mutant::any() {
+            // Whatever is wrong has to show in the cluster.
+            return;
+        }
         let Err(broken) = decide::check(decision, &self.cluster, &self.local, &self.in_force.settings, self.now) else {
             return;
         };

@@ -10,6 +10,7 @@
 use std::time::Duration;
 
 use super::{BootInstant, LeaderRecord, MemberName};
+use crate::mutant::{self, Mutant};
 
 /// The five keys of the lease. Times are opaque text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -95,6 +96,7 @@ pub enum LeaseVerdict {
 impl LeaseTracker {
     /// At process start: nothing seen yet, so a full ttl has to pass.
     pub fn new(now: BootInstant, ttl: Duration) -> Self {
+        let ttl = if mutant::is(Mutant::StartKnowsAll) { Duration::ZERO } else { ttl };
         LeaseTracker {
             record: None,
             since: now,
@@ -127,7 +129,7 @@ impl LeaseTracker {
             Some(r) => {
                 // A holder that leaves its mark with every renewal also says so when it gives the lock up.
                 let in_silence = !self.marked && self.seen.as_ref().is_some_and(|seen| r.is_release_of(seen));
-                self.released = by_holder || in_silence;
+                self.released = by_holder || in_silence || mutant::is(Mutant::BareObjectIsReleased);
                 if !self.released {
                     self.fall_silent(at, own_ttl);
                 }
@@ -161,7 +163,7 @@ impl LeaseTracker {
             Some(who) if now > self.expires(own_ttl) => LeaseVerdict::Expired(who.clone()),
             Some(who) => LeaseVerdict::Held(who.clone()),
             None if self.released => LeaseVerdict::Released,
-            None if now >= self.silent_until => LeaseVerdict::Vacant,
+            None if now >= self.silent_until || mutant::is(Mutant::SilenceCostsNothing) => LeaseVerdict::Vacant,
             None => LeaseVerdict::Silence { until: self.silent_until },
         }
     }
@@ -170,6 +172,7 @@ impl LeaseTracker {
     pub fn expires(&self, own_ttl: Duration) -> BootInstant {
         match self.record.as_ref().filter(|r| r.leader.is_some()) {
             None => self.silent_until,
+            Some(_) if mutant::is(Mutant::IgnoresTheTtl) => self.since,
             Some(r) => self.since + r.ttl_or(own_ttl),
         }
     }

@@ -9,6 +9,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::{Settings, WatchdogMode};
+use crate::mutant::{self, Mutant};
 
 /// The computed deadlines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,8 +72,9 @@ impl Timings {
         } else {
             f64::INFINITY
         };
-        let end = t - scale;
-        let kill = end.min(w) - scale;
+        let end = if mutant::is(Mutant::NoMarginForClocks) { t } else { t - scale };
+        let last = if mutant::is(Mutant::FencesAfterTheLease) { end + 8.0 } else { end.min(w) };
+        let kill = last - scale;
         let stop = kill - 1.5 * scale;
         let demote = stop - 2.0 * scale;
         if demote < LEAST_DEMOTE_S * scale {

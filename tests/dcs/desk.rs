@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use patroni::dcs::Body;
 use patroni::dcs::desk::{Desk, Followed};
 use patroni::dcs::kube::{Access, Mode, StoreOptions};
 use patroni::dcs::{
@@ -60,7 +61,7 @@ impl Member {
 
     fn send(&mut self, sent: &Sent) -> Result<Answer, Failure> {
         let answer = run(&self.store, &kube_call(sent));
-        self.desk.decode(sent, answer.status, answer.body.to_string().as_bytes(), at(1))
+        self.desk.decode(sent, answer.status, Body::Bytes(answer.body.to_string().as_bytes()), at(1))
     }
 
     fn ask(&mut self, request: Request) -> Result<Answer, Failure> {
@@ -83,7 +84,7 @@ impl Member {
                     let sent = self.desk.encode(self.desk.follow(feed)).unwrap();
                     if sent.call.verb == "watch" {
                         let cursor = Cursor::open(&self.store, &kube_call(&sent)).unwrap();
-                        assert!(self.desk.decode(&sent, 200, b"", at(1)).is_ok());
+                        assert!(self.desk.decode(&sent, 200, Body::Bytes(b""), at(1)).is_ok());
                         self.watches.insert(feed as usize, (sent, cursor));
                     } else {
                         self.send(&sent).unwrap();

@@ -1,16 +1,20 @@
 //! API servers over one store: each with a watch cache that lags; requests that are slow, lost, answered to nobody, or land
 //! when nobody waits for them any more. What is asked and what an answer says is the shipping [`Desk`]'s business.
 
-use patroni::dcs::desk::{Followed, WatchEnd};
-use patroni::dcs::{Answer as Got, Failure, Feed, Request, Sent};
-use patroni::kubemem::{Call, Cursor, Event as Shown, run};
-use patroni::model::StoreLink;
-use serde_json::Value;
+use std::sync::Arc;
 
-use super::mutant::Mutant;
+use patroni::dcs::desk::{Followed, WatchEnd};
+use patroni::dcs::{Answer as Got, Body, Failure, Feed, Request, Sent};
+use patroni::kubemem::{Call, Cursor, Event as Shown, Verb, run};
+use patroni::model::StoreLink;
+use serde_json::{Value, json};
+
 use super::rng::Rng;
 use super::sidecar::{ToSidecar, Why};
 use super::world::{Event, MS, Ns, SEC, World};
+
+/// Requests of one member within a second of virtual time; more is a busy loop.
+const REQUESTS_MAX: u32 = 60;
 
 /// An open watch, as the server sees it.
 struct Open {
@@ -111,11 +115,28 @@ impl World {
         }
     }
 
+    /// The servers were restarted over a store of an earlier day: every watch breaks.
+    pub fn servers_restart(&mut self) {
+        let version = self.store.version();
+        self.announced = version;
+        for s in &mut self.servers {
+            s.seen = version;
+            s.open.clear();
+        }
+        for pod in 0..self.pods.len() {
+            let delay = self.pods[pod].net.between(MS, SEC);
+            self.sidecar_gets(pod, delay, ToSidecar::WatchBreaks);
+        }
+    }
+
     /// Sends a request of the desk. `None`: it cannot be said; the failure is the answer.
     pub fn request(&mut self, pod: usize, request: Request, why: Why) -> Result<(), Failure> {
         let Some(side) = &mut self.pods[pod].sidecar else { return Ok(()) };
         let sent = side.desk.encode(request)?;
         side.requests_made += 1;
+        let second = self.t / SEC;
+        side.rate = if side.rate.0 == second { (second, side.rate.1 + 1) } else { (second, 1) };
+        let busy = side.rate.1 == REQUESTS_MAX;
         let (request, life) = (side.requests_made, side.life);
         let watch = match why {
             Why::Watch(feed) => Some((feed, side.feeds[feed as usize].number)),
@@ -127,6 +148,9 @@ impl World {
         side.asked.insert(request, Asked { sent, why });
         let limit = self.settings.retry_timeout.as_nanos() as Ns;
         self.after(limit, Event::Sidecar { pod, life, to: Box::new(ToSidecar::ApiSilent(request)) });
+        if busy {
+            self.violation(format!("L3 m{pod} sends {REQUESTS_MAX} requests within a second"));
+        }
         let Ok(call) = call else { return Ok(()) };
         self.travel(Landing { pod, life, request, call, watch, server: 0, answered: true }, write);
         Ok(())
@@ -162,10 +186,15 @@ impl World {
 
     pub fn land(&mut self, landing: Landing) {
         let Landing { pod, life, request, call, watch, server, answered } = landing;
+        let refuses = self.t < self.refuses_until && call.verb() != Verb::Get && call.verb() != Verb::List;
         let (status, body) = match watch {
+            None if refuses => {
+                let body = json!({"kind": "Status", "status": "Failure", "message": "quota exceeded", "code": 403});
+                (403, Arc::new(body))
+            }
             None => {
                 let answer = run(&self.store, &call);
-                (answer.status, answer.body.to_string())
+                (answer.status, answer.body)
             }
             Some((feed, number)) => match Cursor::open(&self.store, &call) {
                 Ok(cursor) => {
@@ -173,9 +202,9 @@ impl World {
                     let mut open = Open { pod, life, feed, number, cursor, at: self.t + 30 * MS };
                     self.show(&mut open, version);
                     self.servers[server].open.push(open);
-                    (200, String::new())
+                    (200, Arc::new(Value::Null))
                 }
-                Err(status) => (status.code, status.to_value().to_string()),
+                Err(status) => (status.code, Arc::new(status.to_value())),
             },
         };
         if !answered || self.t < self.pods[pod].api_cut {
@@ -185,20 +214,17 @@ impl World {
         if !self.quiet && self.plan.bad_api && self.pods[pod].net.one_in(60) {
             back += self.pods[pod].net.between(SEC, 9 * SEC);
         }
-        if self.mutant == Mutant::LeaseFromConfirmation && watch.is_none() && self.pods[pod].net.one_in(2) {
-            back += self.pods[pod].net.between(2 * SEC, 9 * SEC);
-        }
         let to = Box::new(ToSidecar::ApiAnswer { request, status, body });
         self.after(back, Event::Sidecar { pod, life, to });
     }
 
     /// An answer, or none: into the desk, and on to whoever asked.
-    pub fn api_answered(&mut self, pod: usize, request: u64, answer: Result<(u16, String), &str>) {
+    pub fn api_answered(&mut self, pod: usize, request: u64, answer: Result<(u16, Arc<Value>), &str>) {
         let at = self.boot(pod);
         let Some(side) = &mut self.pods[pod].sidecar else { return };
         let Some(Asked { sent, why }) = side.asked.remove(&request) else { return };
         let got = match answer {
-            Ok((status, body)) => side.desk.decode(&sent, status, body.as_bytes(), at),
+            Ok((status, body)) => side.desk.decode(&sent, status, Body::Read(&body), at),
             Err(silence) => Err(side.desk.unanswered(&sent, silence, at)),
         };
         let good = got.is_ok();

@@ -32,6 +32,8 @@ pub struct Disk {
     /// Of the latest checkpoint.
     pub checkpoint: (u64, u32),
     pub standby_signal: bool,
+    /// A rewind began here and did not end.
+    pub half: bool,
     /// What the configuration files name.
     pub upstream: Upstream,
 }
@@ -52,6 +54,14 @@ impl Disk {
         let same = self.log.iter().zip(&other.log).take_while(|(a, b)| a == b).count();
         let end = |d: &Disk| d.log.get(same).map_or(d.end, |b| b.start).min(d.end);
         if same == 0 || self.system_id != other.system_id { 0 } else { end(self).min(end(other)) }
+    }
+    /// As far as the last branch, which a promotion has just begun, is not counted: up to where this was WAL of the other.
+    pub fn before_promotion(&self) -> Disk {
+        let mut before = self.clone();
+        if let Some(last) = before.log.pop() {
+            before.end = last.start;
+        }
+        before
     }
     /// Everything here is in the history of the other.
     pub fn is_part_of(&self, other: &Disk) -> bool {
@@ -80,6 +90,7 @@ impl Disk {
         match marker {
             Some(Marker::Bootstrap(of)) if of != uid => DataDir::Unusable("a new cluster of another pod".to_owned()),
             Some(_) => DataDir::HalfMade,
+            None if disk.half => DataDir::HalfRewound { control: Some(disk.control()) },
             None => DataDir::Present { control: Some(disk.control()), standby_signal: disk.standby_signal },
         }
     }

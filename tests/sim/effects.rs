@@ -6,15 +6,13 @@ use patroni::dcs::{Answer as Got, Failure, Object, Request, leader_written, writ
 use patroni::keeper::protocol::{self, Ask, State, UnfencedReason};
 use patroni::member::{Answer, Effect, Fail, Id, Looked, Reload, Sent, StartEnd};
 use patroni::model::{
-    BootInstant, ClusterState, Compared, DataDir, LeaderWritten, Lsn, MemberName, PeerAnswer, PeerRole, Permission,
-    PostgresState, Probe, RewindState, SlotsNow, StartRole, StopMode, Tags, Timeline, Upstream, WriteResult,
+    BootInstant, Compared, LeaderWritten, Lsn, MemberName, PeerAnswer, PeerRole, Permission, PostgresState, Probe,
+    RewindState, SlotsNow, StartRole, StopMode, Tags, Timeline, Upstream, WriteResult,
 };
 use patroni::postgres::remote::LeaderTimeline;
 use patroni::postgres::rewind::{self, Divergence, LocalEnd};
 
 use super::disk::{Disk, Marker};
-use super::keeper::ToKeeper;
-use super::mutant::Mutant;
 use super::postgres::{PgEvent, Phase};
 use super::sidecar::{AskedKeeper, ToSidecar, Why, note_of, running};
 use super::world::{MS, SEC, World};
@@ -38,10 +36,6 @@ impl World {
             | Effect::Publish(_)
             | Effect::StripLabels => self.perform_on_store(pod, id, effect),
             Effect::Permit { permission, evidence, note } => {
-                if self.mutant == Mutant::ReleaseBeforeStop && permission == Permission::None {
-                    return self.reply_in(pod, MS, id, Ok(Answer::Kept));
-                }
-                let (permission, evidence) = self.bend_permission(pod, permission, evidence);
                 let note = note.map_or_else(String::new, |record| note_of(&record, evidence));
                 let ask = Ask::Permit { permission: in_protocol(permission), evidence: evidence.as_nanos(), note };
                 self.ask_keeper(pod, ask, AskedKeeper::Kept(id));
@@ -78,14 +72,7 @@ impl World {
         match effect {
             Effect::Look => {
                 let p = &self.pods[pod];
-                let mut data = Disk::seen(p.disk.as_ref(), p.marker.as_ref(), &p.uid);
-                if self.mutant == Mutant::ReleaseBeforeStop
-                    && let DataDir::Present { control: Some(control), .. } = &mut data
-                    && control.state == ClusterState::InProduction
-                {
-                    control.state = ClusterState::ShutDown;
-                    control.shutdown_position = p.disk.as_ref().map(|d| Lsn(d.end));
-                }
+                let data = Disk::seen(p.disk.as_ref(), p.marker.as_ref(), &p.uid);
                 let newest = p.disk.as_ref().map_or(0, Disk::timeline);
                 let newest_history = Timeline(if newest > 1 { newest } else { 0 });
                 self.reply_in(pod, takes, id, Ok(Answer::Data { data, newest_history }));
@@ -125,12 +112,7 @@ impl World {
 
     fn perform_on_store(&mut self, pod: usize, id: Id, effect: Effect) {
         let asked = match effect {
-            Effect::ReadLeader => {
-                if let Some(s) = &mut self.pods[pod].sidecar {
-                    s.stale = s.view.as_ref().and_then(|v| v.cluster.leader.as_ref().map(|l| l.lease.clone()));
-                }
-                self.request(pod, Request::Read(Object::Leader), Why::ReadLeader(id))
-            }
+            Effect::ReadLeader => self.request(pod, Request::Read(Object::Leader), Why::ReadLeader(id)),
             Effect::WriteLeader(write) => self.request(pod, Request::WriteLeader(write), Why::WriteLeader(id)),
             Effect::ReadPod { name } => self.request(pod, Request::ReadPod(name), Why::ReadPod(id)),
             Effect::WriteStore(write) => {
@@ -184,7 +166,7 @@ impl World {
                     Ok(_) => Ok(None),
                     Err(failure) => Err(failure.into_read()),
                 };
-                (id, self.bend_facts(pod, Answer::Pod(facts)))
+                (id, Answer::Pod(facts))
             }
             Why::Store(id, object) => {
                 let answer = Answer::Written(write_result(got));
@@ -232,19 +214,6 @@ impl World {
             StopMode::Fast => protocol::StopMode::Fast,
             StopMode::Immediate => protocol::StopMode::Immediate,
         };
-        if self.mutant == Mutant::ReleaseBeforeStop {
-            // The keeper says that Postgres is gone before it is.
-            let at = self.boot(pod);
-            let how = "exit code 0".to_owned();
-            let delay = self.pods[pod].luck.between(SEC, 6 * SEC);
-            let conn = self.pods[pod].sidecar.as_ref().and_then(|s| s.conn);
-            if let Some(conn) = conn {
-                let ask = Ask::Stop { mode };
-                self.keeper_gets(pod, delay, ToKeeper::Request { conn, id: u64::MAX, ask });
-            }
-            self.reply_in(pod, MS, id, Ok(Answer::Kept));
-            return self.step(pod, patroni::member::Input::Keeper(patroni::member::News::Died { how, at }));
-        }
         self.ask_keeper(pod, Ask::Stop { mode }, AskedKeeper::Kept(id));
     }
 

@@ -1,21 +1,22 @@
 //! What goes wrong: drawn from the seed. Each seed enables some kinds only, so that rare meetings of two of them are not
-//! drowned by the others. The kubelet is here too: it starts what has ended and reports what it saw.
+//! drowned by the others.
 
 use patroni::keeper::core::End;
 use patroni::keeper::protocol::StopMode;
 use patroni::member::Signal;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::keeper::ToKeeper;
-use super::mutant::Mutant;
+use super::kubelet::{Kubelet, stamp};
+use super::mutant::Profile;
 use super::postgres::PgEvent;
 use super::rng::Rng;
 use super::sidecar::ToSidecar;
-use super::world::{EPOCH_SECS, Event, MS, Ns, SEC, World};
+use super::world::{Event, MS, Ns, SEC, World};
 
 /// Three members from nothing are streaming long before.
 const CALM: Ns = 60 * SEC;
-const FAULTS_END: Ns = 360 * SEC;
+pub const FAULTS_END: Ns = 360 * SEC;
 /// ttl + 2·loop_wait + 10 s (L1), and for late writes, starts, rewinds and clones, which L1 leaves out.
 const HEALED: Ns = (30 + 20 + 10 + 30) * SEC;
 
@@ -40,7 +41,33 @@ pub enum Fault {
     Terminate,
     DataWiped,
     StopAll,
+    // Drawn from a stream of their own: a seed without any of these runs as it did before there were these.
+    ApiRefuses,
+    StoreRestored,
+    OldDump,
+    WallJump,
+    VmPaused,
+    DiskFull,
+    PromotedByHand,
+    Failover,
+    Restart,
+    Reinit,
+    Edit,
 }
+
+const MORE: [Fault; 11] = [
+    Fault::ApiRefuses,
+    Fault::StoreRestored,
+    Fault::OldDump,
+    Fault::WallJump,
+    Fault::VmPaused,
+    Fault::DiskFull,
+    Fault::PromotedByHand,
+    Fault::Failover,
+    Fault::Restart,
+    Fault::Reinit,
+    Fault::Edit,
+];
 
 const FAULTS: [Fault; 20] = [
     Fault::KillSidecar,
@@ -65,16 +92,25 @@ const FAULTS: [Fault; 20] = [
     Fault::StopAll,
 ];
 
-/// Left out unless asked for by name (`SIM_FAULTS`): what they break is known and being mended elsewhere. A leader object
-/// that lost its keys is taken for released; a wiped store is restored by stopped members only, and forgets which timelines
-/// there have been.
-const KNOWN: [Fault; 2] = [Fault::LeaderStripped, Fault::StoreWiped];
+/// Left out unless asked for by name (`SIM_FAULTS`) or by a mutant: what they break is known and being mended elsewhere. A
+/// wiped store is restored by stopped members only, and forgets which timelines there have been. A store of an earlier day
+/// shows locks that were given up then to members that have seen nothing since. Whoever was promoted by hand may be on the
+/// number of another branch, and waits for ever. A wall clock that goes back makes the containers of an earlier life those
+/// of this one.
+const KNOWN: [Fault; 6] = [
+    Fault::LeaderStripped,
+    Fault::StoreWiped,
+    Fault::StoreRestored,
+    Fault::OldDump,
+    Fault::PromotedByHand,
+    Fault::WallJump,
+];
 
 /// What this seed may do.
 pub struct Plan {
     pub pods: usize,
     pub servers: usize,
-    faults: Vec<Fault>,
+    pub faults: Vec<Fault>,
     pub bad_api: bool,
     pub stalls: bool,
     pub slow_disk: bool,
@@ -83,10 +119,19 @@ pub struct Plan {
     pub slow_stops: bool,
     /// Between two faults at most.
     pause: Ns,
+    /// Faults begin before there is a cluster.
+    pub early: bool,
+    /// Backends that are stuck.
+    pub deaf: bool,
+    /// Programs that fail on the way.
+    pub bad_tools: bool,
+    /// Clocks that are a hundredth too fast or too slow.
+    pub bad_clocks: bool,
 }
 
 impl Plan {
-    pub fn draw(chance: &mut Rng, mutant: Mutant) -> Plan {
+    /// `profile`: exactly these faults.
+    pub fn draw(seed: u64, chance: &mut Rng, profile: Option<&Profile>) -> Plan {
         let on = std::env::var("SIM_FAULTS").unwrap_or_default();
         let share = chance.between(2, 6);
         let mut faults: Vec<Fault> = FAULTS.into_iter().filter(|_| chance.one_in(share)).collect();
@@ -94,14 +139,11 @@ impl Plan {
             faults.push(Fault::PostgresCrash);
         }
         if on.is_empty() {
-            faults.retain(|f| !KNOWN.contains(f) || (mutant == Mutant::InitdbDespiteData && *f == Fault::StoreWiped));
-            if mutant == Mutant::InitdbDespiteData {
-                faults.extend([Fault::StoreWiped, Fault::DataWiped]);
-            }
+            faults.retain(|f| !KNOWN.contains(f));
         } else {
             faults.retain(|f| on.split(',').any(|word| format!("{f:?}").starts_with(word)));
         }
-        Plan {
+        let mut plan = Plan {
             pods: [2, 3, 3, 3, 3, 4, 5][chance.below(7) as usize],
             servers: 1 + chance.below(3) as usize,
             faults,
@@ -112,40 +154,39 @@ impl Plan {
             slow_starts: chance.one_in(3),
             slow_stops: chance.one_in(3),
             pause: [10, 30, 60][chance.below(3) as usize] * SEC,
+            early: false,
+            deaf: false,
+            bad_tools: false,
+            bad_clocks: false,
+        };
+        plan.draw_more(Rng::new(seed, 0, 6), &on);
+        if let Some(profile) = profile {
+            plan.faults = profile.faults.to_vec();
+            (profile.twist)(&mut plan);
         }
+        plan
     }
-}
 
-/// What the kubelet does by and by.
-#[derive(Clone, Debug)]
-pub enum Kubelet {
-    StartKeeper,
-    StartSidecar,
-    /// Writes what it saw into the pod's object.
-    Report {
-        container: &'static str,
-        id: String,
-        started: Ns,
-    },
-    ReportEnd {
-        container: &'static str,
-        id: String,
-    },
-    /// The grace period of a pod is over.
-    Kill,
-    /// The StatefulSet makes the pod again.
-    Recreate,
-    Back,
-}
-
-fn stamp(t: Ns, wall: i64) -> String {
-    let secs = EPOCH_SECS as i64 + (t / SEC) as i64 + wall.div_euclid(1_000_000);
-    patroni::model::WallTime(secs * 1_000_000).iso().split('.').next().map(|s| format!("{s}Z")).unwrap_or_default()
+    fn draw_more(&mut self, mut chance: Rng, on: &str) {
+        if chance.one_in(2) {
+            return;
+        }
+        let more: Vec<Fault> = MORE.into_iter().filter(|_| chance.one_in(4)).collect();
+        let wanted = |f: &Fault| match on {
+            "" => !KNOWN.contains(f),
+            on => on.split(',').any(|word| format!("{f:?}").starts_with(word)),
+        };
+        self.faults.extend(more.into_iter().filter(wanted));
+        self.early = chance.one_in(6);
+        self.deaf = chance.one_in(4);
+        self.bad_tools = chance.one_in(3);
+        self.bad_clocks = chance.one_in(3);
+    }
 }
 
 impl World {
     pub fn schedule_faults(&mut self) {
-        let mut at = CALM;
+        let mut at = if self.plan.early { SEC } else { CALM };
         while at < FAULTS_END {
             self.at(at, Event::Fault);
             at += self.chance.between(SEC, self.plan.pause);
@@ -154,151 +195,7 @@ impl World {
         self.at(FAULTS_END + HEALED, Event::End);
     }
 
-    pub fn create_pod(&mut self, pod: usize) {
-        let name = self.pods[pod].name.clone();
-        let container = |c: &str| json!({"name": c, "image": "x"});
-        let object = json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": name.as_str(), "labels": {"application": "patroni", "cluster-name": "demo"}},
-            "spec": {"nodeName": format!("n{pod}"), "containers": [container("postgres"), container("patroni")]},
-            "status": {"podIP": format!("10.0.0.{}", pod + 1)},
-        });
-        let made = self.store.create("pods", "default", object).map(|o| o["metadata"]["uid"].clone());
-        if let Ok(Value::String(uid)) = made {
-            self.pods[pod].uid = uid;
-        }
-    }
-
-    pub fn kubelet(&mut self, pod: usize, what: Kubelet) {
-        match what {
-            Kubelet::StartKeeper => {
-                let p = &self.pods[pod];
-                if p.keeper.is_some() || p.leaving || p.away {
-                    return;
-                }
-                // The container is whole: nothing of the one before is left.
-                self.pods[pod].pg = None;
-                self.start_keeper(pod);
-                self.container_starts(pod, "postgres");
-            }
-            Kubelet::StartSidecar => {
-                let p = &self.pods[pod];
-                if p.sidecar.is_some() || p.leaving || p.away {
-                    return;
-                }
-                self.start_sidecar(pod);
-                self.container_starts(pod, "patroni");
-            }
-            Kubelet::Report { container, id, started } => self.report(pod, container, |wall| {
-                json!({"name": container, "containerID": id, "image": "x", "imageID": "x", "ready": true,
-                    "restartCount": 0, "state": {"running": {"startedAt": stamp(started, wall)}}})
-            }),
-            Kubelet::ReportEnd { container, id } => self.report(pod, container, |_| {
-                json!({"name": container, "containerID": id, "image": "x", "imageID": "x", "ready": false,
-                    "restartCount": 0, "state": {"terminated": {"exitCode": 1, "containerID": id}}})
-            }),
-            Kubelet::Kill => {
-                if self.pods[pod].leaving {
-                    self.kill_pod(pod, true);
-                    self.after(SEC, Event::Kubelet { pod, what: Kubelet::Recreate });
-                }
-            }
-            Kubelet::Recreate => self.recreate(pod),
-            Kubelet::Back => {
-                self.pods[pod].away = false;
-                self.after(MS, Event::Kubelet { pod, what: Kubelet::StartKeeper });
-                self.after(MS, Event::Kubelet { pod, what: Kubelet::StartSidecar });
-            }
-        }
-    }
-
-    fn container_starts(&mut self, pod: usize, container: &'static str) {
-        let lives = self.pods[pod].lives;
-        let id = format!("containerd://{container}-{pod}-{lives}");
-        self.pods[pod].containers.insert(container, id.clone());
-        let delay = self.pods[pod].luck.between(20 * MS, 2 * SEC);
-        let what = Kubelet::Report { container, id, started: self.t };
-        self.after(delay, Event::Kubelet { pod, what });
-    }
-
-    fn report(&mut self, pod: usize, container: &str, status: impl Fn(i64) -> Value) {
-        let name = self.pods[pod].name.clone();
-        let Ok(object) = self.store.get("pods", "default", name.as_str()) else { return };
-        if object["metadata"]["uid"].as_str() != Some(&self.pods[pod].uid) {
-            return;
-        }
-        let wall = self.pods[pod].clock.wall(0).0 - EPOCH_SECS as i64 * 1_000_000;
-        let mut fresh = status(wall);
-        let mut all = object["status"]["containerStatuses"].as_array().cloned().unwrap_or_default();
-        match all.iter_mut().find(|s| s["name"] == container) {
-            Some(old) => {
-                if old["containerID"] != fresh["containerID"] && fresh["state"].get("terminated").is_none() {
-                    fresh["lastState"] = json!({"terminated": {"exitCode": 1, "containerID": old["containerID"]}});
-                } else if fresh["state"].get("terminated").is_some() && old["containerID"] != fresh["containerID"] {
-                    return;
-                }
-                *old = fresh;
-            }
-            None => all.push(fresh),
-        }
-        let patch = json!({"status": {"containerStatuses": all}});
-        if self.store.merge("pods", "default", name.as_str(), &patch).is_err() {
-            self.note(format!("m{pod} status could not be reported"));
-        }
-    }
-
-    fn report_end(&mut self, pod: usize, container: &'static str) {
-        let Some(id) = self.pods[pod].containers.get(container).cloned() else { return };
-        let delay = self.pods[pod].luck.between(20 * MS, 3 * SEC);
-        self.after(delay, Event::Kubelet { pod, what: Kubelet::ReportEnd { container, id } });
-    }
-
-    fn restart_soon(&mut self, pod: usize, what: Kubelet) {
-        let most = if self.quiet { 2 } else { 12 };
-        let delay = self.pods[pod].luck.between(500 * MS, most * SEC);
-        self.after(delay, Event::Kubelet { pod, what });
-    }
-
-    /// The process is gone.
-    pub fn kill_sidecar(&mut self, pod: usize) {
-        let Some(s) = self.pods[pod].sidecar.take() else { return };
-        if let Some(conn) = s.conn {
-            self.over_socket(pod, ToKeeper::Closed(conn));
-        }
-    }
-
-    pub fn sidecar_exits(&mut self, pod: usize, leave_postgres: bool) {
-        self.kill_sidecar(pod);
-        self.report_end(pod, "patroni");
-        if self.pods[pod].leaving && !leave_postgres {
-            return;
-        }
-        self.restart_soon(pod, Kubelet::StartSidecar);
-    }
-
-    pub fn keeper_left(&mut self, pod: usize) {
-        self.end_keeper(pod, true);
-        if self.pods[pod].leaving {
-            self.kill_pod(pod, true);
-            return self.after(SEC, Event::Kubelet { pod, what: Kubelet::Recreate });
-        }
-        self.restart_soon(pod, Kubelet::StartKeeper);
-    }
-
-    /// PID 1 of its container ends, and everything in it.
-    fn end_keeper(&mut self, pod: usize, reported: bool) {
-        let conn = self.pods[pod].sidecar.as_ref().and_then(|s| s.conn);
-        self.pods[pod].keeper = None;
-        self.pods[pod].pg = None;
-        if reported {
-            self.report_end(pod, "postgres");
-        }
-        if let Some(conn) = conn {
-            self.sidecar_gets(pod, MS, ToSidecar::KeeperClosed(conn));
-        }
-    }
-
-    fn kill_pod(&mut self, pod: usize, reported: bool) {
+    pub fn kill_pod(&mut self, pod: usize, reported: bool) {
         self.kill_sidecar(pod);
         self.end_keeper(pod, reported);
         if reported {
@@ -306,7 +203,7 @@ impl World {
         }
     }
 
-    fn recreate(&mut self, pod: usize) {
+    pub fn recreate(&mut self, pod: usize) {
         let name = self.pods[pod].name.clone();
         self.kill_pod(pod, false);
         if self.store.delete("pods", "default", name.as_str()).is_err() {
@@ -331,7 +228,12 @@ impl World {
             (0..self.pods.len()).find(|i| self.pods[*i].sidecar.as_ref().is_some_and(|s| s.leads_until > self.t));
         let pod = if self.chance.one_in(2) { leader.unwrap_or(any) } else { any };
         let long = self.chance.between(2 * SEC, 60 * SEC);
-        self.note(format!("FAULT {fault:?} on m{pod} ({:.1} s)", long as f64 / 1e9));
+        let number = self.faults_seen;
+        self.faults_seen += 1;
+        if self.left_out.contains(&number) {
+            return;
+        }
+        self.note(format!("FAULT {number} {fault:?} on m{pod} ({:.1} s)", long as f64 / 1e9));
         self.inject(fault, pod, long, leader);
     }
 
@@ -369,11 +271,13 @@ impl World {
             Fault::Terminate => self.terminate(pod),
             Fault::DataWiped => self.wipe_data(pod, leader),
             Fault::StopAll => self.stop_all(long),
+            other => self.inject_more(other, pod, long, leader),
         }
     }
 
-    fn freeze(&mut self, pod: usize, long: Ns, sidecar: bool, keeper: bool, postgres: bool) {
-        let until = self.t + long;
+    pub fn freeze(&mut self, pod: usize, long: Ns, sidecar: bool, keeper: bool, postgres: bool) {
+        // A clock that stands goes on where it stood, and no sooner.
+        let until = (self.t + long).max(self.pods[pod].paused);
         if let Some(s) = self.pods[pod].sidecar.as_mut().filter(|_| sidecar) {
             s.frozen = until;
             self.at(until, Event::SidecarThaws(pod));
@@ -396,7 +300,7 @@ impl World {
         }
     }
 
-    fn kind(&self) -> (&'static str, &'static str) {
+    pub fn kind(&self) -> (&'static str, &'static str) {
         if self.endpoints { ("endpoints", "demo") } else { ("configmaps", "demo-leader") }
     }
 
@@ -419,7 +323,7 @@ impl World {
         }
     }
 
-    fn crash(&mut self, pod: usize) {
+    pub fn crash(&mut self, pod: usize) {
         let lingers = self.chance.below(2400 * MS);
         let t = self.t;
         let Some(g) = self.pods[pod].pg.as_mut().filter(|g| !g.dead) else { return };
@@ -493,6 +397,7 @@ impl World {
     pub fn heal(&mut self) {
         let t = self.t;
         self.quiet = true;
+        self.refuses_until = self.refuses_until.min(t);
         self.note("everything is healed");
         for pod in 0..self.pods.len() {
             let p = &mut self.pods[pod];
@@ -500,6 +405,10 @@ impl World {
             p.pg_frozen = p.pg_frozen.min(t);
             p.thawed = if p.thawed == u64::MAX { p.thawed } else { p.thawed.min(t) };
             p.away = false;
+            p.full_until = p.full_until.min(t);
+            if let Some(g) = &mut p.pg {
+                g.deaf = false;
+            }
             if let Some(s) = &mut p.sidecar {
                 s.frozen = s.frozen.min(t);
             }

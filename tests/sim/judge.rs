@@ -1,8 +1,11 @@
 //! The checkers: they see the whole cluster, and nothing of the product but what it shows.
 
-use patroni::keeper::protocol::Permission;
+use patroni::dcs::schema;
+use patroni::keeper::protocol::{Permission, Role};
+use patroni::model::LeaderRecord;
 
-use super::disk::Branch;
+use super::disk::{Branch, Disk};
+use super::tasks::Work;
 use super::world::{MS, Ns, SEC, World};
 
 /// What the checkers remember.
@@ -19,6 +22,12 @@ pub struct Judge {
     /// Something happened whose consequences are known and being mended elsewhere: what follows says nothing new.
     pub known: bool,
     pub acknowledged: u64,
+    /// Makings of branches that somebody made behind everybody's back.
+    pub by_hand: Vec<u32>,
+    /// When the lock was given up last.
+    pub released: Ns,
+    /// The data as the last acknowledged commit left it.
+    acked: Option<Disk>,
 }
 
 impl World {
@@ -42,7 +51,10 @@ impl World {
         if until(self, pod) <= t {
             return;
         }
-        if let Some(other) = (0..self.pods.len()).find(|i| *i != pod && until(self, *i) > t) {
+        let stood = |w: &World, i: usize| t < w.pods[i].paused + 60 * SEC;
+        if let Some(other) =
+            (0..self.pods.len()).find(|i| *i != pod && until(self, *i) > t && !stood(self, *i) && !stood(self, pod))
+        {
             self.violation(format!("S1 m{pod} and m{other} hold unexpired leases"));
         }
     }
@@ -55,9 +67,20 @@ impl World {
         let thawing = t >= p.thawed && t < p.thawed + 700 * MS;
         let Some(branch) = p.disk.as_ref().map(|d| d.branch()) else { return };
         let Some(k) = &p.keeper else { return };
+        if t < p.paused + 60 * SEC {
+            // A clock that stood.
+            return;
+        }
+        if p.pg.as_ref().is_some_and(|g| g.by_hand.is_some_and(|since| t < since + 9 * SEC)) {
+            // The keeper looks once a second, and a slow volume takes its time.
+            return;
+        }
         // Not covered before there is a warden: a keeper that does not run (design §7).
         let frozen = t < k.frozen + 300 * MS && k.frozen > 0 && t + 120 * SEC > k.frozen;
         if let Permission::Unfenced { .. } = k.permission {
+            if t > k.permitted_at + 50 * SEC && !frozen && !thawing {
+                self.violation(format!("S9 m{pod} acknowledges for long without a fence"));
+            }
             return;
         }
         if thawing || frozen {
@@ -94,14 +117,22 @@ impl World {
             _ => {}
         }
         self.judge.newest = Some((branch, pod));
+        self.judge.acked.clone_from(&self.pods[pod].disk);
     }
 
     /// S5 and S7, when a promotion has ended.
     pub fn promoted(&mut self, pod: usize) {
-        if self.pods[pod].disk.as_ref().is_some_and(|d| self.is_second(d.branch())) {
-            // Nobody claims the number of a timeline before a promotion.
-            return self.is_known("a timeline's number was given twice");
+        if self.t < self.pods[pod].paused + 60 * SEC {
+            // A clock that stood: its lease is over for everybody else.
+            return;
         }
+        if self.pods[pod].disk.as_ref().is_some_and(|d| self.is_second(d.branch())) {
+            if self.judge.wiped.is_none() {
+                self.violation(format!("S6 m{pod} was promoted to a number that is given already"));
+            }
+            return;
+        }
+        self.check_fitness(pod);
         if let Some((wiped, _)) = self.judge.silent
             && self.t < wiped + 28 * SEC
             && self.t > wiped + 3 * SEC
@@ -119,7 +150,8 @@ impl World {
     fn is_second(&self, made: Branch) -> bool {
         let all = self.pods.iter().filter_map(|p| p.disk.as_ref()).flat_map(|d| &d.log).copied();
         let newest = self.judge.newest.map(|(branch, _)| branch);
-        all.chain(newest).any(|b| b.making != made.making && b.timeline >= made.timeline)
+        let by_hand = |b: &Branch| self.judge.by_hand.contains(&b.making);
+        all.chain(newest).any(|b| b.making != made.making && b.timeline >= made.timeline && !by_hand(&b))
     }
 
     fn is_known(&mut self, what: &str) {
@@ -141,7 +173,8 @@ impl World {
 
     /// S7 when initdb begins.
     pub fn check_initdb(&mut self, pod: usize) {
-        let data = (0..self.pods.len()).find(|i| *i != pod && self.pods[*i].disk.is_some());
+        let data =
+            (0..self.pods.len()).find(|i| *i != pod && self.pods[*i].disk.is_some() && self.pods[*i].marker.is_none());
         if let Some(other) = data {
             self.violation(format!("S7 m{pod} runs initdb, m{other} has data"));
         }
@@ -159,12 +192,123 @@ impl World {
         }
     }
 
+    /// S5, S6: who was promoted had not diverged from what was acknowledged last, and has all of the last clean shutdown
+    /// if anybody who is well has.
+    fn check_fitness(&mut self, pod: usize) {
+        if self.judge.forced || self.judge.wiped.is_some() {
+            return;
+        }
+        let Some(mine) = self.pods[pod].disk.as_ref().map(Disk::before_promotion) else { return };
+        if let Some(acked) = &self.judge.acked
+            && mine.common(acked) < mine.end
+            && self.recorded() >= acked.timeline()
+            && acked.timeline() > mine.timeline()
+        {
+            let text = format!("S6 m{pod} leads, and had diverged from timeline {}", acked.timeline());
+            return self.violation(text);
+        }
+        let Some(oath) = self.leader_record().and_then(|l| l.oath().cloned()) else { return };
+        let has = |d: &Disk| d.wal_timeline() >= oath.timeline.0 && d.end >= oath.position.0 && !d.half;
+        if has(&mine) {
+            return;
+        }
+        // One that is away, and had a minute to come.
+        let soon = self.t < self.judge.released + 60 * SEC;
+        let waited = (0..self.pods.len()).find(|i| {
+            let has = self.pods[*i].marker.is_none() && self.pods[*i].disk.as_ref().is_some_and(has);
+            *i != pod && has && oath.members.contains(&self.pods[*i].name) && self.pods[*i].sidecar.is_none()
+        });
+        if let Some(waited) = waited.filter(|_| soon) {
+            return self
+                .violation(format!("S5 m{pod} does not wait for m{waited}, which has all of the last clean shutdown"));
+        }
+        let better = (0..self.pods.len())
+            .find(|i| *i != pod && self.is_well(*i, pod) && self.pods[*i].disk.as_ref().is_some_and(has));
+        if let Some(better) = better {
+            self.violation(format!("S5 m{pod} leads without all of the last clean shutdown, m{better} has it"));
+        }
+    }
+
+    /// It has run undisturbed for a while, and can be asked from there.
+    fn is_well(&self, pod: usize, from: usize) -> bool {
+        let p = &self.pods[pod];
+        let before = self.t.saturating_sub(20 * SEC);
+        let side = p.sidecar.as_ref().is_some_and(|s| s.frozen < before && s.began < before && s.member.is_some());
+        let server = p.pg.as_ref().is_some_and(|g| g.began < before);
+        let link = self.links[pod][from].max(self.links[from][pod]) < before;
+        side && server && link && p.api_cut < before && p.pg_frozen < before && self.answers(pod)
+    }
+
+    fn leader_record(&self) -> Option<LeaderRecord> {
+        let (kind, name) = self.kind();
+        let object = self.store.get(kind, "default", name).ok()?;
+        let annotations = object["metadata"]["annotations"].as_object()?;
+        let annotations = annotations.iter().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect();
+        Some(schema::leader_from("0", &annotations, Vec::new(), &mut Vec::new()))
+    }
+
+    /// The timeline that the history in the store ends with.
+    fn recorded(&self) -> u32 {
+        let (kind, _) = self.kind();
+        let Ok(object) = self.store.get(kind, "default", "demo-config") else { return 0 };
+        let rows = object["metadata"]["annotations"]["history"].as_str().and_then(schema::history_from);
+        rows.and_then(|rows| rows.last().map(|row| row.timeline.0 + 1)).unwrap_or(1)
+    }
+
+    /// S10, S2: when a postmaster begins.
+    pub fn check_start(&mut self, pod: usize, role: Role) {
+        let p = &self.pods[pod];
+        if p.pg.is_some() {
+            return self.violation(format!("S10 two postmasters in m{pod}"));
+        }
+        if p.disk.as_ref().is_some_and(|d| d.half) {
+            return self.violation(format!("S10 m{pod} starts what a rewind has not finished"));
+        }
+        let Some(k) = &p.keeper else { return };
+        if k.programs.values().any(|program| program.work.is_some() && !program.over) {
+            return self.violation(format!("S10 m{pod} starts while a program works on its data"));
+        }
+        let (Permission::Writer { .. }, Role::Primary) = (k.permission, role) else { return };
+        if p.last_death.is_some_and(|death| k.evidence <= death) {
+            self.violation(format!("S2 a primary starts in m{pod} without a renewal since the last one died"));
+        }
+    }
+
+    /// S10: when a program begins on a data directory.
+    pub fn check_program(&mut self, pod: usize, work: &Work) {
+        let p = &self.pods[pod];
+        if p.pg.is_some() {
+            self.violation(format!("S10 {work:?} begins under the running server of m{pod}"));
+        } else if p.keeper.iter().flat_map(|k| k.programs.values()).any(|one| one.work.is_some() && !one.over) {
+            self.violation(format!("S10 {work:?} begins in m{pod} beside another program"));
+        }
+    }
+
+    /// S10: what is whole is removed only beside a leader that answers.
+    pub fn check_asked(&mut self, pod: usize) {
+        let whole = self.pods[pod].disk.is_some() && self.pods[pod].marker.is_none();
+        let leader = (0..self.pods.len()).any(|i| i != pod && self.linked(pod, i) && self.writable(i));
+        if whole && !leader {
+            self.violation(format!("S10 m{pod} removes its data, and no leader answers"));
+        }
+    }
+
+    /// S11: what was asked for is over.
+    fn check_requests(&mut self) {
+        let (kind, _) = self.kind();
+        let Ok(object) = self.store.get(kind, "default", "demo-failover") else { return };
+        let stands = ["leader", "member"].iter().find_map(|key| object["metadata"]["annotations"][key].as_str());
+        if let Some(who) = stands.filter(|who| !who.is_empty()) {
+            self.violation(format!("S11 a request about {who} stands for ever"));
+        }
+    }
+
     /// L1: one primary, everybody else streams from it, and everybody's data is part of its own.
     pub fn healthy(&mut self) {
         let n = self.pods.len();
         let primaries: Vec<usize> = (0..n).filter(|i| self.writable(*i)).collect();
         let idle: Vec<String> = (0..n)
-            .filter(|i| !self.writable(*i) && !self.streams(*i))
+            .filter(|i| !self.writable(*i) && !self.streams(*i, primaries.first()))
             .map(|i| format!("m{i} ({})", self.state_of(i)))
             .collect();
         if primaries.is_empty() && idle.iter().any(|why| why.contains("accepts the loss")) {
@@ -180,11 +324,15 @@ impl World {
             }
             self.violation(format!("L1 primaries {primaries:?}, not streaming: {idle:?}"));
         }
+        self.check_requests();
     }
 
-    fn streams(&self, pod: usize) -> bool {
+    fn streams(&self, pod: usize, leader: Option<&usize>) -> bool {
         let Some((up, life)) = self.pods[pod].pg.as_ref().and_then(|g| g.streams) else { return false };
-        self.answers(pod) && self.answers(up) && self.pods[up].pg.as_ref().is_some_and(|g| g.life == life)
+        leader == Some(&up)
+            && self.answers(pod)
+            && self.answers(up)
+            && self.pods[up].pg.as_ref().is_some_and(|g| g.life == life)
     }
 
     fn state_of(&self, pod: usize) -> String {

@@ -7,7 +7,6 @@ use patroni::keeper::core::{Config, ControlState, Core, End, Facts, In, Level, O
 use patroni::keeper::protocol::{Ask, Permission, Role, StopMode};
 use patroni::model::ClusterState;
 
-use super::mutant::Mutant;
 use super::sidecar::ToSidecar;
 use super::tasks::Work;
 use super::world::{Event, MS, Ns, SEC, World};
@@ -50,6 +49,7 @@ pub struct Keeper {
     /// As it was permitted last; for the checkers.
     pub permission: Permission,
     pub permitted_at: Ns,
+    pub evidence: u64,
     left: bool,
 }
 
@@ -76,6 +76,7 @@ impl World {
             due: u64::MAX,
             permission: Permission::None,
             permitted_at: self.t,
+            evidence: 0,
             left: false,
         });
         self.note(format!("m{pod} keeper starts"));
@@ -134,8 +135,8 @@ impl World {
                 self.core(pod, In::Opened(conn));
             }
             ToKeeper::Request { conn, id, ask } => {
-                if let (Ask::Permit { permission, .. }, Some(k)) = (&ask, &mut self.pods[pod].keeper) {
-                    (k.permission, k.permitted_at) = (*permission, self.t);
+                if let (Ask::Permit { permission, evidence, .. }, Some(k)) = (&ask, &mut self.pods[pod].keeper) {
+                    (k.permission, k.permitted_at, k.evidence) = (*permission, self.t, *evidence);
                 }
                 self.core(pod, In::Request { conn, id, ask });
             }
@@ -168,12 +169,8 @@ impl World {
     /// One step of the core, and what it wants done.
     fn core(&mut self, pod: usize, input: In) {
         let now = self.boot(pod).as_nanos();
-        let fences = !matches!(input, In::Request { .. });
         let Some(k) = self.pods[pod].keeper.as_mut().filter(|k| !k.left) else { return };
         for out in k.core.step(input, now) {
-            if self.mutant == Mutant::KeeperNeverFences && fences && matches!(out, Out::Kill { .. }) {
-                continue;
-            }
             self.carry_out(pod, out);
         }
     }
@@ -253,9 +250,7 @@ impl World {
                 if d.standby_signal != (role == Role::Standby) {
                     return Err("the signal files do not fit the role".to_owned());
                 }
-                if self.pods[pod].pg.is_some() {
-                    self.violation(format!("two postmasters in m{pod}"));
-                }
+                self.check_start(pod, role);
                 Ok(self.start_pg(pod))
             }
             Spawn::Program { run, program, .. } => {
@@ -263,11 +258,20 @@ impl World {
                 p.pids += 1;
                 let pid = p.pids;
                 let work = Work::of(&program.argv);
-                let takes = if work.is_some() { p.luck.between(300 * MS, 3 * SEC) } else { 5 * MS };
+                let mut takes = if work.is_some() { p.luck.between(300 * MS, 3 * SEC) } else { 5 * MS };
+                let mut end = End::Code(0);
+                if work.is_some() && !self.quiet && self.plan.bad_tools {
+                    takes *= 1 + p.luck.below(20);
+                    end = if p.luck.one_in(3) { End::Code(1) } else { end };
+                }
+                if let Some(work) = &work {
+                    self.check_program(pod, work);
+                }
+                let p = &mut self.pods[pod];
                 if let Some(k) = &mut p.keeper {
                     k.programs.insert(run, Program { pid, work, over: false });
                 }
-                self.keeper_gets(pod, takes, ToKeeper::ProgramEnds { run, end: End::Code(0) });
+                self.keeper_gets(pod, takes, ToKeeper::ProgramEnds { run, end });
                 Ok(pid)
             }
         }
@@ -280,6 +284,10 @@ impl World {
         let (pid, work) = (program.pid, program.work.take());
         let end = match (work, end) {
             (Some(work), End::Code(0)) if !self.work(pod, &work) => End::Code(1),
+            (Some(work), end) if end != End::Code(0) => {
+                self.work_fails(pod, &work, end);
+                end
+            }
             (_, end) => end,
         };
         self.core(pod, In::Reaped { pid, end });

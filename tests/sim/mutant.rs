@@ -1,105 +1,87 @@
-//! Safety rules that are missing, as changes of what a machine hears or of what becomes of its orders. The machines
-//! themselves are the shipping ones; a checker of the whole cluster must see each.
+//! Rules that are missing ([`patroni::mutant`]): for each the faults under which its loss must show, and the checkers that
+//! must see it. A mutant that no checker of the cluster finds says that a checker or a fault is missing.
 
-use std::sync::Arc;
-use std::time::Duration;
+use patroni::mutant::Mutant::{self, *};
 
-use patroni::member::{Answer, Input};
-use patroni::model::{BootInstant, Permission, View};
+use super::faults::Fault as F;
+use super::faults::{Fault, Plan};
 
-use super::world::World;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mutant {
-    None,
-    ObserverIgnoresTtl,
-    LeaseFromConfirmation,
-    AcquireWithoutComparing,
-    KeeperNeverFences,
-    ReleaseBeforeStop,
-    ProofFromOneContainer,
-    InitdbDespiteData,
+/// What may happen while a rule is missing.
+pub struct Profile {
+    pub faults: &'static [Fault],
+    pub twist: fn(&mut Plan),
 }
 
-const SHIFT: Duration = Duration::from_secs(25);
-
-impl World {
-    /// What the member hears instead.
-    pub fn bend(&mut self, pod: usize, input: Input) -> Input {
-        match (self.mutant, input) {
-            (Mutant::ObserverIgnoresTtl, Input::View(view)) => {
-                Input::View(Arc::new(View { lease_received: view.lease_received - SHIFT, ..(*view).clone() }))
-            }
-            (Mutant::InitdbDespiteData, Input::View(view)) => {
-                let mut view = (*view).clone();
-                let mut cluster = (*view.cluster).clone();
-                cluster.members.values_mut().for_each(|m| m.role = None);
-                view.cluster = Arc::new(cluster);
-                Input::View(Arc::new(view))
-            }
-            (Mutant::ProofFromOneContainer, Input::View(view)) => {
-                let mut view = (*view).clone();
-                let mut cluster = (*view.cluster).clone();
-                let holder = cluster.leader.as_ref().and_then(|l| l.holder.clone());
-                for member in cluster.members.values_mut() {
-                    if let Some(h) = holder.as_ref().filter(|h| h.uid == member.uid) {
-                        whole(&mut member.terminated, &h.containers);
-                    }
-                }
-                view.cluster = Arc::new(cluster);
-                Input::View(Arc::new(view))
-            }
-            (
-                Mutant::AcquireWithoutComparing,
-                Input::Reply { id, answer: Ok(Answer::Leader(Ok(Some(mut leader)))) },
-            ) => {
-                let seen = self.pods[pod].sidecar.as_ref().and_then(|s| s.stale.clone());
-                if let Some(lease) = seen {
-                    leader.lease = lease;
-                }
-                Input::Reply { id, answer: Ok(Answer::Leader(Ok(Some(leader)))) }
-            }
-            (_, input) => input,
-        }
-    }
-
-    pub fn bend_permission(
-        &mut self,
-        pod: usize,
-        permission: Permission,
-        evidence: BootInstant,
-    ) -> (Permission, BootInstant) {
-        let now = self.boot(pod);
-        match permission {
-            Permission::Writer { stop_at, kill_at } if self.mutant == Mutant::LeaseFromConfirmation => {
-                let late = now.since(evidence);
-                (Permission::Writer { stop_at: stop_at + late, kill_at: kill_at + late }, evidence)
-            }
-            other => (other, evidence),
-        }
-    }
-
-    pub fn bend_facts(&mut self, pod: usize, answer: Answer) -> Answer {
-        let mut answer = answer;
-        if let (Mutant::ProofFromOneContainer, Answer::Pod(Ok(Some(facts)))) = (self.mutant, &mut answer) {
-            let view = self.pods[pod].sidecar.as_ref().and_then(|s| s.view.clone());
-            let holder = view.and_then(|v| v.cluster.leader.as_ref().and_then(|l| l.holder.clone()));
-            if let Some(h) = holder {
-                whole(&mut facts.terminated, &h.containers);
-            }
-        }
-        answer
-    }
+/// A mutant, where it shows, and to whom.
+pub struct Case {
+    pub mutant: Mutant,
+    pub profile: Profile,
+    /// A violation begins with one of these.
+    pub rules: &'static [&'static str],
 }
 
-/// One of them dead: all of them dead.
-fn whole(
-    terminated: &mut std::collections::BTreeMap<String, Vec<String>>,
-    containers: &std::collections::BTreeMap<String, String>,
-) {
-    if containers.iter().any(|(name, id)| terminated.get(name).is_some_and(|ids| ids.contains(id))) {
-        for (name, id) in containers {
-            terminated.entry(name.clone()).or_default().push(id.clone());
-        }
-    }
+const fn case(mutant: Mutant, faults: &'static [Fault], twist: fn(&mut Plan), rules: &'static [&'static str]) -> Case {
+    Case { mutant, profile: Profile { faults, twist }, rules }
+}
+
+const LEASE: &[Fault] = &[F::ApiCut, F::ApiStalls, F::FreezeSidecar, F::FreezePod, F::KillSidecar, F::ApiCutForAll];
+const DEATH: &[Fault] =
+    &[F::KillSidecar, F::KillPod { reported: true }, F::KillPod { reported: false }, F::PostgresCrash];
+const OBJECT: &[Fault] = &[F::LeaderStripped, F::LeaderDeleted, F::KillSidecar, F::ApiCut];
+const MOVE: &[Fault] = &[F::Switchover, F::SwitchoverTo, F::Terminate, F::StopAll];
+const DIVERGE: &[Fault] = &[F::FreezePod, F::NetworkCut, F::KillPod { reported: false }, F::ApiCut, F::Switchover];
+
+fn plain(_: &mut Plan) {}
+fn bad_api(plan: &mut Plan) {
+    plan.bad_api = true;
+}
+fn deaf(plan: &mut Plan) {
+    plan.deaf = true;
+}
+fn early(plan: &mut Plan) {
+    plan.early = true;
+}
+fn bad_tools(plan: &mut Plan) {
+    plan.bad_tools = true;
+}
+
+/// All of them.
+pub const CASES: &[Case] = &[
+    case(IgnoresTheTtl, LEASE, plain, &["S1", "S2"]),
+    case(BareObjectIsReleased, OBJECT, plain, &["S1", "S2", "S7"]),
+    case(SilenceCostsNothing, OBJECT, plain, &["S1", "S2", "S7"]),
+    case(StartKnowsAll, OBJECT, plain, &["S1", "S2", "S7"]),
+    case(LeaseFromConfirmation, LEASE, bad_api, &["S1", "S2"]),
+    case(UnknownIsConfirmed, LEASE, bad_api, &["S1", "S2"]),
+    case(TakesWithoutComparing, LEASE, plain, &["S1", "S2"]),
+    case(WritesUnconditionally, LEASE, bad_api, &["S1", "S2"]),
+    case(OneContainerIsAll, DEATH, plain, &["S1", "S2"]),
+    case(NoMarginForClocks, LEASE, |p| p.bad_clocks = true, &["S1"]),
+    case(FencesAfterTheLease, LEASE, plain, &["S2"]),
+    case(KeeperNeverFences, LEASE, plain, &["S2", "S9"]),
+    case(KeeperNeverKills, LEASE, deaf, &["S2", "S9"]),
+    case(WriterNeedsNoPermission, &[F::PromotedByHand], plain, &["S9"]),
+    case(DeadBeforeItsBackends, DEATH, plain, &["S2", "S9", "S10"]),
+    case(StopIsTheEnd, MOVE, deaf, &["S2", "S9"]),
+    case(StartsWithoutRenewal, DEATH, plain, &["S2"]),
+    case(OldProgramsGoOn, &[F::DataWiped, F::KillSidecar, F::FreezeSidecar], bad_tools, &["S10"]),
+    case(OathIsForgotten, MOVE, |p| (p.slow_network, p.slow_starts) = (true, true), &["S5"]),
+    case(LagIsIgnored, &[F::NetworkCut, F::KillPod { reported: false }, F::FreezePod], plain, &["S5"]),
+    case(PositionsAcrossTimelines, DIVERGE, plain, &["S5", "S6"]),
+    case(NumbersAreNotShared, DIVERGE, plain, &["S6"]),
+    case(InitdbDespiteData, &[F::StoreWiped, F::DataWiped], plain, &["S7"]),
+    case(UnfencedForEver, &[F::ApiCutForAll, F::ApiRefuses, F::ApiCut], early, &["S9"]),
+    case(RemovesUnasked, DIVERGE, bad_tools, &["S10"]),
+    case(HalfMadeIsWhole, DIVERGE, bad_tools, &["S10"]),
+    case(DivergenceIsDenied, DIVERGE, plain, &["L1"]),
+    case(NeverFollows, DEATH, plain, &["L1"]),
+    case(RequestsStay, MOVE, plain, &["S11"]),
+    case(NeverRests, &[F::ApiRefuses], plain, &["L3"]),
+    case(KeeperStaysLost, &[F::FreezeKeeper], plain, &["L1"]),
+    case(RestoreIsNotSeen, &[F::StoreRestored], plain, &["L1"]),
+];
+
+/// How a mutant's rules name a violation: `seed 7: at 80.12: S1 …`.
+pub fn rule_of(broken: &str) -> &str {
+    broken.splitn(3, ": ").nth(2).and_then(|text| text.split(' ').next()).unwrap_or("")
 }

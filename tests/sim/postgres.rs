@@ -31,6 +31,11 @@ pub struct Pg {
     /// Whom it streams from: pod, life of the postmaster there.
     pub streams: Option<(usize, u64)>,
     wal_at: Ns,
+    pub began: Ns,
+    /// A backend is stuck and hears no signal but the last.
+    pub deaf: bool,
+    /// Promoted by somebody who is not the keeper, since then.
+    pub by_hand: Option<Ns>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -64,7 +69,9 @@ impl World {
     pub fn start_pg(&mut self, pod: usize) -> i32 {
         let life = self.new_life(pod);
         let quiet = self.quiet || !self.plan.slow_starts;
+        let t = self.t;
         let p = &mut self.pods[pod];
+        let deaf = !self.quiet && self.plan.deaf && p.luck.one_in(3);
         p.pids += 1;
         let pid = p.pids;
         let upstream = p.disk.as_ref().map_or(Upstream::Nobody, |d| d.upstream.clone());
@@ -80,6 +87,9 @@ impl World {
             upstream,
             streams: None,
             wal_at: 0,
+            began: t,
+            deaf,
+            by_hand: None,
         });
         let mut takes = p.luck.between(50 * MS, 800 * MS);
         if crashed {
@@ -117,6 +127,7 @@ impl World {
                 let gone = self.pods[pod].pg.as_ref().is_some_and(|g| g.dead && self.t >= g.orphans_until);
                 if gone {
                     self.pods[pod].pg = None;
+                    self.pods[pod].last_death = Some(self.boot(pod).as_nanos());
                 }
             }
             PgEvent::Connects => self.pg_connects(pod),
@@ -129,6 +140,9 @@ impl World {
         let (Some(g), Some(d)) = (&mut p.pg, &mut p.disk) else { return };
         if g.dead || g.phase != Phase::Starting {
             return;
+        }
+        if self.t < p.full_until {
+            return self.pg_event(pod, 0, PgEvent::Exits(End::Code(1)));
         }
         if d.standby_signal {
             g.phase = Phase::Standby;
@@ -156,7 +170,8 @@ impl World {
     fn pg_promoted(&mut self, pod: usize) {
         let making = self.makings + 1;
         let p = &mut self.pods[pod];
-        let claim = p.claim;
+        let by_hand = p.pg.as_ref().is_some_and(|g| g.by_hand.is_some());
+        let claim = p.claim.filter(|_| !by_hand);
         let (Some(g), Some(d)) = (&mut p.pg, &mut p.disk) else { return };
         if g.dead || g.stop.is_some() {
             return;
@@ -176,7 +191,11 @@ impl World {
         self.note(format!("m{pod} is primary on timeline {} from {}", branch.timeline, branch.start));
         let takes = self.pods[pod].luck.between(200 * MS, 3 * SEC);
         self.pg_event(pod, takes, PgEvent::Checkpoint);
-        self.promoted(pod);
+        if by_hand {
+            self.judge.by_hand.push(making);
+        } else {
+            self.promoted(pod);
+        }
     }
 
     /// A signal to the postmaster or to all of it.
@@ -196,6 +215,9 @@ impl World {
         }
         g.stop = Some(mode);
         let takes = match mode {
+            // PostgreSQL kills children that hear nothing five seconds after an immediate stop.
+            StopMode::Smart | StopMode::Fast if g.deaf => p.luck.between(20 * SEC, 60 * SEC),
+            StopMode::Immediate if g.deaf => p.luck.between(4 * SEC, 6 * SEC),
             StopMode::Smart | StopMode::Fast if !quiet && p.luck.one_in(10) => p.luck.between(5 * SEC, 120 * SEC),
             StopMode::Smart | StopMode::Fast => p.luck.between(50 * MS, 700 * MS),
             StopMode::Immediate => p.luck.between(5 * MS, 250 * MS),
@@ -342,7 +364,8 @@ impl World {
             return;
         }
         let Some(g) = &self.pods[pod].pg else { return };
-        let backend = g.dead && self.t < g.orphans_until && g.phase == Phase::Primary;
+        let stuck = g.deaf && !g.dead && g.stop.is_some_and(|mode| mode < StopMode::Kill);
+        let backend = (stuck || g.dead && self.t < g.orphans_until) && g.phase == Phase::Primary;
         if self.writable(pod) || backend {
             let grown = self.pods[pod].luck.below(20_000);
             if let Some(d) = &mut self.pods[pod].disk {

@@ -57,7 +57,7 @@ pub enum ToSidecar {
     ApiAnswer {
         request: u64,
         status: u16,
-        body: String,
+        body: Arc<serde_json::Value>,
     },
     ApiSilent(u64),
     ApiBroken(u64),
@@ -133,8 +133,9 @@ pub struct Sidecar {
     /// By its own word, in global time.
     pub leads_until: Ns,
     steps: (Ns, u32),
-    /// What a mutant takes for the record.
-    pub stale: Option<LeaseRecord>,
+    /// Requests within a second.
+    pub rate: (Ns, u32),
+    pub began: Ns,
 }
 
 impl World {
@@ -173,7 +174,8 @@ impl World {
             woken: u64::MAX,
             leads_until: 0,
             steps: (0, 0),
-            stale: None,
+            rate: (0, 0),
+            began: self.t,
         });
         self.note(format!("m{pod} sidecar starts"));
         self.connect(pod);
@@ -271,14 +273,13 @@ impl World {
     pub fn step(&mut self, pod: usize, input: Input) {
         let t = self.t;
         let clock = self.pods[pod].clock;
-        let input = self.bend(pod, input);
         let Some(s) = &mut self.pods[pod].sidecar else { return };
         if let Input::Reply { id, .. } | Input::Ended(id) = &input {
             s.running.remove(id);
         }
         let Some(member) = &mut s.member else { return };
         let step = member.step(input, clock.now(t));
-        let until = member.snapshot().leader_until;
+        let until = member.leader_until();
         s.leads_until = until.map_or(0, |at| clock.global(at));
         s.wake = clock.global(step.wake_at).max(t + 1);
         let second = t / SEC;
@@ -286,20 +287,25 @@ impl World {
         let busy = s.steps.1 == STEPS_MAX;
         for line in step.lines {
             if line.level != Level::Debug {
+                self.sometimes.line(&line.text);
+                if line.text == "Leader key released" {
+                    self.judge.released = t;
+                }
                 self.note(format!("m{pod}: {}", line.text));
             }
             if line.level == Level::Error && line.text.starts_with("refusing to act") {
-                self.violation(format!("m{pod} check: {}", line.text));
+                self.violation(format!("check m{pod}: {}", line.text));
             }
         }
         if busy {
-            self.violation(format!("m{pod} steps {STEPS_MAX} times within a second"));
+            self.violation(format!("L3 m{pod} steps {STEPS_MAX} times within a second"));
         }
         self.check_lease(pod);
         for sent in step.effects {
             if self.pods[pod].sidecar.is_none() {
                 return;
             }
+            self.sometimes.effect(&sent.effect);
             let late = !self.quiet && self.plan.stalls && self.pods[pod].luck.one_in(400);
             if late && !matches!(sent.effect, Effect::Exit { .. }) {
                 let delay = self.pods[pod].luck.between(500 * MS, 5 * SEC);
@@ -463,7 +469,6 @@ impl World {
 
     /// Everything is there that a member needs to begin.
     pub fn store_is_there(&mut self, pod: usize) {
-        let in_force = self.in_force(pod);
         let now = self.pods[pod].clock.now(self.t);
         let name = self.pods[pod].name.clone();
         let Some(s) = &mut self.pods[pod].sidecar else { return };
@@ -482,6 +487,8 @@ impl World {
         };
         let (Some(standing), Some(view)) = (s.standing.take(), s.view.clone()) else { return };
         let who = Identity { name, uid, session: s.session.clone() };
+        let in_force = self.in_force(pod);
+        let Some(s) = &mut self.pods[pod].sidecar else { return };
         s.member = Some(Member::new(who, in_force, now));
         let early = std::mem::take(&mut s.early);
         self.step(pod, Input::Keeper(News::Met(standing)));

@@ -1,5 +1,6 @@
 //! The long programs: what initdb, pg_basebackup, pg_rewind and the removal of a directory do to a disk.
 
+use patroni::keeper::core::End;
 use patroni::member::{Answer, Id};
 use patroni::model::{ClusterState, TaskKind, TaskOutcome, Upstream};
 
@@ -78,6 +79,7 @@ impl World {
                 }
                 if !keep_as_failed {
                     self.check_removal(pod, "removal");
+                    self.check_asked(pod);
                 }
                 self.pods[pod].disk = None;
                 self.pods[pod].marker = None;
@@ -101,6 +103,7 @@ impl World {
                     state: ClusterState::ShutDown,
                     checkpoint: (880, 1),
                     standby_signal: false,
+                    half: false,
                     upstream: Upstream::Nobody,
                 });
                 true
@@ -108,7 +111,7 @@ impl World {
             Work::Copy { from } => match self.source(pod, *from) {
                 Some(d) => {
                     let state = ClusterState::InArchiveRecovery;
-                    self.pods[pod].disk = Some(Disk { standby_signal: true, state, ..d });
+                    self.pods[pod].disk = Some(Disk { standby_signal: true, half: false, state, ..d });
                     self.pods[pod].marker = None;
                     true
                 }
@@ -122,10 +125,14 @@ impl World {
                 match self.source(pod, *from) {
                     Some(d) => {
                         let state = ClusterState::InArchiveRecovery;
-                        self.pods[pod].disk = Some(Disk { standby_signal: true, state, ..d });
+                        self.pods[pod].disk = Some(Disk { standby_signal: true, half: false, state, ..d });
                         true
                     }
-                    None => false,
+                    None => {
+                        // The mark is there before the program begins.
+                        self.pods[pod].disk.iter_mut().for_each(|d| d.half = true);
+                        false
+                    }
                 }
             }
             Work::Recover => {
@@ -138,6 +145,28 @@ impl World {
                 true
             }
         }
+    }
+
+    /// It was ended on the way. pg_basebackup removes what it has made, by its path; pg_rewind leaves a mixture.
+    pub fn work_fails(&mut self, pod: usize, work: &Work, end: End) {
+        match work {
+            Work::Copy { .. } => {
+                if self.pods[pod].pg.is_some() {
+                    self.violation(format!("S10 a copy of an earlier session removes the data of the running m{pod}"));
+                }
+                self.pods[pod].disk = None;
+                if end != End::Signal(9) {
+                    self.pods[pod].marker = None;
+                }
+            }
+            Work::Rewind { .. } => {
+                if let Some(d) = &mut self.pods[pod].disk {
+                    d.half = true;
+                }
+            }
+            Work::Initdb | Work::Recover => {}
+        }
+        self.note(format!("m{pod} {work:?} fails on the way"));
     }
 
     fn source(&self, pod: usize, from: usize) -> Option<Disk> {

@@ -1,23 +1,25 @@
 //! The world: global time, the heap of events, pods with clocks of their own, the trace.
 
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use patroni::kubemem::{Sources, Store};
+use patroni::kubemem::{Snapshot, Sources, Store};
 use patroni::member::InForce;
 use patroni::model::{BootInstant, MemberName, Now, Settings, WallTime};
 
 use super::api::{ApiServer, Landing};
 use super::disk::{Disk, Marker};
-use super::faults::{Kubelet, Plan};
+use super::faults::Plan;
 use super::judge::Judge;
 use super::keeper::{Keeper, ToKeeper};
-use super::mutant::Mutant;
+use super::kubelet::Kubelet;
+use super::mutant::Profile;
 use super::postgres::{Pg, PgEvent};
 use super::rng::Rng;
 use super::sidecar::{Sidecar, ToSidecar};
+use super::sometimes::Sometimes;
 
 /// Nanoseconds of global time.
 pub type Ns = u64;
@@ -27,7 +29,7 @@ const NEVER: Ns = u64::MAX;
 /// 2025-01-01.
 pub const EPOCH_SECS: u64 = 1_735_689_600;
 /// Lines of the trace that are kept.
-const TRACE_MAX: usize = 400;
+const TRACE_MAX: usize = 1500;
 /// A run takes fifty thousand.
 const EVENTS_MAX: u64 = 1_000_000;
 
@@ -71,10 +73,10 @@ impl Ord for Entry {
 /// A machine's clocks.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
-    offset: Ns,
+    pub offset: Ns,
     /// Parts per million it runs too fast.
     ppm: i64,
-    wall: i64,
+    pub wall: i64,
 }
 
 impl Clock {
@@ -117,6 +119,12 @@ pub struct Pod {
     pub containers: BTreeMap<&'static str, String>,
     /// The number that the promotion under way was ordered with: the gaps below it hold placeholders.
     pub claim: Option<u32>,
+    /// When the last postmaster was gone with everything below it, by the clock of the pod.
+    pub last_death: Option<u64>,
+    /// Its clock stood until then: nothing is promised for a while.
+    pub paused: Ns,
+    /// The volume is full until then.
+    pub full_until: Ns,
     pub api_cut: Ns,
     pub pg_frozen: Ns,
     /// After a freeze of everything: statements in flight are answered at the thaw.
@@ -146,7 +154,14 @@ pub struct World {
     pub settings: Arc<Settings>,
     pub endpoints: bool,
     pub plan: Plan,
-    pub mutant: Mutant,
+    /// Requests that change something are refused until then.
+    pub refuses_until: Ns,
+    /// The store of an earlier moment.
+    pub backup: Option<Snapshot>,
+    pub dump: Vec<serde_json::Value>,
+    /// Faults by their number: which were left out, and how many there were.
+    pub left_out: BTreeSet<u64>,
+    pub faults_seen: u64,
     /// Faults are over.
     pub quiet: bool,
     /// Cut until then.
@@ -154,6 +169,7 @@ pub struct World {
     pub makings: u32,
     pub systems: u32,
     pub judge: Judge,
+    pub sometimes: Sometimes,
     pub trace: VecDeque<String>,
     /// A mark over everything that was traced.
     pub digest: u64,
@@ -164,9 +180,9 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(seed: u64, mutant: Mutant) -> World {
+    pub fn new(seed: u64, profile: Option<&Profile>) -> World {
         let mut chance = Rng::new(seed, 0, 1);
-        let plan = Plan::draw(&mut chance, mutant);
+        let plan = Plan::draw(seed, &mut chance, profile);
         let n = plan.pods;
         let mut bits = Rng::new(seed, 0, 2);
         let wall = Arc::new(AtomicU64::new(0));
@@ -189,7 +205,7 @@ impl World {
             t: 0,
             heap: BinaryHeap::new(),
             seq: 0,
-            pods: (0..n).map(|i| pod(seed, i, &mut chance, plan.servers)).collect(),
+            pods: (0..n).map(|i| pod(seed, i, &mut chance, &plan)).collect(),
             announced: store.version(),
             servers: (0..plan.servers).map(|i| ApiServer::new(seed, i, store.version())).collect(),
             store,
@@ -197,12 +213,17 @@ impl World {
             settings: Arc::new(settings),
             endpoints: chance.one_in(2),
             plan,
-            mutant,
+            refuses_until: 0,
+            backup: None,
+            dump: Vec::new(),
+            left_out: BTreeSet::new(),
+            faults_seen: 0,
             quiet: false,
             links: vec![vec![0; n]; n],
             makings: 0,
             systems: 0,
             judge: Judge::default(),
+            sometimes: Sometimes::default(),
             trace: VecDeque::new(),
             digest: 0,
             broken: None,
@@ -321,14 +342,14 @@ impl World {
     }
 }
 
-fn pod(seed: u64, i: usize, chance: &mut Rng, servers: usize) -> Pod {
+fn pod(seed: u64, i: usize, chance: &mut Rng, plan: &Plan) -> Pod {
     let id = i as u64 + 1;
     Pod {
         name: MemberName(format!("m{i}")),
         uid: String::new(),
         clock: Clock {
             offset: chance.between(1000 * SEC, 90_000 * SEC),
-            ppm: chance.below(2001) as i64 - 1000,
+            ppm: (chance.below(2001) as i64 - 1000) * if plan.bad_clocks { 10 } else { 1 },
             wall: chance.below(4_000_000) as i64 - 2_000_000,
         },
         disk: None,
@@ -340,12 +361,15 @@ fn pod(seed: u64, i: usize, chance: &mut Rng, servers: usize) -> Pod {
         pids: 100,
         containers: BTreeMap::new(),
         claim: None,
+        last_death: None,
+        paused: 0,
+        full_until: 0,
         api_cut: 0,
         pg_frozen: 0,
         thawed: NEVER,
         leaving: false,
         away: false,
-        server: i % servers,
+        server: i % plan.servers,
         to_keeper: 0,
         to_sidecar: 0,
         net: Rng::new(seed, id, 3),

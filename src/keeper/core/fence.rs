@@ -9,6 +9,7 @@
 //! | any | keeper terminating, nobody hands over | fast stop; immediate stop 2 s before the end |
 
 use super::super::protocol::{Permission, StopMode};
+use crate::mutant::{self, Mutant};
 
 const SECOND: u64 = 1_000_000_000;
 /// Between the immediate stop of a writer without permission and its kill: as far apart as the two deadlines of a
@@ -72,17 +73,18 @@ pub(super) fn order(f: &Facts) -> (Option<Order>, u64) {
 }
 
 fn fence(f: &Facts, p: &Postgres) -> Option<Order> {
-    if !p.writer {
+    if !p.writer || mutant::is(Mutant::KeeperNeverFences) {
         return None;
     }
     match f.permission {
         Permission::Unfenced { .. } => None,
+        Permission::None if mutant::is(Mutant::WriterNeedsNoPermission) => None,
         Permission::None => Some(if p.unpermitted_since.is_some_and(|since| f.now >= since + KILL_AFTER) {
             Order { mode: StopMode::Kill, why: "a writer without permission did not stop" }
         } else {
             Order { mode: StopMode::Immediate, why: "a writer without permission" }
         }),
-        Permission::Writer { kill_at, .. } if f.now >= kill_at => {
+        Permission::Writer { kill_at, .. } if f.now >= kill_at && !mutant::is(Mutant::KeeperNeverKills) => {
             Some(Order { mode: StopMode::Kill, why: "the permission has ended and Postgres did not stop" })
         }
         Permission::Writer { stop_at, .. } if f.now >= stop_at && !p.shutting_down => {

@@ -3,6 +3,7 @@
 use super::session::Asker;
 use super::{Core, End, Facts, Level, Out, SECOND, Spawn, Target, fence, target_of};
 use crate::keeper::protocol::{Event, Permission, Program, Refusal, Role, StopMode};
+use crate::mutant::{self, Mutant};
 
 /// Facts older than this prove nothing: looks are a second apart, and a look that takes longer hangs.
 const FRESH: u64 = 2 * SECOND;
@@ -137,7 +138,9 @@ impl Core {
                 Err("less than two seconds of the permission are left".to_owned())
             }
             // What ran before this keeper ended with the keeper before it.
-            Permission::Writer { .. } if renewal <= self.last_death.unwrap_or(self.began) => {
+            Permission::Writer { .. }
+                if renewal <= self.last_death.unwrap_or(self.began) && !mutant::is(Mutant::StartsWithoutRenewal) =>
+            {
                 Err("the lease was not renewed since the last postmaster died".to_owned())
             }
             Permission::Writer { .. } => Ok(()),
@@ -237,19 +240,21 @@ impl Core {
         }
     }
 
-    pub(super) fn stop(&mut self, asker: Asker, mode: StopMode) {
+    pub(super) fn stop(&mut self, asker: Asker, mode: StopMode, now: u64) {
         // A start that waits would come up after the stop.
         self.drop_waiting_starts();
         let Some(p) = &mut self.postmaster else {
             return self.refuse(asker, Refusal::Other, "no postmaster is running");
         };
         p.stopped = p.stopped.max(Some(mode));
+        let over = mutant::is(Mutant::StopIsTheEnd);
         if p.alive()
             && let Some(pid) = p.pid
         {
             self.out.push(Out::Kill { target: target_of(pid, mode), mode });
         }
         self.done(asker);
+        over.then(|| self.tell(Event::Exited { how: "exit code 0".to_owned(), at: now }));
     }
 
     pub(super) fn reload(&mut self, asker: Asker) {
@@ -282,7 +287,7 @@ impl Core {
     /// What is left of it is killed: at once if the postmaster was killed or crashed, after a moment if it ended by itself.
     pub(super) fn orphans(&mut self, left: bool, now: u64) {
         let Some((end, at)) = self.postmaster.as_ref().and_then(|p| p.ended) else { return };
-        if left {
+        if left && !mutant::is(Mutant::DeadBeforeItsBackends) {
             if end != End::Code(0) || now >= at + LEFTOVERS_GRACE {
                 self.out.push(Out::Kill { target: Target::Orphans, mode: StopMode::Kill });
             }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::session::Asker;
 use super::{Core, End, Out, Spawn, Target};
 use crate::keeper::protocol::{Kind, Living, Program, Refusal, StopMode};
+use crate::mutant::{self, Mutant};
 
 /// Programs at a time; a sidecar runs one long task, a callback and a helper or two.
 const PROGRAMS_MAX: usize = 16;
@@ -64,6 +65,7 @@ impl Programs {
 
     /// The runs that end when this session opens.
     pub fn superseded_by(&self, session: u64) -> BTreeSet<u64> {
+        let session = if mutant::is(Mutant::OldProgramsGoOn) { 0 } else { session };
         let ends = |r: &Run| r.session < session && r.end.is_none() && !r.kind.outlives_its_session();
         self.runs.iter().filter(|(_, r)| ends(r)).map(|(run, _)| *run).collect()
     }

@@ -85,7 +85,7 @@ impl Core {
                 self.gate(asker, Gated::Start { role, what: (program, data_dir, socket_locks), renewal }, now);
             }
             Ask::Promote { renewal } => self.promote(asker, renewal, now),
-            Ask::Stop { mode } => self.stop(asker, mode),
+            Ask::Stop { mode } => self.stop(asker, mode, now),
             Ask::Reload => self.reload(asker),
             Ask::Run { run, kind, program } => match self.use_id(run) {
                 Err(why) => self.refuse(asker, Refusal::Other, why),

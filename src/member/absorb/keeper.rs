@@ -5,6 +5,7 @@ use super::super::input::{News, Standing};
 use super::super::state::State;
 use super::postgres;
 use crate::model::{BootInstant, KeeperLink, Request, StartRole, StartRoleSeen, Upstream};
+use crate::mutant::{self, Mutant};
 
 impl State {
     pub(super) fn keeper(&mut self, news: News) {
@@ -27,7 +28,9 @@ impl State {
     /// A session was opened.
     fn met(&mut self, standing: Standing) {
         self.keeper_ends = standing.terminating;
-        self.local.keeper = KeeperLink::Connected { permission: standing.permission };
+        if !(mutant::is(Mutant::KeeperStaysLost) && self.met) {
+            self.local.keeper = KeeperLink::Connected { permission: standing.permission };
+        }
         self.local.postgres.last_death = self.local.postgres.last_death.max(standing.last_death);
         self.met_at = self.now.boot;
         let first = !std::mem::replace(&mut self.met, true);

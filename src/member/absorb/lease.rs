@@ -9,6 +9,7 @@ use super::super::state::State;
 use crate::model::{
     BootInstant, InFlight, KeeperLink, LeaderStatus, LeaseRecord, LeaseRefused, MemberName, OwnLease, Permission,
 };
+use crate::mutant::{self, Mutant};
 
 impl State {
     /// An answer to a request of the lease machine.
@@ -84,6 +85,9 @@ impl State {
                 self.warn(format!("lost the leader lock, a fresh read shows it held by {to}"));
                 self.lose();
             }
+            JobEnd::Unknown(_) if mutant::is(Mutant::UnknownIsConfirmed) => {
+                self.local.own.clone().into_iter().for_each(|own| self.confirm(own.record, self.now.boot));
+            }
             JobEnd::Refused(why) | JobEnd::Unknown(why) => {
                 self.warn(format!("the leader lock could not be renewed: {why}"));
             }
@@ -105,6 +109,7 @@ impl State {
     /// A record of mine stands: what it allows the keeper to let run, counted from its sending.
     fn confirm(&mut self, record: LeaseRecord, sent: BootInstant) {
         let ttl = record.ttl_or(self.in_force.settings.ttl);
+        let sent = if mutant::is(Mutant::LeaseFromConfirmation) { self.now.boot } else { sent };
         self.local.own = Some(OwnLease { record, evidence: sent, ttl });
         self.local.reclaim = None;
         self.send_evidence();

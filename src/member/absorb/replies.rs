@@ -12,6 +12,7 @@ use crate::model::{
     BootInstant, Callback, DataDir, HistoryRow, KeeperLink, PeerRound, Permission, PostgresState, RewindState,
     SlotsNow, StartRole, StoreWrite, TaskEnd, TaskKind, TaskOutcome, Upstream, WriteResult,
 };
+use crate::mutant::{self, Mutant};
 
 /// Store writes that were refused are not tried again before.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
@@ -391,6 +392,16 @@ impl State {
             }
             Err(fail) => (DataDir::Unusable(format!("it does not answer: {}", fail.text())), None),
         };
+        let data = match &data {
+            DataDir::HalfRewound { control } if mutant::is(Mutant::HalfMadeIsWhole) => {
+                DataDir::Present { control: control.clone(), standby_signal: true }
+            }
+            DataDir::HalfRewound { .. }
+            | DataDir::Empty
+            | DataDir::HalfMade
+            | DataDir::Present { .. }
+            | DataDir::Unusable(_) => data,
+        };
         self.local.data_stale = false;
         if let Some(newest) = newest {
             self.local.postgres.newest_history = newest;
@@ -429,6 +440,9 @@ impl State {
     fn compared(&mut self, answer: Result<Answer, Fail>) {
         self.local.checking = false;
         match answer {
+            Ok(Answer::Compared(Some(RewindState::Need(about)))) if mutant::is(Mutant::DivergenceIsDenied) => {
+                self.local.rewind = RewindState::NotNeeded(about);
+            }
             Ok(Answer::Compared(Some(state))) => {
                 self.local.rewind_checked = Some(self.now.boot);
                 self.local.rewind = state;

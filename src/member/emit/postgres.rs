@@ -5,6 +5,7 @@ use super::super::effect::{Effect, Reload, Script};
 use super::super::flights::{About, Lane};
 use super::super::state::State;
 use crate::model::{KeeperLink, MemberName, Permission, StartRole, StopMode, Task, TaskKind, Timeline, Upstream};
+use crate::mutant::{self, Mutant};
 
 impl State {
     pub(super) fn want_permission(&mut self, permission: Permission) {
@@ -91,7 +92,7 @@ impl State {
     }
 
     pub(super) fn follow(&mut self, upstream: Upstream) {
-        if !self.flights.busy(Lane::Postgres) && self.rested("follow") {
+        if !self.flights.busy(Lane::Postgres) && self.rested("follow") && !mutant::is(Mutant::NeverFollows) {
             let effect =
                 Effect::Reconfigure { role: StartRole::Standby, upstream: upstream.clone(), reload: Reload::Always };
             self.send(effect, About::Reconfigure { follow: Some(upstream) });

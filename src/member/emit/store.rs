@@ -7,6 +7,7 @@ use super::super::flights::{About, Lane};
 use super::super::lease::{Job, Start};
 use super::super::state::State;
 use crate::model::{Action, BootInstant, InFlight, MemberName, Permission, ProofWanted, StoreWrite};
+use crate::mutant::{self, Mutant};
 
 impl State {
     #[expect(clippy::wildcard_enum_match_arm, reason = "of the lease's actions, those that are not ready are dropped")]
@@ -64,6 +65,7 @@ impl State {
                 let expect = self.cluster.config.as_ref().map(|c| c.version.clone());
                 plain(StoreWrite::History { expect, rows })
             }
+            Action::ClearRequest { .. } if mutant::is(Mutant::RequestsStay) => return,
             Action::ClearRequest { expect, why } => {
                 self.info(format!("clearing the failover request: {why}"));
                 plain(StoreWrite::ClearRequest { expect })

@@ -1,0 +1,115 @@
+//! Rules that can be taken out, one at a time: a test that would not see the loss of a rule does not test it.
+//!
+//! The switch is of the thread and is there in debug builds only; in a release build [`is`] is the constant `false` and
+//! every line that asks it is compiled away. `tests/sim.rs` runs whole clusters with each of these and demands that a
+//! checker of the cluster finds it; `decide::check`, which would refuse most of them, is off meanwhile.
+
+macro_rules! mutants {
+    ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
+        /// What is wrong.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Mutant { $($(#[$doc])* $name),+ }
+        /// All of them.
+        pub const ALL: &[Mutant] = &[$(Mutant::$name),+];
+    };
+}
+
+mutants! {
+    /// A silent holder is taken for dead at once.
+    IgnoresTheTtl,
+    /// A leader object without a holder counts as released, whoever emptied it.
+    BareObjectIsReleased,
+    /// Silence costs no ttl.
+    SilenceCostsNothing,
+    /// A process that has just started takes what it does not see for an empty throne.
+    StartKnowsAll,
+    /// The lease counts from the moment its confirmation came.
+    LeaseFromConfirmation,
+    /// A renewal without a clear answer counts as confirmed.
+    UnknownIsConfirmed,
+    /// The takeover does not compare the fresh record with the one that stood.
+    TakesWithoutComparing,
+    /// Writes of the leader object expect no version.
+    WritesUnconditionally,
+    /// One terminated container is taken for the death of all.
+    OneContainerIsAll,
+    /// The holder counts on the whole ttl, as if all clocks ran alike.
+    NoMarginForClocks,
+    /// All deadlines of the holder lie behind the end of its lease.
+    FencesAfterTheLease,
+    /// The keeper never stops a writer.
+    KeeperNeverFences,
+    /// The keeper never kills a writer that does not stop.
+    KeeperNeverKills,
+    /// The keeper lets a writer run that has no permission.
+    WriterNeedsNoPermission,
+    /// A postmaster counts as dead while its backends live.
+    DeadBeforeItsBackends,
+    /// An order to stop counts as the end.
+    StopIsTheEnd,
+    /// A primary starts without a renewal since the last death.
+    StartsWithoutRenewal,
+    /// Programs of an earlier session go on.
+    OldProgramsGoOn,
+    /// The position of a clean shutdown is forgotten with its release.
+    OathIsForgotten,
+    /// Whoever lags too much leads all the same.
+    LagIsIgnored,
+    /// Positions are compared across timelines.
+    PositionsAcrossTimelines,
+    /// A promotion takes the number after its own, whatever others have heard of.
+    NumbersAreNotShared,
+    /// An empty store is initialized although other members have data.
+    InitdbDespiteData,
+    /// A new cluster goes on without a fence when no lock comes.
+    UnfencedForEver,
+    /// Data is removed without asking the leader just before.
+    RemovesUnasked,
+    /// A directory that a rewind did not finish counts as whole.
+    HalfMadeIsWhole,
+    /// Nobody has ever diverged.
+    DivergenceIsDenied,
+    /// A standby stays with the upstream it had.
+    NeverFollows,
+    /// A request of a person is not consumed.
+    RequestsStay,
+    /// What failed is tried again at once.
+    NeverRests,
+    /// A keeper that was silent once stays lost.
+    KeeperStaysLost,
+    /// Versions that went back are taken for old news.
+    RestoreIsNotSeen,
+}
+
+#[cfg(debug_assertions)]
+thread_local! {
+    static PRESENT: std::cell::Cell<Option<Mutant>> = const { std::cell::Cell::new(None) };
+}
+
+/// Takes a rule out in this thread, or puts all back.
+#[cfg(debug_assertions)]
+pub fn set(mutant: Option<Mutant>) {
+    PRESENT.set(mutant);
+}
+
+/// Is this wrong?
+#[inline]
+pub fn is(mutant: Mutant) -> bool {
+    present() == Some(mutant)
+}
+
+/// Is anything wrong?
+#[inline]
+pub fn any() -> bool {
+    present().is_some()
+}
+
+#[cfg(debug_assertions)]
+fn present() -> Option<Mutant> {
+    PRESENT.get()
+}
+
+#[cfg(not(debug_assertions))]
+const fn present() -> Option<Mutant> {
+    None
+}

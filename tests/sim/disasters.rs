@@ -1,0 +1,124 @@
+//! More that goes wrong: clocks, volumes, stores of an earlier day, servers that refuse, and people.
+
+use std::sync::Arc;
+
+use patroni::keeper::core::End;
+use patroni::member::{Command, Input, Ticket};
+use serde_json::{Value, json};
+
+use super::faults::{FAULTS_END, Fault};
+use super::postgres::{PgEvent, Phase};
+use super::world::{Ns, SEC, World};
+
+impl World {
+    pub fn inject_more(&mut self, fault: Fault, pod: usize, long: Ns, leader: Option<usize>) {
+        match fault {
+            Fault::ApiRefuses => self.refuses_until = self.t + long,
+            Fault::StoreRestored => self.restore_store(),
+            Fault::OldDump => self.apply_dump(),
+            Fault::WallJump => {
+                let hours = self.chance.below(7_200_000_000) as i64 - 3_600_000_000;
+                self.pods[pod].clock.wall += hours;
+            }
+            Fault::VmPaused if self.pods[pod].paused > self.t => {}
+            Fault::VmPaused => {
+                let long = long.min(FAULTS_END.saturating_sub(self.t));
+                self.freeze(pod, long, true, true, true);
+                // Its clock stands meanwhile: what it counts on is over for everybody else.
+                let p = &mut self.pods[pod];
+                p.clock.offset = p.clock.offset.saturating_sub(long);
+                p.paused = self.t + long;
+            }
+            Fault::DiskFull => {
+                self.pods[pod].full_until = self.t + long;
+                self.pg_event(pod, SEC, PgEvent::Exits(End::Code(1)));
+            }
+            Fault::PromotedByHand => {
+                let t = self.t;
+                let standby = self.pods[pod].pg.as_mut().filter(|g| g.phase == Phase::Standby && !g.dead);
+                if let Some(g) = standby {
+                    g.by_hand = Some(t);
+                    self.pg_promote(pod);
+                }
+            }
+            Fault::Failover => self.ask_for_failover(pod),
+            Fault::Restart => {
+                let filter = patroni::model::RestartFilter::default();
+                self.ask_member(pod, Command::Restart { filter, timeout: None });
+            }
+            Fault::Reinit => {
+                let (force, from_leader) = (self.chance.one_in(2), self.chance.one_in(2));
+                if leader != Some(pod) {
+                    self.ask_member(pod, Command::Reinitialize { force, from_leader });
+                }
+            }
+            Fault::Edit => self.edit_config(),
+            _ => {}
+        }
+    }
+
+    fn ask_member(&mut self, pod: usize, command: Command) {
+        let t = self.t;
+        if self.pods[pod].sidecar.as_ref().is_some_and(|s| t >= s.frozen) {
+            let ticket = Ticket(t);
+            self.step(pod, Input::Asked { ticket, command });
+        }
+    }
+
+    /// The first time a backup is made; every other time it is put back, and the servers begin anew over it.
+    fn restore_store(&mut self) {
+        let Some(backup) = self.backup.clone() else {
+            self.backup = Some(self.store.snapshot());
+            return;
+        };
+        self.store.restore(&backup);
+        self.store_is_wiped();
+        self.servers_restart();
+    }
+
+    /// `kubectl get -o yaml` at one time, `kubectl apply` at another.
+    fn apply_dump(&mut self) {
+        let (kind, leader) = self.kind();
+        let dump = std::mem::take(&mut self.dump);
+        if dump.is_empty() {
+            let names = [leader, "demo-config"];
+            self.dump = names.iter().filter_map(|name| self.store.get(kind, "default", name).ok()).collect();
+            return;
+        }
+        self.store_is_wiped();
+        for object in dump {
+            let name = object["metadata"]["name"].as_str().unwrap_or("").to_owned();
+            let patch = json!({"metadata": {"annotations": object["metadata"]["annotations"]}});
+            if self.store.merge(kind, "default", &name, &patch).is_err() {
+                self.note(format!("{name} of the dump does not fit"));
+            }
+        }
+    }
+
+    /// `patronictl failover --candidate`, with or without a leader.
+    fn ask_for_failover(&mut self, pod: usize) {
+        let (kind, _) = self.kind();
+        self.judge.forced = true;
+        let annotations = json!({"leader": Value::Null, "member": self.pods[pod].name.as_str()});
+        let patch = json!({"metadata": {"annotations": annotations}});
+        if self.store.merge(kind, "default", "demo-failover", &patch).is_ok() {
+            return;
+        }
+        let labels = json!({"application": "patroni", "cluster-name": "demo"});
+        let annotations = json!({"member": self.pods[pod].name.as_str()});
+        let metadata = json!({"name": "demo-failover", "labels": labels, "annotations": annotations});
+        if self.store.create(kind, "default", json!({"metadata": metadata})).is_err() {
+            self.note("the failover could not be asked for");
+        }
+    }
+
+    /// Somebody edits the dynamic configuration.
+    fn edit_config(&mut self) {
+        let (kind, _) = self.kind();
+        let document: Arc<str> = format!("{{\"loop_wait\":10,\"edit\":{}}}", self.t).into();
+        let patch = json!({"metadata": {"annotations": {"config": &*document}}});
+        if self.store.merge(kind, "default", "demo-config", &patch).is_err() {
+            self.note("there is no configuration to edit");
+        }
+    }
+}

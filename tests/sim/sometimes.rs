@@ -1,0 +1,101 @@
+//! What has to be reached sometimes: every kind of effect, and every reason that a decision gives. A path that no seed takes
+//! is one that nobody has tried.
+
+use std::collections::BTreeMap;
+
+use patroni::member::Effect;
+
+/// Seeds in which it must be seen.
+const SEEDS_LEAST: u32 = 3;
+
+/// Not reached here, and why.
+const EXCEPTIONS: &[(&str, &str)] = &[
+    ("Script", "no scripts in the simulation"),
+    ("PendingRestart", "asked after a reload of changed parameters; the model has none"),
+    ("login", "the model lets everybody in"),
+    ("end of recovery after bootstrap", "no custom bootstrap"),
+    ("no usable data directory", "every other state of a directory is decided before"),
+    ("not initializing a cluster", "the configuration asks for nothing that is refused"),
+    ("somebody is initializing the cluster", "every initializer leaves its mark"),
+    ("makes a new copy of", "the flags that remove are set"),
+    ("restoring", "a store that lost `initialize` belongs to the faults that are known (`StoreWiped`)"),
+    ("nofailover", "no tags in the simulation"),
+    ("pre-promote", "no scripts in the simulation"),
+    ("bootstrap section", "every member may initialize"),
+    ("unsupported", "the configuration asks for nothing that is refused"),
+    ("failsafe", "refused by this version"),
+];
+
+const DECISIONS: [&str; 8] = [
+    include_str!("../../src/decide/bootstrap.rs"),
+    include_str!("../../src/decide/leader.rs"),
+    include_str!("../../src/decide/mod.rs"),
+    include_str!("../../src/decide/race.rs"),
+    include_str!("../../src/decide/recover.rs"),
+    include_str!("../../src/decide/replica.rs"),
+    include_str!("../../src/decide/requests.rs"),
+    include_str!("../../src/decide/rewind.rs"),
+];
+
+/// Of one run, or of many: in how many runs each thing was seen.
+#[derive(Default)]
+pub struct Sometimes {
+    effects: BTreeMap<&'static str, u32>,
+    reasons: BTreeMap<String, u32>,
+}
+
+impl Sometimes {
+    pub fn effect(&mut self, effect: &Effect) {
+        self.effects.insert(name_of(effect), 1);
+    }
+    /// A line of the log: the reason of a decision is one when it changes.
+    pub fn line(&mut self, text: &str) {
+        if !self.reasons.contains_key(text) {
+            self.reasons.insert(text.to_owned(), 1);
+        }
+    }
+    pub fn add(&mut self, run: &Sometimes) {
+        for name in run.effects.keys() {
+            *self.effects.entry(name).or_default() += 1;
+        }
+        for needle in needles() {
+            if run.reasons.keys().any(|text| text.contains(needle)) {
+                *self.reasons.entry(needle.to_owned()).or_default() += 1;
+            }
+        }
+    }
+    /// What was seen too rarely.
+    pub fn never(&self) -> Vec<String> {
+        let effects = EFFECTS.iter().filter(|e| self.effects.get(*e).is_none_or(|n| *n < SEEDS_LEAST));
+        let reasons = needles().filter(|n| self.reasons.get(*n).is_none_or(|n| *n < SEEDS_LEAST));
+        let told = |text: &&str| !EXCEPTIONS.iter().any(|(word, _)| text.contains(word));
+        effects.copied().chain(reasons).filter(told).map(str::to_owned).collect()
+    }
+}
+
+/// The longest piece without a placeholder of every text that a decision waits with.
+fn needles() -> impl Iterator<Item = &'static str> {
+    let code = DECISIONS.iter().map(|text| text.split("#[cfg(test)]").next().unwrap_or(text));
+    let calls = code.flat_map(|text| text.split(".wait(").skip(1));
+    calls.filter_map(|call| {
+        let call = call.trim_start().trim_start_matches("format!(").trim_start();
+        let text = call.strip_prefix('"')?;
+        let text = text.split('"').next()?;
+        text.split(['{', '}', '\\']).step_by(2).max_by_key(|piece| piece.len()).map(str::trim)
+    })
+}
+
+macro_rules! effects {
+    ($($name:ident),+ $(,)?) => {
+        const EFFECTS: &[&str] = &[$(stringify!($name)),+];
+        fn name_of(effect: &Effect) -> &'static str {
+            match effect { $(Effect::$name { .. } => stringify!($name)),+ }
+        }
+    };
+}
+
+effects! {
+    ReadLeader, WriteLeader, ReadPod, WriteStore, Publish, StripLabels, AskPeers, Permit, Stop, Start, Promote, Script, Task,
+    Cancel, Probe, Look, Compare, Checkpoint, SyncSlots, PendingRestart, ReadHistory, Reconfigure, SaveFiles, EndBootstrap,
+    KeepPublished, Configure, Callback, Answer, Exit,
+}
