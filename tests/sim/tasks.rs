@@ -66,7 +66,11 @@ impl World {
             TaskKind::Rewind { conn_url, .. } => {
                 let from = self.at_url(conn_url).filter(|from| self.linked(pod, *from) && self.writable(*from));
                 match from {
-                    Some(from) => self.run_program(pod, id, Kind::Rewind, &Work::Rewind { from }),
+                    Some(from) => {
+                        // The mark is there before the program begins.
+                        self.pods[pod].disk.iter_mut().for_each(|d| d.half = true);
+                        self.run_program(pod, id, Kind::Rewind, &Work::Rewind { from });
+                    }
                     None => self.reply_in(pod, 20 * MS, id, gone("the leader does not answer")),
                 }
             }
@@ -128,11 +132,7 @@ impl World {
                         self.pods[pod].disk = Some(Disk { standby_signal: true, half: false, state, ..d });
                         true
                     }
-                    None => {
-                        // The mark is there before the program begins.
-                        self.pods[pod].disk.iter_mut().for_each(|d| d.half = true);
-                        false
-                    }
+                    None => false,
                 }
             }
             Work::Recover => {
@@ -159,12 +159,7 @@ impl World {
                     self.pods[pod].marker = None;
                 }
             }
-            Work::Rewind { .. } => {
-                if let Some(d) = &mut self.pods[pod].disk {
-                    d.half = true;
-                }
-            }
-            Work::Initdb | Work::Recover => {}
+            Work::Initdb | Work::Recover | Work::Rewind { .. } => {}
         }
         self.note(format!("m{pod} {work:?} fails on the way"));
     }
