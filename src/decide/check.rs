@@ -46,7 +46,7 @@ fn broken_rule(ctx: &Ctx<'_>, action: &Action) -> Option<&'static str> {
         Action::AcquireLease { stood, proven_dead, claim } => {
             Raw::of(ctx).acquire(stood.as_ref(), *proven_dead, *claim)
         }
-        Action::RenewLease => {
+        Action::RenewLease | Action::ClaimTimeline(_) => {
             let mine = !matches!(ctx.hold, Hold::No) || ctx.local.reclaim.is_some();
             if !mine {
                 return Some("renewing a lease that is not mine");
@@ -137,8 +137,10 @@ impl<'a> Raw<'a> {
 
     fn promote(&self, claim: Option<Timeline>) -> Option<&'static str> {
         let own = self.local.postgres.probe.as_ref().map_or(Timeline(0), |p| p.timeline);
-        if claim.is_some_and(|number| number <= own) {
-            return Some("promoting to a timeline that is not newer than my own");
+        match claim {
+            None => return Some("promoting to a number that nobody claimed"),
+            Some(number) if number <= own => return Some("promoting to a timeline that is not newer than my own"),
+            Some(_) => {}
         }
         if self.local.postgres.started_as == Some(StartRoleSeen::Primary) {
             return Some("promoting what runs as a primary");

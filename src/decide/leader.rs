@@ -79,19 +79,20 @@ fn starting(ctx: &Ctx<'_>) -> Decision {
     let in_state = ctx.now.boot.since(pg.since);
     let left = timeout.saturating_sub(in_state);
     if left.is_zero() && !timeout.is_zero() {
-        return match requests::fit_candidates(ctx, None) {
-            requests::Fitness::Ask(ask) => ctx.wait("startup timeout: looking for a member to take over").then(ask),
-            requests::Fitness::Waiting => ctx.wait("startup timeout: waiting for the answers of the other members"),
-            requests::Fitness::Fit => {
-                step_down(ctx, "startup timeout", "stopped PostgreSQL because of startup timeout")
-            }
-            requests::Fitness::Nobody(why) => ctx.wait(format!(
-                "primary start has timed out, but continuing to wait because failover is not possible: {why}"
-            )),
-        };
+        return overdue(ctx, "startup timeout", "primary start has timed out, but continuing to wait");
     }
     ctx.wait(format!("PostgreSQL is still starting up, {} seconds until timeout", left.as_secs()))
         .wake_by(ctx.now.boot + left.max(super::RETRY_PAUSE))
+}
+
+/// It takes too long: somebody else leads, if somebody is there who can.
+fn overdue(ctx: &Ctx<'_>, what: &'static str, waits: &str) -> Decision {
+    match requests::fit_candidates(ctx, None) {
+        requests::Fitness::Ask(ask) => ctx.wait(format!("{what}: looking for a member to take over")).then(ask),
+        requests::Fitness::Waiting => ctx.wait(format!("{what}: waiting for the answers of the other members")),
+        requests::Fitness::Fit => step_down(ctx, what, &format!("stopped PostgreSQL because of {what}")),
+        requests::Fitness::Nobody(why) => ctx.wait(format!("{waits} because failover is not possible: {why}")),
+    }
 }
 
 /// A standby with the lock becomes primary: permission first, then the promotion. Whatever this version does not support
@@ -115,25 +116,46 @@ fn promotion(ctx: &Ctx<'_>, own: &OwnLease) -> Decision {
         let renew = ctx.local.lease_write.is_none();
         return ctx.wait("renewing the lock before promoting").then_if(renew, || Action::RenewLease);
     }
-    if ctx.local.postgres.promoting.is_some() {
+    if let Some(since) = ctx.local.postgres.promoting {
+        let timeout = ctx.settings.primary_start_timeout;
+        if !timeout.is_zero() && ctx.now.boot.since(since) >= timeout {
+            return overdue(
+                ctx,
+                "promotion timeout",
+                "the promotion takes longer than primary_start_timeout, waiting on",
+            )
+            .wake_by(ctx.now.boot + super::RETRY_PAUSE);
+        }
         return ctx.wait("promote in progress").wake_by(ctx.now.boot + super::RETRY_PAUSE);
     }
+    let claim = match claimed(ctx, own) {
+        Ok(claim) => claim,
+        Err(next) => {
+            let free = ctx.local.lease_write.is_none() && ctx.rested_since_attempt();
+            return ctx
+                .wait(format!("claiming timeline {next} before promoting"))
+                .then_if(free, || Action::ClaimTimeline(next))
+                .wake_by(ctx.now.boot + super::RETRY_PAUSE);
+        }
+    };
     ctx.wait("promoted self to leader by acquiring session lock")
         .then(Action::Permit(ctx.permission(own)))
-        .then(Action::Promote { claim: claimed(ctx, own) })
+        .then(Action::Promote { claim: Some(claim) })
         .wake_by(ctx.now.boot + super::RETRY_PAUSE)
 }
 
-/// The number that was claimed with the lock that I hold. Was I primary on it already (demoted, and the same lock confirmed
-/// late), it is used up: then the next that nobody has heard of. `None`: nothing was claimed.
-fn claimed(ctx: &Ctx<'_>, own: &OwnLease) -> Option<Timeline> {
+/// The number that was claimed with the lock that I hold. `Err`: none was (the lock of an earlier life, renewed), or it is used
+/// up (I was primary on it, was demoted, and the same lock was confirmed late); then the next that nobody has heard of, which
+/// has to be claimed first: whoever comes after me must know of it.
+fn claimed(ctx: &Ctx<'_>, own: &OwnLease) -> Result<Timeline, Timeline> {
     let leader = ctx.cluster.leader.as_ref().filter(|l| {
         (&l.lease.acquire_time, &l.lease.transitions) == (&own.record.acquire_time, &own.record.transitions)
     });
-    let claim = ctx.local.claim.or(leader.and_then(|l| l.claimed_timeline()))?;
+    // What stands counts. Before the view shows it, what the acquisition has sent.
+    let claim = leader.map_or(ctx.local.claim, |l| l.claimed_timeline()).unwrap_or_default();
     let mine = ctx.local.postgres.probe.as_ref().map_or(Timeline(0), |p| p.timeline);
     let answers = ctx.local.peers.as_ref().map(|round| round.answers.clone()).unwrap_or_default();
-    Some(if claim > mine { claim } else { fit::Field::new(ctx, &answers).next_timeline() })
+    if claim > mine { Ok(claim) } else { Err(fit::Field::new(ctx, &answers).next_timeline()) }
 }
 
 /// An immediate request that my acquisition has fulfilled, if it still stands: were it left to the primary, a promotion

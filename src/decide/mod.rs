@@ -187,8 +187,13 @@ impl<'a> Ctx<'a> {
             return false;
         }
         let due = own.evidence + self.timings.renew;
-        let rested = self.local.last_attempt.is_none_or(|at| at <= own.evidence || at + RETRY_PAUSE <= self.now.boot);
+        let rested = self.local.last_attempt.is_none_or(|at| at <= own.evidence) || self.rested_since_attempt();
         self.now.boot >= due && rested
+    }
+
+    /// The last attempt to renew is long enough ago for another one.
+    fn rested_since_attempt(&self) -> bool {
+        self.local.last_attempt.is_none_or(|at| at + RETRY_PAUSE <= self.now.boot)
     }
 
     /// The next moment at which the lease asks for something: renewal, demotion, end.

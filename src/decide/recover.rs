@@ -170,9 +170,8 @@ pub(super) fn reclaim(ctx: &Ctx<'_>) -> Option<Decision> {
     if !stands || !matches!(&ctx.verdict, LeaseVerdict::Held(who) if *who == ctx.local.me) {
         return None;
     }
-    let rested = ctx.local.last_attempt.is_none_or(|at| at + RETRY_PAUSE <= ctx.now.boot);
     let d = ctx.wait("the lock is this pod's own: renewing it before it is used").wake_by(ctx.now.boot + RETRY_PAUSE);
-    Some(d.then_if(ctx.local.lease_write.is_none() && rested, || Action::RenewLease))
+    Some(d.then_if(ctx.local.lease_write.is_none() && ctx.rested_since_attempt(), || Action::RenewLease))
 }
 
 /// Compared with the leader, if there is one, then started as a standby.

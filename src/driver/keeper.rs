@@ -29,7 +29,11 @@ const APPEAR: Duration = Duration::from_secs(5);
 const NEWS_MAX: usize = 16;
 
 fn fail(e: KeeperError) -> Fail {
-    if e.is_refusal() { Fail::Refused(e.to_string()) } else { Fail::Unreachable(e.to_string()) }
+    match e {
+        KeeperError::Busy(_) | KeeperError::NotPermitted(_) => Fail::NotNow(e.to_string()),
+        KeeperError::Refused(_) | KeeperError::Running(_) => Fail::Refused(e.to_string()),
+        KeeperError::Unreachable(_) | KeeperError::Silent(_) => Fail::Unreachable(e.to_string()),
+    }
 }
 
 /// A program to be run by the keeper.

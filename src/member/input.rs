@@ -62,6 +62,8 @@ pub enum Signal {
 pub enum Fail {
     /// Whoever should have done it refuses. One line.
     Refused(String),
+    /// Nothing was begun: another program works there, or the permission was not there (yet). A later try may do. One line.
+    NotNow(String),
     /// Nobody is there who could do it. One line.
     Unreachable(String),
     /// It was ended on the way, by a cancel or by its deadline.
@@ -74,7 +76,7 @@ impl Fail {
     /// For people.
     pub fn text(&self) -> &str {
         match self {
-            Fail::Refused(line) | Fail::Unreachable(line) => line,
+            Fail::Refused(line) | Fail::NotNow(line) | Fail::Unreachable(line) => line,
             Fail::Interrupted => "interrupted",
             Fail::TooLate => "too late",
         }

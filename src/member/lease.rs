@@ -45,6 +45,8 @@ pub enum Job {
         status: LeaderStatus,
         /// I am a running primary beyond the position of the oath that stands: it is fulfilled.
         fulfilled: bool,
+        /// The number the promotion that follows will take; `None` leaves what stands.
+        claim: Option<Timeline>,
     },
     /// Give it up.
     Release {
@@ -534,17 +536,11 @@ impl Lease {
                 };
                 let acquired = stood.acquire_time.filter(|_| again).unwrap_or_else(|| stamp.clone());
                 let record = full(&self.writer.me, acquired, stamp, transitions);
-                let claim = claim.map_or(Change::Remove, |timeline| {
-                    Change::Set(TimelineClaim {
-                        timeline,
-                        acquire_time: record.acquire_time.clone().unwrap_or_default(),
-                        transitions: record.transitions.clone().unwrap_or_default(),
-                    })
-                });
+                let claim = claim.map_or(Change::Remove, |timeline| claim_of(&record, timeline));
                 let holder = Some(self.writer.mark(&record));
                 LeaderWrite { record, holder, claim, ..plain }
             }
-            Job::Renew { status, fulfilled } => {
+            Job::Renew { status, fulfilled, claim } => {
                 let stamp = self.stamp(wall);
                 // An object that lost its keys gets those of my own acquisition again.
                 let base = if again { stood } else { a.own.map(|(own, _)| own).unwrap_or_default() };
@@ -552,7 +548,8 @@ impl Lease {
                 let record = full(&self.writer.me, acquired, stamp, base.transitions.unwrap_or_else(|| "0".into()));
                 let holder = Some(self.writer.mark(&record));
                 let released = if fulfilled { Change::Remove } else { Change::Keep };
-                LeaderWrite { record, holder, status, released, ..plain }
+                let claim = claim.map_or(Change::Keep, |timeline| claim_of(&record, timeline));
+                LeaderWrite { record, holder, status, released, claim, ..plain }
             }
         })
     }
@@ -581,3 +578,11 @@ fn judge_acquire(stood: Option<LeaseRecord>, proven_dead: bool, seen: Option<&Le
 
 #[cfg(test)]
 mod tests;
+
+fn claim_of(record: &LeaseRecord, timeline: Timeline) -> Change<TimelineClaim> {
+    Change::Set(TimelineClaim {
+        timeline,
+        acquire_time: record.acquire_time.clone().unwrap_or_default(),
+        transitions: record.transitions.clone().unwrap_or_default(),
+    })
+}

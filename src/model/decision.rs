@@ -169,6 +169,8 @@ pub enum Action {
     },
     /// Renew my lease, with status (position, slots).
     RenewLease,
+    /// Renew my lease with the number that its promotion will take: the acquisition claimed none, or one that is used up.
+    ClaimTimeline(Timeline),
     /// Give the lease up. With `shutdown`, if Postgres was shut down cleanly, it is an oath: whoever ends before that
     /// position does not lead while somebody who has it may still come.
     ReleaseLease {

@@ -97,7 +97,7 @@ impl Shell {
     }
 
     pub async fn renew(&self, want: Renew) -> JobEnd {
-        self.run(Job::Renew { status: want.status, fulfilled: false }, want.deadline).await
+        self.run(Job::Renew { status: want.status, fulfilled: false, claim: None }, want.deadline).await
     }
 
     pub async fn release(&self, shutdown: Option<Shutdown>) -> JobEnd {

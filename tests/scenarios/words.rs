@@ -63,6 +63,7 @@ pub fn brief(action: &Action) -> String {
             if *proven_dead { " (proven dead)" } else { "" },
             claim.map_or(String::new(), |t| format!(" claiming {t}"))
         ),
+        Action::ClaimTimeline(number) => format!("ClaimTimeline {number}"),
         Action::Promote { claim } => format!("Promote{}", claim.map_or(String::new(), |t| format!(" to {t}"))),
         Action::StartPostgres { role, upstream } => format!("Start {role:?} from {}", source(upstream)),
         Action::Follow { upstream } => format!("Follow {}", source(upstream)),

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use patroni::dcs::desk::Desk;
 use patroni::dcs::options::{Access, Mode, StoreOptions};
 use patroni::dcs::{Feed, Life, Object, schema};
-use patroni::keeper::protocol::{self, Answer as KeeperAnswer, Ask, Event as KeeperEvent, Frame, PROTOCOL, State};
+use patroni::keeper::protocol::{
+    self, Answer as KeeperAnswer, Ask, Event as KeeperEvent, Frame, PROTOCOL, Refusal, State,
+};
 use patroni::kubemem;
 use patroni::member::{Answer, Effect, Fail, Id, Identity, Input, Level, Member, News, Signal, Standing};
 use patroni::model::{BootInstant, LeaseRecord, MemberName, Permission, StartRole, TaskOutcome, View, WallTime};
@@ -369,6 +371,9 @@ impl World {
             Frame::Reply { id, answer } => {
                 let Some(about) = s.keeper_asked.remove(&id) else { return };
                 match answer {
+                    KeeperAnswer::Refused { why, class: Refusal::Busy | Refusal::NotPermitted } => {
+                        self.keeper_answers(pod, about, Err(Fail::NotNow(why)));
+                    }
                     KeeperAnswer::Refused { why, .. } => self.keeper_answers(pod, about, Err(Fail::Refused(why))),
                     KeeperAnswer::Done => self.keeper_answers(pod, about, Ok(None)),
                     KeeperAnswer::State(state) => self.keeper_answers(pod, about, Ok(Some(*state))),

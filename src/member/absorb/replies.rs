@@ -129,7 +129,7 @@ impl State {
                 self.failed("permit");
                 self.warn("the keeper's answer to a permission is late");
             }
-            Err(Fail::Refused(why)) => {
+            Err(Fail::Refused(why) | Fail::NotNow(why)) => {
                 self.failed("permit");
                 self.error(why);
             }
@@ -159,6 +159,7 @@ impl State {
                     StartRole::Standby => "as a standby",
                 };
                 self.info(format!("starting Postgres {how}"));
+                self.worked("start");
                 postgres::started(&mut self.local, role, upstream, custom, now);
                 self.local.postgres.pending_restart = !pending.is_empty();
                 self.pending_restart = pending;
@@ -172,6 +173,11 @@ impl State {
             Err(Fail::Interrupted) => {
                 postgres::start_failed(&mut self.local, now);
                 self.error("no answer in time to the order to start Postgres");
+            }
+            Err(Fail::NotNow(why)) => {
+                // Not begun, so not failed: it says nothing about the data.
+                self.failed("start");
+                self.info(format!("not starting Postgres yet: {why}"));
             }
             Err(Fail::Unreachable(why)) => self.error(format!("could not start Postgres: {why}")),
             Ok(_) | Err(Fail::TooLate) => {}
@@ -196,6 +202,9 @@ impl State {
                 }
                 self.failed("promote");
                 self.error(format!("could not promote Postgres: {}", fail.text()));
+                if matches!(fail, Fail::NotNow(_)) {
+                    return;
+                }
                 self.failed_promotions += 1;
                 if self.failed_promotions >= PROMOTIONS_MAX {
                     // A lock that is held and not used helps nobody.

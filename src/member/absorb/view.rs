@@ -8,7 +8,7 @@ use super::super::flights::{About, Lane};
 use super::super::input::InForce;
 use super::super::lease;
 use super::super::state::State;
-use crate::model::{InFlight, LeaderRecord, OwnLease, StoreLink, View};
+use crate::model::{InFlight, LeaderRecord, OwnLease, StoreLink, Timeline, View};
 
 /// An early renewal after a view that contradicts my lease, at most this often.
 const CONTRADICTED_PAUSE: Duration = Duration::from_millis(500);
@@ -88,12 +88,12 @@ impl State {
         let contradicts = self.local.own.as_ref().is_some_and(|own| !mine && view.lease_received > own.evidence);
         let rested = self.local.last_attempt.is_none_or(|at| self.now.boot > at + CONTRADICTED_PAUSE);
         if contradicts && self.local.lease_write.is_none() && rested {
-            self.renew();
+            self.renew(None);
         }
     }
 
-    /// Begins a renewal.
-    pub(in crate::member) fn renew(&mut self) {
+    /// Begins a renewal; `claim`: the number of the promotion that follows.
+    pub(in crate::member) fn renew(&mut self, claim: Option<Timeline>) {
         if self.lease.busy() {
             return;
         }
@@ -112,7 +112,7 @@ impl State {
         self.local.last_attempt = Some(now);
         let deadline = self.in_force.settings.retry_timeout.min(left).max(SHORTEST_WRITE);
         let own = own.filter(|_| !self.pod_leaves);
-        let job = lease::Job::Renew { status: self.leader_status(), fulfilled: self.oath_fulfilled() };
+        let job = lease::Job::Renew { status: self.leader_status(), fulfilled: self.oath_fulfilled(), claim };
         let start = lease::Start { job, ttl, deadline, own };
         self.with_lease(|lease, cluster, now, ids| lease.start(start, cluster, now, ids));
     }

@@ -47,6 +47,7 @@ impl State {
             Action::ReadLease | Action::FeedWatchdog | Action::DisarmWatchdog => {}
             Action::AcquireLease { .. }
             | Action::RenewLease
+            | Action::ClaimTimeline(_)
             | Action::ReleaseLease { .. }
             | Action::ProveDeath { .. } => {
                 self.act_on_lease(action);

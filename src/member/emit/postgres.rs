@@ -40,7 +40,8 @@ impl State {
             && !self.local.postgres.alive
             && !self.local.data_stale
             && !self.flights.busy(Lane::Postgres)
-            && !self.flights.busy(Lane::Task);
+            && !self.flights.busy(Lane::Task)
+            && self.rested("start");
         if !ready || (role == StartRole::Primary && !self.writer_permitted()) {
             return;
         }

@@ -17,7 +17,8 @@ impl State {
                 self.local.claim = claim;
                 self.lease_job(InFlight::Acquire, Job::Acquire { stood, proven_dead, claim });
             }
-            Action::RenewLease => self.renew(),
+            Action::RenewLease => self.renew(None),
+            Action::ClaimTimeline(number) => self.renew(Some(number)),
             // The permission is gone before the lock is, by the keeper's own answer.
             Action::ReleaseLease { shutdown }
                 if self.standing() == Permission::None

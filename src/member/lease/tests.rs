@@ -93,7 +93,7 @@ impl World {
     }
 
     fn renew(&mut self, now: Now) {
-        self.start(Job::Renew { status: LeaderStatus::default(), fulfilled: false }, now);
+        self.start(Job::Renew { status: LeaderStatus::default(), fulfilled: false, claim: None }, now);
     }
 
     fn due(&mut self, now: Now) -> Option<JobEnd> {
@@ -549,7 +549,7 @@ impl Course {
             }
             Event::Vanish => self.w.stored = None,
             Event::See => self.w.see(),
-            Event::Renew => self.begin(Job::Renew { status: LeaderStatus::default(), fulfilled: false }),
+            Event::Renew => self.begin(Job::Renew { status: LeaderStatus::default(), fulfilled: false, claim: None }),
             Event::Acquire => {
                 let stood = self.w.stored.as_ref().map(|s| s.lease.clone());
                 self.begin(Job::Acquire { stood, proven_dead: false, claim: None });
