@@ -18,8 +18,8 @@
 //!                          │  └──► postgres (start, stop, promote, …)   ──► keeper ──► postmaster
 //!                          └────── answers, each with the id of its effect: the next input
 //! ```
-//! What decides is a value that takes inputs and returns effects. There are three such machines, and the production program,
-//! the scenarios and the simulation drive the same ones: the member ([`member::Member`]), its lease attempt
+//! What decides is a value that takes inputs and returns effects. There are three such machines, and the production program
+//! and the simulation drive the same ones (the scenarios drive the decision in their middle): the member ([`member::Member`]), its lease attempt
 //! ([`member::lease::Lease`]), and the keeper's core ([`keeper::core`]). Around each stands a thin shell that does IO and
 //! chooses nothing.
 //!

@@ -367,6 +367,19 @@ fn nothing_is_put_off_in_words() {
     assert!(broken.is_empty(), "{}", broken.join("\n"));
 }
 
+/// A rule stands where it is applied, in words: nobody can follow a reference to a text that is not here.
+#[test]
+fn nothing_refers_to_documents_that_are_not_in_the_repository() {
+    let sign = char::from_u32(0xA7).unwrap();
+    let refers = |text: &str| text.lines().position(|line| line.contains(sign));
+    assert_eq!(refers(&format!("fine\nsee {sign}4")), Some(1));
+    for (name, text) in files(&["src", "tests", "benches", "docs"]) {
+        if let Some(line) = refers(&text) {
+            panic!("{name}:{}: a section of what? Write the rule itself", line + 1);
+        }
+    }
+}
+
 #[test]
 fn unsafe_code_lives_in_two_files() {
     for (name, text) in files(&["src"]) {

@@ -1,4 +1,4 @@
-//! What the Kubernetes store has to be told: names, labels, ways in, clocks. `agent` and `ctl` fill it from the
+//! What the Kubernetes store has to be told: names, labels, ways in, clocks. `driver` and `ctl` fill it from the
 //! configuration.
 
 use std::collections::{BTreeMap, BTreeSet};

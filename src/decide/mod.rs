@@ -9,7 +9,7 @@
 //! [`Ctx::upkeep`] then adds what every decision needs: the renewal when it is due, the proof of death when the view
 //! suggests one, the member status, and the time to look again.
 //!
-//! What it deliberately does not do: remember anything. Memory is `Local`, filled by `agent::observe`.
+//! What it deliberately does not do: remember anything. Memory is `Local`, kept by `member`.
 
 mod bootstrap;
 pub mod check;

@@ -1,7 +1,6 @@
 //! What this member knows of itself: its Postgres, its keeper, its lease, its unfinished business.
 //!
-//! `agent::observe` fills it; `decide` reads it. Time-outs of anything in flight are the executor's: it turns them into
-//! an outcome here.
+//! `member::absorb` fills it; `decide` reads it. A time-out of anything in flight ends as an outcome here.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

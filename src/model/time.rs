@@ -99,7 +99,7 @@ fn civil(days: i64) -> (i64, i64, i64) {
     (year_of_era + era * 400 + i64::from(month <= 2), month, day)
 }
 
-/// The one moment a decision is taken at. Clocks are read in `agent`, decisions get the readings.
+/// The one moment a decision is taken at. Clocks are read in `driver`, decisions get the readings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
     /// For deadlines.

@@ -1,6 +1,6 @@
 //! The plain description of one Postgres: what the configuration says about it, resolved to values.
 //!
-//! The caller (agent) fills it; nothing here reads files or environments.
+//! The caller (`driver`) fills it; nothing here reads files or environments.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

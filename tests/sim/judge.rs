@@ -75,7 +75,7 @@ impl World {
             // The keeper looks once a second, and a slow volume takes its time.
             return;
         }
-        // Not covered before there is a warden: a keeper that does not run (design §7).
+        // Not covered before there is a warden: a keeper that does not run.
         let frozen = t < k.frozen + 300 * MS && k.frozen > 0 && t + 120 * SEC > k.frozen;
         if let Permission::Unfenced { .. } = k.permission {
             if t > k.permitted_at + 50 * SEC && !frozen && !thawing {
