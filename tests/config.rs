@@ -129,6 +129,40 @@ fn an_unknown_key_names_the_nearest_known_one() {
 }
 
 #[test]
+fn a_misplaced_or_mistyped_key_says_where_it_belongs() {
+    let text =
+        format!("{SMALL}synchronous_mode: on\npause: true\nuse_pg_rewind: true\nscoep: x\nbootstrap: {{ttl: 40}}\n");
+    assert_eq!(
+        loaded(&text).warnings,
+        [
+            "patroni.yml:4:1: synchronous_mode: is ignored here; set it with patronictl edit-config",
+            "patroni.yml:5:1: pause: is ignored here; set it with patronictl edit-config",
+            "patroni.yml:6:1: use_pg_rewind: unknown key, did you mean `postgresql.use_pg_rewind`?",
+            "patroni.yml:7:1: scoep: unknown key, did you mean `scope`?",
+            "patroni.yml:8:13: bootstrap.ttl: unknown key, did you mean `bootstrap.dcs.ttl`?",
+        ]
+    );
+    let variables = env(&[("PATRONI_SCOEP", "x"), ("PATRONI_TTL", "40"), ("PATRONI_SYNCHRONOUS_MODE", "on")]);
+    assert_eq!(
+        load(&source(SMALL), &variables).unwrap().warnings,
+        [
+            "PATRONI_SCOEP is not a variable of the configuration, did you mean PATRONI_SCOPE?",
+            "PATRONI_SYNCHRONOUS_MODE is ignored; set synchronous_mode with patronictl edit-config",
+            "PATRONI_TTL is ignored; set ttl with patronictl edit-config",
+        ]
+    );
+}
+
+#[test]
+fn text_where_a_mapping_belongs_is_called_text_and_stays_secret() {
+    assert_eq!(
+        refusal(&format!("{SMALL}postgresql:\n  authentication:\n    superuser: hush\n    replication: 7\n")),
+        "patroni.yml:6:5: postgresql.authentication.superuser: must be a mapping (key: value), not text\n\
+         patroni.yml:7:5: postgresql.authentication.replication: must be a mapping (key: value), not a number"
+    );
+}
+
+#[test]
 fn a_wrong_type_names_file_key_and_what_is_right() {
     let message = refusal(&format!("{SMALL}postgresql:\n  parameters: [a]\n  pg_hba: x\n"));
     assert_eq!(

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use super::keys::{Kind, nearest};
+use super::keys::{Kind, is_dynamic, nearest};
 use super::{merge, numbers, yaml};
 
 const TOP: &[(&str, Kind)] = &[
@@ -113,6 +113,9 @@ pub(super) fn document(env: &BTreeMap<String, String>) -> (Value, Vec<String>) {
         if let Some(store) = store {
             let key = suffix[store.len() + 1..].to_lowercase();
             set(&mut document, &format!("{store}.{key}"), Value::from(env[name].as_str()));
+        } else if is_dynamic(&suffix.to_lowercase()) {
+            let key = suffix.to_lowercase();
+            warnings.push(format!("{name} is ignored; set {key} with patronictl edit-config"));
         } else if !known {
             let hint = nearest(suffix, table.iter().map(|(known, _, _)| known.as_str()));
             let hint = hint.map_or(String::new(), |near| format!(", did you mean PATRONI_{near}?"));

@@ -291,23 +291,41 @@ pub(super) fn children(section: &str) -> impl Iterator<Item = (&'static str, Kin
     })
 }
 
+/// A key of the dynamic configuration that the local file does not have.
+pub(super) fn is_dynamic(key: &str) -> bool {
+    key != "postgresql" && DYNAMIC_KEYS.contains(&key)
+}
+
+/// Where a key that stands in the wrong section belongs, if it is the only such place.
+pub(super) fn elsewhere(key: &str) -> Option<String> {
+    if is_dynamic(key) {
+        return Some(format!("bootstrap.dcs.{key}"));
+    }
+    let mut places = KEYS.iter().map(|(path, _)| *path).filter(|path| path.rsplit('.').next() == Some(key));
+    places.next().filter(|_| places.next().is_none()).map(str::to_owned)
+}
+
 /// The known key closest to a mistyped one, if close enough to be meant.
 pub(super) fn nearest<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let limit = (wrong.chars().count() / 3).max(1);
     known.map(|key| (distance(wrong, key), key)).filter(|(d, _)| *d <= limit).min().map(|(_, key)| key)
 }
 
+/// How many keys were pressed wrongly: missing, superfluous and wrong ones, and two in the wrong order.
 fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let substitute = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = substitute.min(row[j] + 1).min(diagonal + 1);
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut rows = vec![(0..=b.len()).collect::<Vec<usize>>()];
+    for i in 1..=a.len() {
+        let mut row = vec![i];
+        for j in 1..=b.len() {
+            let substituted = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+            let mut least = substituted.min(rows[i - 1][j] + 1).min(row[j - 1] + 1);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                least = least.min(rows[i - 2][j - 2] + 1);
+            }
+            row.push(least);
         }
+        rows.push(row);
     }
-    row.last().copied().unwrap_or(0)
+    rows[a.len()][b.len()]
 }

@@ -10,6 +10,8 @@ use super::keys::{self, KEYS, Kind, nearest};
 use super::local::Config;
 use super::{build, merge, yaml};
 
+const DYNAMIC_ONLY: &str = "is ignored here; set it with patronictl edit-config";
+
 /// One text to read, with the name that errors show.
 #[derive(Clone, Debug)]
 pub struct SourceText {
@@ -212,9 +214,7 @@ fn check_section(
         let Some((_, kind)) = KEYS.iter().find(|(known, _)| *known == path) else {
             // Sections of bootstrap and replica methods carry names of the user's choice.
             if !(matches!(section, "bootstrap" | "postgresql") && (inner.is_object() || inner.is_null())) {
-                let hint = nearest(key, keys::children(section).map(|(key, _)| key));
-                let hint = hint.map_or(String::new(), |near| format!(", did you mean `{near}`?"));
-                warnings.push(format!("{}: unknown key{hint}", located(origins, &path)));
+                warnings.push(format!("{}: {}", located(origins, &path), misplaced(section, key)));
             }
             continue;
         };
@@ -231,6 +231,18 @@ fn check_section(
     }
 }
 
+/// What to say about a key that does not belong where it stands.
+fn misplaced(section: &str, key: &str) -> String {
+    if section.is_empty() && keys::is_dynamic(key) {
+        return DYNAMIC_ONLY.to_owned();
+    }
+    let here = nearest(key, keys::children(section).map(|(key, _)| key)).map(str::to_owned);
+    match here.or_else(|| keys::elsewhere(key)) {
+        Some(meant) => format!("unknown key, did you mean `{meant}`?"),
+        None => "unknown key".to_owned(),
+    }
+}
+
 fn is_secret(path: &str) -> bool {
     path.contains("password") || path.contains("authentication")
 }
@@ -239,7 +251,10 @@ fn describe(value: &Value) -> &'static str {
     match value {
         Value::Array(_) => "a list",
         Value::Object(_) => "a mapping",
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => "this value",
+        Value::String(_) => "text",
+        Value::Number(_) => "a number",
+        Value::Bool(_) => "true or false",
+        Value::Null => "nothing",
     }
 }
 
@@ -247,13 +262,13 @@ fn describe(value: &Value) -> &'static str {
 fn check_parameters(value: &Value, origins: &BTreeMap<String, String>, warnings: &mut Vec<String>) {
     for key in ["ttl", "loop_wait", "retry_timeout", "standby_cluster"] {
         if value.get(key).is_some() {
-            warnings.push(format!("{}: is ignored here; set it with patronictl edit-config", located(origins, key)));
+            warnings.push(format!("{}: {DYNAMIC_ONLY}", located(origins, key)));
         }
     }
     for name in value["postgresql"]["parameters"].as_object().into_iter().flatten().map(|(name, _)| name) {
         if super::controlled::is_controlled(&name.to_lowercase()) {
             let path = format!("postgresql.parameters.{name}");
-            warnings.push(format!("{}: is ignored here; set it with patronictl edit-config", located(origins, &path)));
+            warnings.push(format!("{}: {DYNAMIC_ONLY}", located(origins, &path)));
         }
     }
 }
