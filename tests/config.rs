@@ -153,6 +153,27 @@ fn a_misplaced_or_mistyped_key_says_where_it_belongs() {
     );
 }
 
+/// What is missing often stands there under another name: the warnings are part of the refusal.
+#[test]
+fn a_missing_key_is_shown_beside_its_misspelling() {
+    let said = |text: &str| {
+        let loaded = load(&source(text), &BTreeMap::new()).and_then(patroni::config::Loaded::for_daemon);
+        loaded.expect_err("a refused file").to_string()
+    };
+    let misspelt = said("name: a\nscpoe: demo\nkubernetes: {labels: {app: demo}}\nrestapi: {lisetn: '0.0.0.0:8008'}\n");
+    assert!(
+        misspelt.contains("scope is not defined") && misspelt.contains("restapi.listen is not defined"),
+        "{misspelt}"
+    );
+    assert!(misspelt.contains("patroni.yml:2:1: scpoe: unknown key, did you mean `scope`?"), "{misspelt}");
+    assert!(misspelt.contains("restapi.lisetn: unknown key, did you mean `listen`?"), "{misspelt}");
+    let twice = said(&format!("{SMALL}postgresql: {{data_dir: /d}}\npostgresql: {{listen: x}}\n"));
+    assert!(twice.contains("postgresql.data_dir is not defined"), "{twice}");
+    assert!(twice.lines().any(|line| line.starts_with("patroni.yml:5:1: ") && line.contains("postgresql")), "{twice}");
+    let store = said("name: a\nscope: b\nkubernets: {labels: {app: demo}}\n");
+    assert!(store.contains("kubernets: unknown key, did you mean `kubernetes`?"), "{store}");
+}
+
 #[test]
 fn text_where_a_mapping_belongs_is_called_text_and_stays_secret() {
     assert_eq!(

@@ -67,6 +67,30 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
+/// Why there is no configuration, and what else was noticed: a key that is missing often stands there misspelt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Refusal {
+    /// Why.
+    pub error: ConfigError,
+    /// One line each.
+    pub warnings: Vec<String>,
+}
+
+impl From<ConfigError> for Refusal {
+    fn from(error: ConfigError) -> Refusal {
+        Refusal { error, warnings: Vec::new() }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)?;
+        self.warnings.iter().try_for_each(|warning| write!(f, "\n{warning}"))
+    }
+}
+
+impl std::error::Error for Refusal {}
+
 /// The merged local document before typing.
 pub(super) struct Document {
     pub(super) value: Value,
@@ -78,7 +102,7 @@ pub(super) struct Document {
 ///
 /// # Errors
 /// Broken YAML, values of the wrong type, another store than Kubernetes, Citus, or nothing at all.
-pub fn load(sources: &[SourceText], env: &BTreeMap<String, String>) -> Result<Loaded, ConfigError> {
+pub fn load(sources: &[SourceText], env: &BTreeMap<String, String>) -> Result<Loaded, Refusal> {
     let Document { value, origins, mut warnings } = document(sources, env)?;
     let mut problems = Vec::new();
     check_section(&value, "", &origins, &mut problems, &mut warnings);
@@ -86,7 +110,8 @@ pub fn load(sources: &[SourceText], env: &BTreeMap<String, String>) -> Result<Lo
     check_citus(&value, &origins, &mut problems, &mut warnings);
     if value.get("kubernetes").is_none() {
         let other = OTHER_STORES.iter().find(|store| value.get(**store).is_some());
-        return Err(ConfigError::NoStore(other.map(|store| located(&origins, store))));
+        let error = ConfigError::NoStore(other.map(|store| located(&origins, store)));
+        return Err(Refusal { error, warnings });
     }
     warnings.extend(super::tags::conflicts(&value));
     let mut late = Vec::new();
@@ -95,7 +120,24 @@ pub fn load(sources: &[SourceText], env: &BTreeMap<String, String>) -> Result<Lo
         let path = problem.split(':').next().unwrap_or_default().to_owned();
         origins.get(&path).map_or(problem.clone(), |origin| format!("{origin}: {problem}"))
     }));
-    if problems.is_empty() { Ok(Loaded { config, warnings }) } else { Err(ConfigError::Invalid(problems)) }
+    if problems.is_empty() {
+        Ok(Loaded { config, warnings })
+    } else {
+        Err(Refusal { error: ConfigError::Invalid(problems), warnings })
+    }
+}
+
+impl Loaded {
+    /// What the daemon can start with.
+    ///
+    /// # Errors
+    /// As [`Config::require_daemon`], with the warnings.
+    pub fn for_daemon(self) -> Result<Loaded, Refusal> {
+        match self.config.require_daemon() {
+            Ok(()) => Ok(self),
+            Err(error) => Err(Refusal { error, warnings: self.warnings }),
+        }
+    }
 }
 
 impl Config {

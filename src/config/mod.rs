@@ -30,7 +30,7 @@ pub use controlled::is_controlled;
 pub use dynamic::{Dynamic, StandbyCluster, SynchronousMode, Timeouts, adjust};
 pub use effective::{Callbacks, EffectivePostgres, effective_postgresql, options, split_listen};
 pub use keys::schema;
-pub use load::{ConfigError, Loaded, SourceText, load};
+pub use load::{ConfigError, Loaded, Refusal, SourceText, load};
 pub use local::{
     Authentication, BasicAuth, Bootstrap, Config, Ctl, Kubernetes, Log, PgAuth, Port, Postgresql, RestApi, Secret,
     Watchdog,

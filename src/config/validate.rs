@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::environment::OTHER_STORES;
-use super::load::{ConfigError, SourceText, document};
+use super::load::{ConfigError, Refusal, SourceText, document};
 use super::local::Section;
 use super::{merge, numbers};
 
@@ -43,7 +43,7 @@ pub fn validate(sources: &[SourceText], env: &BTreeMap<String, String>) -> Vec<S
         Err(error) => return vec![error.to_string()],
     };
     let mut problems = match super::load(sources, env) {
-        Err(ConfigError::Invalid(problems)) => problems,
+        Err(Refusal { error: ConfigError::Invalid(problems), .. }) => problems,
         Ok(_) | Err(_) => Vec::new(),
     };
     required(&document, &mut problems);

@@ -173,15 +173,16 @@ fn load_config(named: Option<&String>) -> Result<Config> {
         std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
     match config::load(&sources, &env) {
         Ok(loaded) => Ok(loaded.config),
-        Err(ConfigError::Empty | ConfigError::NoStore(None)) => Err(CtlError::plain(
-            "Can not find suitable configuration of distributed configuration store\nAvailable implementations: kubernetes",
-        )),
-        Err(
-            e @ (ConfigError::Yaml(_)
+        Err(refusal) => Err(CtlError::plain(match &refusal.error {
+            ConfigError::Empty | ConfigError::NoStore(None) => {
+                let known = "Can not find suitable configuration of distributed configuration store\nAvailable implementations: kubernetes";
+                refusal.warnings.iter().fold(known.to_owned(), |text, warning| format!("{text}\n{warning}"))
+            }
+            ConfigError::Yaml(_)
             | ConfigError::NotAMapping(_)
             | ConfigError::NoStore(Some(_))
-            | ConfigError::Invalid(_)),
-        ) => Err(CtlError::plain(e.to_string())),
+            | ConfigError::Invalid(_) => refusal.to_string(),
+        })),
     }
 }
 

@@ -46,8 +46,7 @@ impl Source {
             Some(path) => format!("{}: no configuration file there: {e}", path.display()),
             None => e.to_string(),
         })?;
-        loaded.config.require_daemon().map_err(|e| e.to_string())?;
-        Ok(loaded)
+        loaded.for_daemon().map_err(|e| e.to_string())
     }
 }
 
