@@ -207,3 +207,57 @@ fn sigterm_ends_a_member_that_waits_for_the_api_server() {
     assert_eq!((code, left.len()), (0, 0), "{said}");
     assert!(said.contains("told to end before this member had begun"), "{said}");
 }
+
+/// `patroni --validate-config` with these variables: exit code and everything printed.
+fn validate(place: &Place, text: &str, variables: &[(&str, &str)]) -> (i32, String) {
+    let file = place.file(text);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_patroni"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("PATRONI_")) {
+        command.env_remove(name);
+    }
+    let output = command.args(["--validate-config", "-i"]).arg(file).envs(variables.iter().copied()).output().unwrap();
+    let said = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap_or(-1), said(output.stdout) + &said(output.stderr))
+}
+
+#[test]
+fn validation_says_what_a_start_would_warn_about() {
+    let Some(bin) = postgres() else { return };
+    let place = Place::new();
+    let text =
+        config(&place.0, 30_100, 30_101, &bin).replace("connect_address: 127.0.0.1", "connect_address: 10.0.0.1");
+    assert_eq!(validate(&place, &text, &[]), (0, String::new()), "nothing to say, nothing said");
+    let odd =
+        text.replace("watchdog: {mode: off}", "watchdog: {mode: required}\npause: true\nrestapy: {}\nname: again");
+    let variables = [("PATRONI_SCOEP", "x"), ("PATRONI_KUBERNETES_USE_ENDPOINTS", "perhaps")];
+    let (code, said) = validate(&place, &odd, &variables);
+    assert_eq!(code, 0, "{said}");
+    for words in [
+        "pause: is ignored here; set it with patronictl edit-config",
+        "restapy: unknown key, did you mean `restapi`?",
+        "name is given twice",
+        "PATRONI_SCOEP is not a variable of the configuration, did you mean PATRONI_SCOPE?",
+        "PATRONI_KUBERNETES_USE_ENDPOINTS is ignored: kubernetes.use_endpoints must be true or false",
+        "watchdog.mode is required, but no watchdog device can be driven",
+    ] {
+        assert!(said.lines().any(|line| line.starts_with("WARNING: ") && line.contains(words)), "{words} in {said}");
+    }
+}
+
+#[test]
+fn validation_ends_with_1_for_what_a_start_would_refuse() {
+    let Some(bin) = postgres() else { return };
+    let place = Place::new();
+    let text =
+        config(&place.0, 30_100, 30_101, &bin).replace("connect_address: 127.0.0.1", "connect_address: 10.0.0.1");
+    for (wrong, words) in [
+        (text.replace(&format!("bin_dir: {}", bin.display()), "bin_dir: /nonexistent"), "/nonexistent/postgres"),
+        (text.replace("scope: refused", "scpoe: refused"), "scpoe: unknown key, did you mean `scope`?"),
+        (text.replace("kubernetes:\n", "kubernetes:\n  bypass_api_service: true\n"), "bypass_api_service"),
+        (text.replace("restapi:\n", "restapi:\n  certfile: /nonexistent/tls.crt\n"), "/nonexistent/tls.crt"),
+    ] {
+        let (code, said) = validate(&place, &wrong, &[]);
+        assert_eq!(code, 1, "{said}");
+        assert!(said.contains(words), "{words} in {said}");
+    }
+}

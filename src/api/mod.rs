@@ -85,6 +85,14 @@ pub fn bind(settings: &Arc<ApiSettings>) -> Result<Bound, String> {
     Err(last)
 }
 
+/// What [`bind`] would refuse whatever address is free: options and files of TLS.
+///
+/// # Errors
+/// One line naming the key of the configuration.
+pub fn check(settings: &ApiSettings) -> Result<(), String> {
+    tls::acceptor(settings).map(|_| ())
+}
+
 /// Empty host and `*` mean every interface, both families if the machine has them.
 fn listen_addresses(listen: &str) -> Option<Vec<SocketAddr>> {
     let (host, port) = listen.rsplit_once(':')?;

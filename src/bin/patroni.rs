@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use clap::Parser;
 use patroni::driver::settings::{self, Source};
-use patroni::driver::startup;
+use patroni::driver::{preflight, startup};
 use patroni::model::Timings;
 use patroni::{api, config, dcs};
 use tracing::{info, warn};
@@ -19,7 +19,8 @@ struct Args {
     /// Print the version and exit.
     #[arg(long)]
     version: bool,
-    /// Check the configuration and exit: silent with 0, or one problem per line and 1.
+    /// Check the configuration and exit: with 1 if a start would refuse it or a value is wrong, else with 0. What a start
+    /// would only warn about is printed too, in lines that begin with WARNING.
     #[arg(long, conflicts_with = "generate_sample_config")]
     validate_config: bool,
     /// With --validate-config: do not complain about listen ports that are in use.
@@ -92,27 +93,36 @@ fn sample(args: &Args, source: &Source) -> Result<(), String> {
 }
 
 fn validate(args: &Args, source: &Source) -> Result<(), String> {
-    let texts = source.path.as_deref().map(config::files::read).transpose()?.unwrap_or_default();
-    let mut problems = config::validate(&texts, &source.environment);
-    if problems.is_empty() && !args.ignore_listen_port {
-        let loaded = source.load()?;
-        for (key, listen) in
-            [("restapi", &loaded.config.restapi.listen), ("postgresql", &loaded.config.postgresql.listen)]
-        {
-            let (hosts, port) = config::split_listen(listen);
-            let host = hosts.split(',').next().filter(|h| !h.is_empty() && *h != "*").unwrap_or("127.0.0.1");
-            if std::net::TcpStream::connect(format!("{host}:{port}")).is_ok() {
-                problems.push(format!("{key}.listen {listen} didn't pass validation: Port {port} is already in use."));
-            }
-        }
+    let (report, read) = runtime()?.block_on(preflight::check(source));
+    let mut problems = report.problems;
+    if let Some(config) = &read {
+        // As at a start: the provider of TLS comes first.
+        startup::prepare_tls();
+        problems.extend(api::check(&settings::api(config)).err());
+    }
+    if let (Some(config), true, false) = (&read, problems.is_empty(), args.ignore_listen_port) {
+        problems.extend(occupied("restapi", &config.restapi.listen));
+        problems.extend(occupied("postgresql", &config.postgresql.listen));
+    }
+    for warning in &report.warnings {
+        eprintln!("WARNING: {warning}");
     }
     if !problems.is_empty() {
         return Err(problems.join("\n"));
     }
-    if args.print {
-        print!("{}", config::yaml::to_string_block(&source.load()?.config.raw));
+    if let (Some(config), true) = (&read, args.print) {
+        print!("{}", config::yaml::to_string_block(&config.raw));
     }
     Ok(())
+}
+
+/// Somebody listens there already.
+fn occupied(key: &str, listen: &str) -> Option<String> {
+    let (hosts, port) = config::split_listen(listen);
+    let host = hosts.split(',').next().filter(|h| !h.is_empty() && *h != "*").unwrap_or("127.0.0.1");
+    std::net::TcpStream::connect(format!("{host}:{port}"))
+        .is_ok()
+        .then(|| format!("{key}.listen {listen} didn't pass validation: Port {port} is already in use."))
 }
 
 fn print_timings(source: &Source) -> Result<(), String> {
@@ -131,17 +141,14 @@ fn print_timings(source: &Source) -> Result<(), String> {
 /// Threads for file work: one that hangs with its volume must not hold up the rest, more would only cost memory.
 const BLOCKING_THREADS: usize = 2;
 
+fn runtime() -> Result<tokio::runtime::Runtime, String> {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let built = builder.enable_all().max_blocking_threads(BLOCKING_THREADS).build();
+    built.map_err(|e| format!("patroni: cannot start: {e}"))
+}
+
 fn run(source: Source) -> ExitCode {
-    let runtime =
-        match tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build()
-        {
-            Ok(runtime) => runtime,
-            Err(e) => {
-                eprintln!("patroni: cannot start: {e}");
-                return ExitCode::FAILURE;
-            }
-        };
-    match runtime.block_on(member(source)) {
+    match runtime().and_then(|runtime| runtime.block_on(member(source))) {
         Ok(code) => ExitCode::from(code),
         Err(line) => {
             eprintln!("{line}");

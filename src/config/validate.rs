@@ -50,6 +50,7 @@ pub fn validate(sources: &[SourceText], env: &BTreeMap<String, String>) -> Vec<S
     addresses(&document, &mut problems);
     words(&document, &mut problems);
     tags(&document, &mut problems);
+    unsupported(&document, &mut problems);
     bootstrap(&document, &mut problems);
     problems
 }
@@ -72,6 +73,14 @@ fn required(document: &Value, problems: &mut Vec<String>) {
         problems.push(format!("{store}  is not supported, only kubernetes is."));
     } else {
         problems.push("kubernetes  is not defined.".to_owned());
+    }
+}
+
+/// What this version refuses at a start.
+fn unsupported(document: &Value, problems: &mut Vec<String>) {
+    let asked = at(document, "kubernetes.bypass_api_service");
+    if !asked.is_null() && numbers::parse_bool(&merge::text(asked)) == Some(true) {
+        problems.push("kubernetes.bypass_api_service  is not supported; remove the key".to_owned());
     }
 }
 

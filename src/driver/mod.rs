@@ -17,6 +17,7 @@ mod configure;
 mod keeper;
 pub mod peers;
 mod perform;
+pub mod preflight;
 pub mod settings;
 pub mod startup;
 mod status;

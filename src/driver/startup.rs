@@ -269,4 +269,10 @@ pub fn prepare(config: &Config) -> Result<(), String> {
     // Installed twice only in tests; the first stays.
     drop(rustls::crypto::ring::default_provider().install_default());
     telemetry::configure(settings::log(config))
+    prepare_tls();
+    telemetry::configure(settings::log(config))
+}
+
+/// Installs the TLS provider.
+pub fn prepare_tls() {
 }
