@@ -177,6 +177,19 @@ fn an_occupied_rest_port_is_named() {
     refused(&place, &place.file(&text), As::Member, &[&port.to_string()]);
 }
 
+/// The keeper would hold on to the terminal for as long as it waits for somebody.
+#[test]
+fn a_missing_kubeconfig_is_named_and_no_keeper_is_left_behind() {
+    let Some(bin) = postgres() else { return };
+    let place = Place::new();
+    let ports = free(2);
+    let file = place.file(&config(&place.0, ports[0], ports[1], &bin));
+    std::fs::remove_file(place.0.join("kubeconfig")).unwrap();
+    refused(&place, &file, As::Member, &["kubeconfig"]);
+    let started = place.0.join("data.keeper").exists();
+    assert!(patroni::demo::processes::kill_all(&place.0, 100).is_empty() && !started, "a keeper was started");
+}
+
 #[test]
 fn root_is_refused() {
     let Some(bin) = postgres() else { return };

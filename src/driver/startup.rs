@@ -22,7 +22,7 @@ use crate::dcs::kube::KubeStore;
 use crate::dcs::{Dcs, MyPod};
 use crate::door::{ApiSettings, Handle, Outside, channels};
 use crate::member::{Identity, InForce, Input, Member, News, Signal, Standing};
-use crate::model::{BootInstant, Periods, Settings, StoreLink, View};
+use crate::model::{BootInstant, Periods, StoreLink, View};
 use crate::postgres::Setup;
 use crate::postgres::binaries::{self, Binaries};
 use crate::postgres::sql::Sql;
@@ -123,15 +123,24 @@ struct Kept {
     binaries: Binaries,
 }
 
-/// Whatever has to be waited for: the keeper and the programs in its container, the API server.
+/// Whatever has to be waited for: the keeper and the programs in its container, the API server. How the server is reached
+/// is looked up first: a keeper that was started for nothing lives for a while and holds the terminal.
 async fn connect(
     config: &Config,
     first: &settings::Read,
     session: &str,
     peers: &PeerClient,
 ) -> Result<(Kept, Connected), String> {
+    let options = settings::store(config, &first.wishes.settings, session);
+    let store = KubeStore::connect(options).await.map_err(|e| e.to_string())?;
     let kept = keeper_and_programs(config, &first.setup).await?;
-    Ok((kept, connect_store(config, &first.wishes.settings, session, peers).await?))
+    match connect_store(config, store, peers).await {
+        Ok(connected) => Ok((kept, connected)),
+        Err(why) => {
+            kept.keeper.shut_down().await;
+            Err(why)
+        }
+    }
 }
 
 /// Nothing was begun yet: a pod that is deleted need not wait for an API server that nobody can reach.
@@ -202,13 +211,7 @@ async fn ask_for_binaries(keeper: &KeeperSide, setup: &Setup) -> Result<Binaries
 type Connected = (Arc<dyn Dcs>, watch::Receiver<Arc<View>>, MyPod);
 
 /// The store with its first complete view. An unreachable API server is waited for; a wrong configuration is not.
-async fn connect_store(
-    config: &Config,
-    settings: &Settings,
-    session: &str,
-    peers: &PeerClient,
-) -> Result<Connected, String> {
-    let store = KubeStore::connect(settings::store(config, settings, session)).await.map_err(|e| e.to_string())?;
+async fn connect_store(config: &Config, store: KubeStore, peers: &PeerClient) -> Result<Connected, String> {
     store.follow();
     let store: Arc<dyn Dcs> = Arc::new(store);
     let mut view = store.view();
@@ -266,13 +269,12 @@ fn dynamic_document(view: &View, data_dir: &Path, config: &Config) -> (Value, St
 /// # Errors
 /// One line; the log goes to standard error then.
 pub fn prepare(config: &Config) -> Result<(), String> {
-    // Installed twice only in tests; the first stays.
-    drop(rustls::crypto::ring::default_provider().install_default());
-    telemetry::configure(settings::log(config))
     prepare_tls();
     telemetry::configure(settings::log(config))
 }
 
 /// Installs the TLS provider.
 pub fn prepare_tls() {
+    // Installed twice only in tests; the first stays.
+    drop(rustls::crypto::ring::default_provider().install_default());
 }
