@@ -333,6 +333,23 @@ fn local_parameters_win_except_controlled_ones() {
 }
 
 #[test]
+fn what_counts_only_at_a_start_is_named_and_kept_at_a_reload() {
+    let text = |scope: &str, dir: &str, more: &str| {
+        format!(
+            "name: a\nscope: {scope}\nkubernetes: {{labels: {{app: demo}}{more}}}\npostgresql: {{data_dir: {dir}}}\n"
+        )
+    };
+    let start = loaded(&text("demo", "/d", "")).config;
+    let mut again = loaded(&text("demo", "/d", ", proof_of_death: [released]")).config;
+    assert_eq!(again.keep_fixed(&start), Vec::<&str>::new());
+    assert_eq!(again.kubernetes.proof_of_death.len(), 1, "that one is taken over");
+    let mut moved = loaded(&text("other", "/e", ", use_endpoints: true")).config;
+    assert_eq!(moved.keep_fixed(&start), ["scope", "postgresql.data_dir", "kubernetes"]);
+    assert_eq!((moved.scope.as_str(), moved.postgresql.config_dir.as_str()), ("demo", "/d"));
+    assert_eq!(moved.keep_fixed(&start), Vec::<&str>::new());
+}
+
+#[test]
 fn false_flags_are_not_published_unless_a_priority_stands_beside_them() {
     let given = |value: Value| -> BTreeMap<String, Value> { serde_json::from_value(value).unwrap() };
     let published = tags::published(&given(json!({"nofailover": false, "clonefrom": true, "x": false, "nosync": 0})));

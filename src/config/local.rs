@@ -318,6 +318,38 @@ impl fmt::Debug for Config {
     }
 }
 
+impl Config {
+    /// Takes back what counts only at the start of the process, as it was at `start`; says which keys were changed.
+    #[must_use]
+    pub fn keep_fixed(&mut self, start: &Config) -> Vec<&'static str> {
+        fn keep<T: Clone + PartialEq>(changed: &mut Vec<&'static str>, key: &'static str, mine: &mut T, start: &T) {
+            if mine != start {
+                changed.push(key);
+                mine.clone_from(start);
+            }
+        }
+        let mut changed = Vec::new();
+        keep(&mut changed, "scope", &mut self.scope, &start.scope);
+        keep(&mut changed, "name", &mut self.name, &start.name);
+        let (pg, was) = (&mut self.postgresql, &start.postgresql);
+        let beside = pg.config_dir == pg.data_dir && was.config_dir == was.data_dir;
+        keep(&mut changed, "postgresql.data_dir", &mut pg.data_dir, &was.data_dir);
+        if beside {
+            pg.config_dir.clone_from(&was.config_dir);
+        }
+        keep(&mut changed, "postgresql.config_dir", &mut pg.config_dir, &was.config_dir);
+        keep(&mut changed, "postgresql.bin_dir", &mut pg.bin_dir, &was.bin_dir);
+        keep(&mut changed, "postgresql.pgpass", &mut pg.pgpass, &was.pgpass);
+        keep(&mut changed, "postgresql.database", &mut pg.database, &was.database);
+        keep(&mut changed, "postgresql.config_base_name", &mut pg.config_base_name, &was.config_base_name);
+        // Proofs of death are rules for decisions, everything else here is how the store is reached.
+        let proofs = std::mem::replace(&mut self.kubernetes.proof_of_death, start.kubernetes.proof_of_death.clone());
+        keep(&mut changed, "kubernetes", &mut self.kubernetes, &start.kubernetes);
+        self.kubernetes.proof_of_death = proofs;
+        changed
+    }
+}
+
 /// A section of a document, read leniently: null is absent, scalars convert.
 #[derive(Clone, Copy)]
 pub(super) struct Section<'v>(pub Option<&'v Map<String, Value>>);

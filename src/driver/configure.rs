@@ -36,7 +36,7 @@ impl Driver {
 
     /// Re-reads the local files. A broken file changes nothing.
     fn reload_files(&mut self) -> Option<bool> {
-        let loaded = match self.source.load() {
+        let mut loaded = match self.source.load() {
             Ok(loaded) => loaded,
             Err(why) => {
                 error!("Failed to reload the configuration, the old one stays: {why}");
@@ -45,6 +45,10 @@ impl Driver {
         };
         for warning in loaded.warnings {
             warn!("{warning}");
+        }
+        let fixed = loaded.config.keep_fixed(&self.wishes.config);
+        if !fixed.is_empty() {
+            warn!("changed, but taken over only when patroni is started again: {}", fixed.join(", "));
         }
         if loaded.config == self.wishes.config {
             info!("No local configuration items changed.");
