@@ -376,15 +376,21 @@ async fn a_query_without_connection_is_a_row_and_not_a_failure() {
         w.server.store().merge("pods", "default", pod, &json!({"metadata": {"annotations": {"status": url}}})).unwrap();
     }
     for (args, want) in [
-        ("query -c 'SELECT 1'", "No connection is available\n"),
-        ("query -c 'SELECT 1' -r replica", "No connection to role 'replica' is available\n"),
-        ("query -c 'SELECT 1' -m pg-2", "No connection to member pg-2 is available\n"),
+        ("query -c 'SELECT 1'", "No connection is available: pg-0 at 127.0.0.1:1: "),
+        ("query -c 'SELECT 1' -r replica", "No connection to role 'replica' is available: pg-1 at 127.0.0.1:1: "),
+        ("query -c 'SELECT 1' -m pg-2", "No connection to member pg-2 is available: pg-2 at 127.0.0.1:1: "),
     ] {
         let run = w.run(args, "").await;
-        assert_eq!((run.out.split_once('\t').map(|s| s.1), run.code), (Some(want), 0), "{}", run.err);
+        let said = run.out.split_once('\t').map(|s| s.1).unwrap_or_default();
+        assert!(
+            said.starts_with(want) && said.contains("Connection refused") && run.code == 0,
+            "{}{}",
+            run.out,
+            run.err
+        );
     }
     let pretty = w.run("query -c 'SELECT 1' --format pretty", "").await;
-    assert!(pretty.out.contains("| Field 1             | Field 2                    |"), "{}", pretty.out);
+    assert!(pretty.out.contains("| Field 1             | Field 2 "), "{}", pretty.out);
     check_error(&w.run("query", "").await, "You need to specify either --command or --file");
     check_error(&w.run("query -c x -f y", "").await, "--file and --command are mutually exclusive options");
 }
@@ -428,6 +434,8 @@ impl Drop for Postgres {
 #[tokio::test]
 async fn a_query_prints_rows_of_a_real_server() {
     let w = World::new(None).await;
+    let nobody = w.run("query -c 'SELECT 1' -m pg-9", "").await;
+    assert!(nobody.out.ends_with("\tNo connection to member pg-9 is available\n"), "{}", nobody.out);
     let pg = Postgres::start();
     let url = json!({"conn_url": format!("postgres://127.0.0.1:{}/postgres", pg.port), "state": "running", "role": "primary"});
     w.server
@@ -441,6 +449,20 @@ async fn a_query_prints_rows_of_a_real_server() {
     check(&w.run(&format!("query {sql} --format json -r primary"), "").await, want, "", 0);
     check(&w.run(&format!("query {sql} --format nonsense"), "").await, "", "", 0);
     let wrong = w.run("query -U postgres -c 'SELECT 1/0'", "").await;
-    assert!(wrong.out.ends_with("\tERROR, SQLSTATE: 22012\n") && wrong.code == 0, "{}", wrong.out);
+    assert!(
+        wrong.out.ends_with("\tERROR, SQLSTATE: 22012 (division by zero)\n") && wrong.code == 0,
+        "the state as Patroni prints it, and what it means: {}",
+        wrong.out
+    );
+    let at = format!("No connection is available: pg-0 at 127.0.0.1:{}: FATAL: ", pg.port);
+    for (args, why) in [
+        ("-U nosuch", "role \"nosuch\" does not exist"),
+        ("-U postgres -d nosuch", "database \"nosuch\" does not exist"),
+    ] {
+        let refused = w.run(&format!("query {args} -c 'SELECT 1'"), "").await;
+        assert!(refused.out.ends_with(&format!("\t{at}{why}\n")) && refused.code == 0, "{}", refused.out);
+    }
+    let replica = w.run("query -U postgres -r standby-leader -c 'SELECT 1'", "").await;
+    assert!(replica.out.ends_with("\tNo connection to role 'standby-leader' is available\n"), "{}", replica.out);
     check(&w.run("query -U postgres -c 'CREATE TABLE t ()'", "").await, "", "", 0);
 }

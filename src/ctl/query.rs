@@ -12,6 +12,7 @@ use super::dates;
 use super::error::{CtlError, Result};
 use super::members;
 use super::output::{self, Column, Format};
+use super::rest::chain;
 use super::select::WantedRole;
 use super::session::Session;
 use super::tls;
@@ -96,8 +97,8 @@ pub async fn query(session: &mut Session<'_>, args: &ArgMatches) -> Result<()> {
             redraw.tick().await;
         }
         let text = match connect(&target, &cluster, args, password.as_deref()).await {
-            None => Some(trouble(args, &target.unavailable())),
-            Some(client) => match run(&client, &sql).await {
+            Err(why) => Some(trouble(args, &why)),
+            Ok(client) => match run(&client, &sql).await {
                 Ok(None) => None,
                 Ok(Some((columns, rows))) => print(args, &columns, &rows),
                 Err(e) => Some(trouble(args, &sqlstate(&e))),
@@ -113,9 +114,17 @@ pub async fn query(session: &mut Session<'_>, args: &ArgMatches) -> Result<()> {
 }
 
 fn sqlstate(error: &tokio_postgres::Error) -> String {
-    match error.code() {
-        Some(code) => format!("ERROR, SQLSTATE: {}", code.code()),
-        None => format!("ERROR, SQLSTATE: {error}"),
+    match error.as_db_error() {
+        Some(refusal) => format!("ERROR, SQLSTATE: {} ({})", refusal.code().code(), refusal.message()),
+        None => format!("ERROR: {}", reason(error)),
+    }
+}
+
+/// What Postgres said, else what the connection came to.
+fn reason(error: &tokio_postgres::Error) -> String {
+    match error.as_db_error() {
+        Some(refusal) => format!("{}: {}", refusal.severity(), refusal.message()),
+        None => chain(error),
     }
 }
 
@@ -141,21 +150,44 @@ fn print(args: &ArgMatches, columns: &[Column], rows: &[Vec<Value>]) -> Option<S
     Some(output::render(format, None, columns, rows, false))
 }
 
-async fn connect(target: &Target, cluster: &Cluster, args: &ArgMatches, password: Option<&str>) -> Option<Client> {
-    for (_, member) in target.members(cluster) {
-        let Some((host, port)) = members::host_port(member) else { continue };
-        let Some(client) = connect_to(&host, port, args, password).await else { continue };
-        let Some(wanted) = target.recovery() else { return Some(client) };
-        let row = client.query_one("SELECT pg_catalog.pg_is_in_recovery()", &[]).await.ok();
-        if row.and_then(|r| r.try_get::<_, bool>(0).ok()) == Some(wanted) {
-            return Some(client);
+/// The first member that fits and answers; else one line with the reason of each.
+async fn connect(
+    target: &Target,
+    cluster: &Cluster,
+    args: &ArgMatches,
+    password: Option<&str>,
+) -> std::result::Result<Client, String> {
+    let mut whys = Vec::new();
+    for (name, member) in target.members(cluster) {
+        let Some((host, port)) = members::host_port(member) else {
+            whys.push(format!("{name} has not published its address"));
+            continue;
+        };
+        match connect_to(&host, port, args, password).await {
+            Err(why) => whys.push(format!("{name} at {host}:{port}: {why}")),
+            Ok(client) => {
+                let Some(wanted) = target.recovery() else { return Ok(client) };
+                let row = client.query_one("SELECT pg_catalog.pg_is_in_recovery()", &[]).await;
+                match row.and_then(|r| r.try_get::<_, bool>(0)) {
+                    Ok(found) if found == wanted => return Ok(client),
+                    Ok(true) => whys.push(format!("{name} is in recovery")),
+                    Ok(false) => whys.push(format!("{name} is not in recovery")),
+                    Err(e) => whys.push(format!("{name}: {}", reason(&e))),
+                }
+            }
         }
     }
-    None
+    let what = target.unavailable();
+    Err(if whys.is_empty() { what } else { format!("{what}: {}", whys.join("; ")) })
 }
 
 /// Connects as libpq would with this address: options, then libpq's variables. TLS if the server has it.
-async fn connect_to(host: &str, port: u16, args: &ArgMatches, password: Option<&str>) -> Option<Client> {
+async fn connect_to(
+    host: &str,
+    port: u16,
+    args: &ArgMatches,
+    password: Option<&str>,
+) -> std::result::Result<Client, String> {
     let env = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
     let option = |name: &str, variable: &str| args.get_one::<String>(name).cloned().or_else(|| env(variable));
     let mut config = tokio_postgres::Config::new();
@@ -171,15 +203,16 @@ async fn connect_to(host: &str, port: u16, args: &ArgMatches, password: Option<&
     if let Some(password) = password.map(str::to_owned).or_else(|| env("PGPASSWORD")) {
         config.password(password);
     }
-    let tls = MakeRustlsConnect::new(tls::unverified().ok()?);
+    let tls = MakeRustlsConnect::new(tls::unverified().map_err(|e| e.to_string())?);
     // The whole handshake, not only the TCP connection.
-    let connected = tokio::time::timeout(CONNECT_TIMEOUT, config.connect(tls)).await.ok()?;
-    let (client, connection) = connected.ok()?;
+    let connected = tokio::time::timeout(CONNECT_TIMEOUT, config.connect(tls)).await;
+    let late = |_| format!("no answer within {} s", CONNECT_TIMEOUT.as_secs());
+    let (client, connection) = connected.map_err(late)?.map_err(|e| reason(&e))?;
     tokio::spawn(async move {
         // Its errors reach the client as failed queries.
         drop(connection.await);
     });
-    Some(client)
+    Ok(client)
 }
 
 type Rows = (Vec<Column>, Vec<Vec<Value>>);

@@ -125,7 +125,7 @@ impl Rest {
 }
 
 /// An error with its causes, most general first.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut out = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
