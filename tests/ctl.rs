@@ -186,6 +186,16 @@ async fn switchover_scheduled_refused_and_declined() {
     let run = w.run("switchover --leader pg-0 --candidate pg-1 --scheduled 2030-01-01T10:00+02:00", "n\n").await;
     let asked = "Are you sure you want to schedule switchover of cluster demo at 2030-01-01T10:00:00+02:00, demoting current leader pg-0? [y/N]: ";
     assert!(run.out.ends_with(asked), "{}", run.out);
+#[tokio::test]
+async fn a_stored_configuration_that_is_none_is_called_that() {
+    let w = World::new(None).await;
+    let garbage = json!({"metadata": {"annotations": {"config": "ttl: 30"}}});
+    w.server.store().merge("configmaps", "default", "demo-config", &garbage).unwrap();
+    let run = w.run("show-config", "").await;
+    assert_eq!((run.out.as_str(), run.code), ("{}\n\n", 0));
+    assert!(run.err.contains(" - WARNING - the stored configuration is no JSON object"), "{}", run.err);
+}
+
     check_error(&run, "Aborting scheduled switchover");
     let eof = w.run("switchover", "").await;
     assert_eq!((eof.err.as_str(), eof.code), ("Aborted!\n", 1));

@@ -116,7 +116,10 @@ pub async fn show_config(session: &mut Session<'_>, args: &ArgMatches) -> Result
     let scope = session.scope(args)?;
     let store = session.store(&scope).await?;
     let cluster = session.read(&store).await?;
-    if cluster.config.as_ref().is_some_and(|c| c.document.is_some()) {
+    if let Some(stored) = cluster.config.as_ref().and_then(|c| c.document.as_deref()) {
+        if !serde_json::from_str::<Value>(stored).is_ok_and(|document| document.is_object()) {
+            session.warn("the stored configuration is no JSON object, members go on with the one before: mend it with patronictl edit-config");
+        }
         let text = yaml::to_string_block(&members::dynamic(&cluster));
         session.say(&text);
     }
