@@ -133,8 +133,22 @@ async fn usage_errors_and_refusals() {
         "{}",
         none.err
     );
-    check_error(&w.run("pause --wait", "").await, "pause is not available in this version");
-    check_error(&w.run("promote-cluster demo --force", "").await, "promote-cluster is not available in this version");
+    for (command, instead) in [
+        ("pause --wait", "pause is not available in this version: for work on one member"),
+        ("flush demo switchover", "flush is not available in this version: DELETE /switchover or /restart"),
+        ("remove demo", "remove is not available in this version: delete the pods, then"),
+        (
+            "promote-cluster demo --force",
+            "promote-cluster is not available in this version: there are no standby clusters",
+        ),
+    ] {
+        let refused = w.run(command, "").await;
+        assert!(refused.code == 1 && refused.err.starts_with(&format!("Error: {instead}")), "{}", refused.err);
+        let help = w.run(&format!("{} --help", command.split(' ').next().unwrap()), "").await;
+        assert!(help.code == 0 && help.out.contains("(not available in this version)"), "{}", help.out);
+    }
+    let help = w.run("--help", "").await;
+    assert_eq!(help.out.matches("(not available in this version)").count(), 6, "{}", help.out);
     check_error(
         &w.run("list --group 0", "").await,
         "--group is not available in this version: it is for Citus clusters",

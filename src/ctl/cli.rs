@@ -9,19 +9,30 @@ use super::error::CtlError;
 const FORMATS: [&str; 5] = ["pretty", "tsv", "json", "yaml", "yml"];
 const ROLES: [&str; 6] = ["leader", "primary", "standby-leader", "replica", "standby", "any"];
 
-/// The commands this version knows by name only.
-const REFUSED: [(&str, &str); 6] = [
-    ("pause", "Disable auto failover"),
-    ("resume", "Resume auto failover"),
-    ("flush", "Discard scheduled events"),
-    ("remove", "Remove cluster from DCS"),
-    ("demote-cluster", "Demote cluster to a standby cluster"),
-    ("promote-cluster", "Promote cluster, make it run standalone"),
+/// The commands this version knows by name only: name, help, what to do instead.
+const REFUSED: [(&str, &str, &str); 6] = [
+    ("pause", "Disable auto failover (not available in this version)", NO_PAUSE),
+    ("resume", "Resume auto failover (not available in this version)", NO_PAUSE),
+    (
+        "flush",
+        "Discard scheduled events (not available in this version)",
+        "DELETE /switchover or /restart of the member's REST API discards a schedule (curl -X DELETE)",
+    ),
+    (
+        "remove",
+        "Remove cluster from DCS (not available in this version)",
+        "delete the pods, then the cluster's Endpoints or ConfigMaps (SCOPE-leader, -config, -failover, -sync; kubectl delete)",
+    ),
+    ("demote-cluster", "Demote cluster to a standby cluster (not available in this version)", NO_STANDBY),
+    ("promote-cluster", "Promote cluster, make it run standalone (not available in this version)", NO_STANDBY),
 ];
+const NO_PAUSE: &str = "for work on one member tag it nofailover, or switch over to another one first";
+const NO_STANDBY: &str = "there are no standby clusters";
 
-/// Is this a command that exists and always ends with one clear error?
-pub fn is_refused(name: &str) -> bool {
-    REFUSED.iter().any(|(n, _)| *n == name)
+/// Why a command that exists always ends with an error; `None`: it works.
+pub fn refusal(name: &str) -> Option<String> {
+    let (_, _, instead) = REFUSED.iter().find(|(n, _, _)| *n == name)?;
+    Some(format!("{name} is not available in this version: {instead}"))
 }
 
 /// What the command line asks for.
@@ -110,7 +121,7 @@ fn commands() -> Vec<Command> {
     ];
     all = all.into_iter().map(|c| c.arg(value("group").value_parser(clap::value_parser!(i64)))).collect();
     let swallow = || Arg::new("ARGS").num_args(0..).allow_hyphen_values(true).trailing_var_arg(true).hide(true);
-    all.extend(REFUSED.iter().map(|(name, about)| sub(name, about).arg(swallow())));
+    all.extend(REFUSED.iter().map(|(name, about, _)| sub(name, about).arg(swallow())));
     all
 }
 

@@ -78,8 +78,8 @@ fn exit_on_interrupt() {
 
 fn run(matches: &ArgMatches, console: &mut dyn Terminal) -> Result<()> {
     let Some((name, args)) = matches.subcommand() else { return Ok(()) };
-    if cli::is_refused(name) {
-        return Err(CtlError::plain(format!("{name} is not available in this version")));
+    if let Some(why) = cli::refusal(name) {
+        return Err(CtlError::plain(why));
     }
     if args.get_one::<i64>("group").is_some() {
         return Err(CtlError::plain("--group is not available in this version: it is for Citus clusters"));
