@@ -78,6 +78,27 @@ async fn looking_commands_print_the_reference_texts() {
 }
 
 #[tokio::test]
+async fn no_way_to_the_api_server_is_named_with_file_or_address() {
+    let w = World::new(None).await;
+    let config = w.dir.path().join("ctl.yaml");
+    let with = async |kubeconfig: &str| {
+        let env = [("PATRONICTL_CONFIG_FILE", config.to_str().unwrap()), ("KUBECONFIG", kubeconfig)];
+        w.run_with(&["list".into()], "", &env).await.err
+    };
+    let missing = with("/nonexistent").await;
+    assert!(missing.matches("/nonexistent").count() == 1 && missing.contains("$KUBECONFIG"), "{missing}");
+    let empty = with("/dev/null").await;
+    assert!(empty.contains("/dev/null") && empty.contains("$KUBECONFIG"), "{empty}");
+    let closed = w.dir.path().join("closed");
+    let text = "apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: 'http://127.0.0.1:9'}}]\n\
+        users: [{name: u, user: {token: t}}]\ncontexts: [{name: patroni-demo, context: {cluster: c, user: u}}]\n";
+    std::fs::write(&closed, text).unwrap();
+    let refused = with(closed.to_str().unwrap()).await;
+    assert!(refused.contains("http://127.0.0.1:9") && refused.contains("Connection refused"), "{refused}");
+    assert!(!refused.contains("ServiceError"), "{refused}");
+}
+
+#[tokio::test]
 async fn list_takes_positions_from_the_members_and_falls_back_to_the_store() {
     let answers = Answers::from([(
         "GET /patroni",
@@ -166,6 +187,16 @@ async fn version_asks_the_members() {
 }
 
 #[tokio::test]
+async fn a_stored_configuration_that_is_none_is_called_that() {
+    let w = World::new(None).await;
+    let garbage = json!({"metadata": {"annotations": {"config": "ttl: 30"}}});
+    w.server.store().merge("configmaps", "default", "demo-config", &garbage).unwrap();
+    let run = w.run("show-config", "").await;
+    assert_eq!((run.out.as_str(), run.code), ("{}\n\n", 0));
+    assert!(run.err.contains(" - WARNING - the stored configuration is no JSON object"), "{}", run.err);
+}
+
+#[tokio::test]
 async fn switchover_goes_through_the_whole_dialogue() {
     let w =
         World::new(Some(Answers::from([("POST /switchover", (200, "Successfully switched over to \"pg-1\""))]))).await;
@@ -200,16 +231,6 @@ async fn switchover_scheduled_refused_and_declined() {
     let run = w.run("switchover --leader pg-0 --candidate pg-1 --scheduled 2030-01-01T10:00+02:00", "n\n").await;
     let asked = "Are you sure you want to schedule switchover of cluster demo at 2030-01-01T10:00:00+02:00, demoting current leader pg-0? [y/N]: ";
     assert!(run.out.ends_with(asked), "{}", run.out);
-#[tokio::test]
-async fn a_stored_configuration_that_is_none_is_called_that() {
-    let w = World::new(None).await;
-    let garbage = json!({"metadata": {"annotations": {"config": "ttl: 30"}}});
-    w.server.store().merge("configmaps", "default", "demo-config", &garbage).unwrap();
-    let run = w.run("show-config", "").await;
-    assert_eq!((run.out.as_str(), run.code), ("{}\n\n", 0));
-    assert!(run.err.contains(" - WARNING - the stored configuration is no JSON object"), "{}", run.err);
-}
-
     check_error(&run, "Aborting scheduled switchover");
     let eof = w.run("switchover", "").await;
     assert_eq!((eof.err.as_str(), eof.code), ("Aborted!\n", 1));
@@ -413,6 +434,8 @@ async fn a_query_without_connection_is_a_row_and_not_a_failure() {
             run.err
         );
     }
+    let nobody = w.run("query -c 'SELECT 1' -m pg-9", "").await;
+    assert!(nobody.out.ends_with("\tNo connection to member pg-9 is available\n"), "{}", nobody.out);
     let pretty = w.run("query -c 'SELECT 1' --format pretty", "").await;
     assert!(pretty.out.contains("| Field 1             | Field 2 "), "{}", pretty.out);
     check_error(&w.run("query", "").await, "You need to specify either --command or --file");
@@ -458,8 +481,6 @@ impl Drop for Postgres {
 #[tokio::test]
 async fn a_query_prints_rows_of_a_real_server() {
     let w = World::new(None).await;
-    let nobody = w.run("query -c 'SELECT 1' -m pg-9", "").await;
-    assert!(nobody.out.ends_with("\tNo connection to member pg-9 is available\n"), "{}", nobody.out);
     let pg = Postgres::start();
     let url = json!({"conn_url": format!("postgres://127.0.0.1:{}/postgres", pg.port), "state": "running", "role": "primary"});
     w.server

@@ -24,6 +24,8 @@ pub(super) type Events<T> = Pin<Box<dyn Stream<Item = Result<WatchEvent<T>, kube
 #[derive(Clone)]
 pub(super) struct Api {
     client: Client,
+    /// Its address, for messages.
+    at: String,
 }
 
 /// Why there is no answer; in words.
@@ -44,7 +46,7 @@ impl From<kube::Error> for WatchError {
         if let kube::Error::SerdeError(e) = e {
             return WatchError::NotUnderstood(e.to_string());
         }
-        let kube::Error::Api(status) = e else { return WatchError::Broken(chain(&e)) };
+        let kube::Error::Api(status) = e else { return WatchError::Broken(words(&e)) };
         WatchError::Status(status)
     }
 }
@@ -62,9 +64,10 @@ impl Api {
             config.headers.push((http::header::USER_AGENT, agent));
         }
         config.connect_timeout = Some((o.retry_timeout / 2).max(Duration::from_secs(1)));
+        let at = config.cluster_url.to_string().trim_end_matches('/').to_owned();
         let client = Client::try_from(config)
             .map_err(|e| DcsError::Config(format!("cannot set up the connection to the Kubernetes API: {e}")))?;
-        Ok(Api { client })
+        Ok(Api { client, at })
     }
 
     /// Sends a call; status code and body of the answer.
@@ -76,7 +79,7 @@ impl Api {
             Ok((status, answer.into_body().collect_bytes().await?.to_vec()))
         };
         match within(limit, work).await {
-            Ok(answered) => answered.map_err(|e: kube::Error| NoAnswer(chain(&e))),
+            Ok(answered) => answered.map_err(|e: kube::Error| NoAnswer(format!("{}: {}", self.at, words(&e)))),
             Err(late) => Err(late),
         }
     }
@@ -106,6 +109,11 @@ fn request(call: &Call) -> Result<Request<Vec<u8>>, NoAnswer> {
 async fn within<R>(limit: Duration, work: impl Future<Output = R>) -> Result<R, NoAnswer> {
     let late = |_| NoAnswer(format!("no answer from the Kubernetes API within {:.1} s", limit.as_secs_f64()));
     tokio::time::timeout(limit, work).await.map_err(late)
+}
+
+/// The connection's own error, without the name kube has for its layer.
+fn words(e: &kube::Error) -> String {
+    if let kube::Error::Service(inner) = e { chain(inner.as_ref()) } else { chain(e) }
 }
 
 /// An error with its causes, on one line: kube's own texts leave the causes out.
@@ -140,18 +148,13 @@ async fn find_config(o: &StoreOptions) -> Result<Config, DcsError> {
             Ok(config)
         }
         Access::Kubeconfig { file, context } => {
-            let file = Kubeconfig::read_from(file).map_err(|e| DcsError::Config(one_line(&e)))?;
-            with_context(file, context.clone()).await
+            let named = file.display().to_string();
+            with_context(Kubeconfig::read_from(file), &named, context.clone()).await
         }
         Access::Infer { .. } if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() => in_cluster(o),
         Access::Infer { context } => {
-            let file = Kubeconfig::read().map_err(|e| {
-                DcsError::Config(format!(
-                    "not in a pod (KUBERNETES_SERVICE_HOST is not set) and no kubeconfig: {}; set $KUBECONFIG",
-                    one_line(&e)
-                ))
-            })?;
-            with_context(file, Some(context.clone()).filter(|c| !c.is_empty())).await
+            let named = std::env::var("KUBECONFIG").unwrap_or_else(|_| "~/.kube/config".to_owned());
+            with_context(Kubeconfig::read(), &named, Some(context.clone()).filter(|c| !c.is_empty())).await
         }
     }
 }
@@ -168,20 +171,36 @@ fn in_cluster(o: &StoreOptions) -> Result<Config, DcsError> {
     Ok(config)
 }
 
-async fn with_context(file: Kubeconfig, context: Option<String>) -> Result<Config, DcsError> {
+/// A kubeconfig, called `named` in messages, with one of its contexts.
+async fn with_context(
+    file: Result<Kubeconfig, KubeconfigError>,
+    named: &str,
+    context: Option<String>,
+) -> Result<Config, DcsError> {
+    let unusable = |e: KubeconfigError| {
+        let why = if let KubeconfigError::ReadConfig(cause, _) = &e {
+            // Its own text names the file again, in quotes within quotes.
+            cause.to_string()
+        } else if matches!(e, KubeconfigError::CurrentContextNotSet) {
+            "it has no current-context, and none was named".to_owned()
+        } else {
+            chain(&e).replace('\n', " ")
+        };
+        DcsError::Config(format!(
+            "not in a pod (KUBERNETES_SERVICE_HOST is not set), and the kubeconfig {named} cannot be used: {why}; name one in \
+             $KUBECONFIG, its context in kubernetes.context"
+        ))
+    };
+    let file = file.map_err(unusable)?;
     let names: Vec<String> = file.contexts.iter().map(|c| c.name.clone()).collect();
     if let Some(wanted) = context.as_ref().filter(|c| !names.contains(c)) {
         let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
         return Err(DcsError::Config(format!(
-            "kubernetes.context: the kubeconfig has no context {wanted:?}; contexts there: {there}"
+            "kubernetes.context: the kubeconfig {named} has no context {wanted:?}; contexts there: {there} (another file: $KUBECONFIG)"
         )));
     }
     let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };
-    Config::from_custom_kubeconfig(file, &options).await.map_err(|e| DcsError::Config(one_line(&e)))
-}
-
-fn one_line(e: &KubeconfigError) -> String {
-    chain(e).replace('\n', " ")
+    Config::from_custom_kubeconfig(file, &options).await.map_err(unusable)
 }
 
 #[cfg(test)]
@@ -193,8 +212,9 @@ mod tests {
         let file = Kubeconfig::from_yaml(
             "{apiVersion: v1, kind: Config, contexts: [{name: prod, context: {cluster: c, user: u}}], clusters: [], users: []}",
         )
+        .map(Ok)
         .unwrap();
-        let err = with_context(file, Some("kind-kind".into())).await.unwrap_err();
-        assert!(err.to_string().contains("kind-kind") && err.to_string().contains("prod"), "{err}");
+        let err = with_context(file, "/some/file", Some("kind-kind".into())).await.unwrap_err().to_string();
+        assert!(err.contains("kind-kind") && err.contains("prod") && err.contains("/some/file"), "{err}");
     }
 }
