@@ -170,33 +170,43 @@ async fn write(
     }
     let body = match read_body(headers, body, route.body()).await {
         Ok(body) => body,
-        Err(status) => return Reply::page(status),
+        Err((status, why)) => return Reply::page_because(status, &why),
     };
     commands::run(handle, route, body).await
 }
 
-/// Reads the JSON object.
-async fn read_body(headers: &HeaderMap, body: Body, wanted: commands::BodyRule) -> Result<Map<String, Value>, u16> {
+/// Reads the JSON object; else the status and the reason.
+async fn read_body(
+    headers: &HeaderMap,
+    body: Body,
+    wanted: commands::BodyRule,
+) -> Result<Map<String, Value>, (u16, String)> {
     use commands::BodyRule;
+    let refuse = |status: u16, why: &str| Err((status, why.to_owned()));
     if wanted == BodyRule::None {
         return Ok(Map::new());
     }
     let mandatory = wanted == BodyRule::Mandatory;
     let length = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());
     match length {
-        None if mandatory => return Err(411),
-        Some(0) if mandatory => return Err(400),
+        None if mandatory => return refuse(411, "a JSON object and its Content-Length are needed"),
+        Some(0) if mandatory => return refuse(400, "a JSON object is needed, the body is empty"),
         None | Some(0) => return Ok(Map::new()),
         Some(_) => {}
     }
     if length.is_some_and(|n| n > BODY_MAX as u64) {
-        return Err(413);
+        return refuse(413, "the body is larger than 1 MiB");
     }
-    let read = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_MAX).collect()).await;
-    let bytes = read.map_err(|_| 408u16)?.map_err(|_| 400u16)?.to_bytes();
+    let bytes = match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_MAX).collect()).await {
+        Ok(Ok(read)) => read.to_bytes(),
+        Ok(Err(e)) => return refuse(400, &format!("the body cannot be read: {e}")),
+        Err(_) => return refuse(408, "the body did not come in time"),
+    };
     match serde_json::from_slice(&bytes) {
-        Ok(Value::Object(map)) if !(mandatory && map.is_empty()) => Ok(map),
-        Ok(_) | Err(_) => Err(400),
+        Ok(Value::Object(map)) if mandatory && map.is_empty() => refuse(400, "the JSON object is empty"),
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(_) => refuse(400, "the body is not a JSON object"),
+        Err(e) => refuse(400, &format!("the body is not JSON: {e}")),
     }
 }
 

@@ -47,6 +47,15 @@ async fn bodies_are_objects_and_mandatory_where_the_contract_says_so() {
             assert!(page.body.contains(&format!("Error code: {status}")), "{}", page.body);
         }
     }
+    for (body, why) in [
+        ("", "a JSON object is needed, the body is empty"),
+        ("{}", "the JSON object is empty"),
+        ("[1]", "the body is not a JSON object"),
+        ("garbage", "the body is not JSON: expected value at line 1 column 1"),
+    ] {
+        let page = world.ask("PATCH", "/config", Some(body)).await;
+        assert!(page.body.contains(&format!("<p>Error code explanation: 400 - {why}.</p>")), "{}", page.body);
+    }
     for path in ["/restart", "/reinitialize"] {
         for body in ["[1]", "{", "null", "\"x\""] {
             assert_eq!(
