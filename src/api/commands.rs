@@ -389,7 +389,20 @@ async fn await_change(
     let late = tokio::time::timeout(LEADER_GRACE, watch.wait_for(|s| new_leader(s).is_some())).await;
     match late.ok().and_then(Result::ok).and_then(|s| new_leader(&s)) {
         Some(text) => Reply::text(200, text),
-        None => Reply::text(503, format!("{} failed", change.title())),
+        None => Reply::text(503, format!("{} failed: {}", change.title(), outcome(handle, candidate.as_ref()).await)),
+    }
+}
+
+/// Who leads after a change that came to nothing, and what its candidate says.
+async fn outcome(handle: &Handle, candidate: Option<&MemberName>) -> String {
+    let leader = handle.snapshot().cluster.leader.as_ref().and_then(|l| l.named().cloned());
+    let leads = leader.map_or_else(|| "nobody leads".to_owned(), |l| format!("{l} leads, its log says why"));
+    let Some(candidate) = candidate else { return leads };
+    match handle.ask_peers(std::slice::from_ref(candidate)).await.get(candidate) {
+        Some(PeerAnswer::Unfit { why, .. }) => format!("{leads}; {candidate} may not lead: {why}"),
+        Some(PeerAnswer::Down { .. }) => format!("{leads}; Postgres of {candidate} does not run"),
+        Some(PeerAnswer::Unreachable(why)) => format!("{leads}; {candidate}: {why}"),
+        Some(PeerAnswer::Fit { .. }) | None => leads,
     }
 }
 

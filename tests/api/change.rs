@@ -364,7 +364,7 @@ async fn a_switchover_is_answered_when_it_has_ended() {
         ("/switchover", to_pg1, &won("pg-2"), 200, r#"Switched over to "pg-2" instead of "pg-1""#),
         ("/failover", r#"{"member":"pg-1"}"#, &won("pg-2"), 200, r#"Failed over to "pg-2" instead of "pg-1""#),
         ("/failover", r#"{"candidate":"pg-1"}"#, &early, 200, r#"Successfully failed over to "pg-1""#),
-        ("/switchover", anyone, &failed, 503, "Switchover failed"),
+        ("/switchover", anyone, &failed, 503, "Switchover failed: pg-0 leads, its log says why"),
     ];
     for (path, body, leaders, status, text) in cases {
         let (reply, command) = play(path, body, leaders).await;
