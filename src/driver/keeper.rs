@@ -57,13 +57,25 @@ pub(super) struct RunEnded {
 }
 
 impl RunEnded {
-    /// How it ended and its last words.
+    /// How it ended and its own reason.
     pub fn summary(&self) -> String {
-        match self.output.lines().rev().find(|l| !l.trim().is_empty()) {
-            Some(last) => format!("{}: {}", self.how, last.trim()),
+        match reason(&self.output) {
+            Some(line) => format!("{}: {line}", self.how),
             None => self.how.clone(),
         }
     }
+}
+
+/// The line that says why. Programs of Postgres go on after it, with hints and what they clean up: first the server's own
+/// word counts (a host name with two addresses fails twice, the server that answered says more), then the first error,
+/// because others follow from it; a script's last line else.
+fn reason(output: &str) -> Option<&str> {
+    let lines = || output.lines().map(str::trim).filter(|line| !line.is_empty());
+    let says = |words: &'static [&'static str]| move |line: &&str| words.iter().any(|word| line.contains(word));
+    lines()
+        .rfind(says(&["FATAL:", "PANIC:"]))
+        .or_else(|| lines().find(says(&["error:", "ERROR:", "fatal:"])))
+        .or_else(|| lines().next_back())
 }
 
 /// The requests of one session. Cheap to clone; a clone outlives the session and then reaches nobody.
@@ -377,6 +389,18 @@ mod tests {
         let evidence = clock::boot();
         assert_eq!(from_note(&note_of(&record, evidence)), Some((record, evidence)));
         assert_eq!(from_note(""), None);
+    }
+
+    #[test]
+    fn a_failed_program_is_quoted_with_the_line_that_says_why() {
+        let refused = "pg_basebackup: error: connection to server at \"10.0.0.4\", port 5432 failed: FATAL:  password \
+                       authentication failed for user \"replicator\"\npassword retrieved from file \"/tmp/pgpass\"\n";
+        assert!(reason(refused).unwrap().ends_with("password authentication failed for user \"replicator\""));
+        let full = "pg_basebackup: error: could not write to file: No space left on device\n\
+                    pg_basebackup: removing data directory \"/data\"\n";
+        assert!(reason(full).unwrap().ends_with("No space left on device"));
+        assert_eq!(reason("begin\n  my own word\n\n"), Some("my own word"));
+        assert_eq!(reason("\n"), None);
     }
 
     #[test]
