@@ -20,6 +20,8 @@ use patroni::postgres::{
     rewind, start,
 };
 
+#[path = "postgres/promotion.rs"]
+mod promotion;
 #[path = "postgres/timelines.rs"]
 mod timelines;
 

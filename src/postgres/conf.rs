@@ -96,10 +96,12 @@ fn quote(value: &str) -> String {
     value.replace('\\', "\\\\").replace('\'', "''").replace(['\n', '\r'], " ")
 }
 
-/// The recovery settings. Empty targets: nothing left over in another file may promote a standby.
+/// The recovery settings. Empty targets: nothing left over in another file may promote a standby. A primary has the same
+/// ones, which mean nothing to it: they count at a start, and Postgres would call their absence after a promotion a
+/// change that waits for a restart, at each reload.
 pub fn recovery_settings(setup: &Setup, major: u32, recovery: &Recovery) -> BTreeMap<String, String> {
     let upstream = match recovery {
-        Recovery::Primary => return BTreeMap::new(),
+        Recovery::Primary => return no_target(),
         Recovery::Custom(settings) => {
             return settings
                 .iter()
@@ -110,10 +112,7 @@ pub fn recovery_settings(setup: &Setup, major: u32, recovery: &Recovery) -> BTre
         Recovery::Standby { upstream } => upstream,
     };
     let mut out = params::recovery_extras(setup, major);
-    out.insert("recovery_target_timeline".to_owned(), "latest".to_owned());
-    for suffix in ["", "_name", "_time", "_xid", "_lsn"] {
-        out.insert(format!("recovery_target{suffix}"), String::new());
-    }
+    out.extend(no_target());
     let (conninfo, slot) = match upstream {
         Some(to) => (conninfo::primary_conninfo(setup, to, major), setup.name.slot_name()),
         None => (String::new(), String::new()),
@@ -121,6 +120,13 @@ pub fn recovery_settings(setup: &Setup, major: u32, recovery: &Recovery) -> BTre
     out.insert("primary_conninfo".to_owned(), conninfo);
     out.insert("primary_slot_name".to_owned(), if setup.use_slots { slot } else { String::new() });
     out
+}
+
+/// Recovery goes on to the end of the newest timeline.
+fn no_target() -> BTreeMap<String, String> {
+    let empty =
+        ["", "_name", "_time", "_xid", "_lsn"].map(|suffix| (format!("recovery_target{suffix}"), String::new()));
+    empty.into_iter().chain([("recovery_target_timeline".to_owned(), "latest".to_owned())]).collect()
 }
 
 /// pg_hba.conf as configured; `None`: the file is not ours to write.
@@ -372,6 +378,9 @@ mod tests {
         assert!(text.contains("application_name=pg-0"));
         assert_eq!(fs::read_to_string(&auto).unwrap(), "# x\nwork_mem = '4MB'\n");
         let alone = recovery_settings(&s, 15, &Recovery::Standby { upstream: None });
+        let primary = recovery_settings(&s, 15, &Recovery::Primary);
+        let targets = alone.iter().filter(|(name, _)| name.starts_with("recovery_target"));
+        assert!(primary.iter().eq(targets) && primary.len() == 6, "a primary has the same ones: {primary:?}");
         assert_eq!((alone["primary_conninfo"].as_str(), alone["primary_slot_name"].as_str()), ("", ""));
     }
 
