@@ -79,6 +79,11 @@ fn ended(result: Result<(), Tool>) -> TaskOutcome {
 
 impl Work {
     async fn run(&self, kind: Kind, command: Command) -> Result<RunEnded, String> {
+        self.run_as("", kind, command).await
+    }
+
+    /// The same, with a word before each line of its output in the log.
+    async fn run_as(&self, word: &'static str, kind: Kind, command: Command) -> Result<RunEnded, String> {
         let (progress, id) = (self.progress.clone(), self.id);
         let cleanup = command.cleanup.clone();
         let data_dir =
@@ -92,7 +97,7 @@ impl Work {
                     // A full queue only means that a newer percentage comes soon.
                     drop(progress.try_send(Input::Progress { id, text: percent }));
                 } else if !line.trim().is_empty() {
-                    info!("{}", line.trim_end());
+                    info!("{word}{}", line.trim_end());
                 }
             })
             .await;
@@ -217,7 +222,8 @@ impl Work {
         for _ in 0..REWIND_FETCHES {
             let command =
                 rewind::command(&self.hands.setup, &self.hands.binaries, conn_url, rehearsal).map_err(Tool::Failed)?;
-            let ended = self.run(Kind::Rewind, command).await.map_err(Tool::Unheard)?;
+            let word = if rehearsal { "dry run: " } else { "" };
+            let ended = self.run_as(word, Kind::Rewind, command).await.map_err(Tool::Unheard)?;
             if ended.success {
                 return Ok(());
             }
