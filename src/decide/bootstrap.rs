@@ -248,7 +248,7 @@ fn empty(ctx: &Ctx<'_>, half_made: bool) -> Decision {
         Initialize::Value(_) => ctx.wait(format!("waiting for leader to bootstrap{}", who_has_data(ctx))),
         Initialize::InProgress => match &ctx.cluster.initializer {
             Some(i) if i.uid == ctx.local.uid && !ctx.local.uid.is_empty() => {
-                claim(ctx, "taking up this pod's own unfinished initialization")
+                claim(ctx, "initializing the cluster, as this pod has announced")
             }
             Some(i) => somebody_initializes(ctx, i),
             None => ctx.wait("waiting for leader to bootstrap (somebody is initializing the cluster)"),

@@ -188,8 +188,13 @@ pub(super) fn failover_request(ctx: &Ctx<'_>) -> Option<Decision> {
     if let Some(d) = scheduled(ctx, request) {
         return d;
     }
-    if request.leader.as_ref().is_some_and(|l| *l != ctx.local.me) {
-        return clear("leader name does not match".to_owned());
+    if let Some(from) = request.leader.as_ref().filter(|l| **l != ctx.local.me) {
+        // Mostly the end of a good hand-over, seen by the one who was handed the lock.
+        let elsewhere = request.candidate.as_ref().filter(|c| **c != ctx.local.me);
+        return clear(match elsewhere {
+            None => format!("ended: I lead in place of {from}"),
+            Some(to) => format!("void: I lead, neither {from} nor {to}"),
+        });
     }
     if request.candidate.as_ref() == Some(&ctx.local.me) {
         return clear("already the leader".to_owned());
