@@ -60,7 +60,7 @@ pub(super) fn race(ctx: &Ctx<'_>, unlocked: &Unlocked) -> Decision {
             .wait(format!("the lock is free ({grounds}): asking the other members"))
             .then(Action::AskPeers { members }),
         Outcome::Waiting => ctx.wait(format!("the lock is free ({grounds}): waiting for the other members' answers")),
-        Outcome::Yield { why, until, .. } => replica::idle(ctx, format!("following a different leader because {why}"))
+        Outcome::Yield { why, until, .. } => replica::idle(ctx, format!("not taking the lock: {why}"))
             .wake_by(ctx.now.boot + ctx.settings.loop_wait.min(YIELD_PAUSE))
             .wake_by(until.unwrap_or(ctx.now.boot + YIELD_PAUSE)),
     }
