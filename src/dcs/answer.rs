@@ -176,6 +176,9 @@ impl Desk {
                 Ok(Answer::Done)
             }
             Expects::Watch(feed) => {
+                if feed == Feed::Kinds {
+                    self.hear(at);
+                }
                 self.cache.live(feed);
                 Ok(Answer::Done)
             }
@@ -194,7 +197,9 @@ impl Desk {
 
     /// No answer came, in time or at all: `why` in words.
     pub fn unanswered(&mut self, sent: &Sent, why: &str, at: BootInstant) -> Failure {
-        self.no_answer(at);
+        let kinds =
+            matches!(sent.expects, Expects::List(Feed::Kinds) | Expects::Watch(Feed::Kinds) | Expects::Object(_));
+        self.no_answer(kinds, at);
         if let Expects::List(feed) | Expects::Watch(feed) = sent.expects {
             self.cache.broken(feed, at);
         }

@@ -41,6 +41,8 @@ pub struct Desk {
     heard: BootInstant,
     /// A request came back without an answer, and none was answered since.
     unanswered: bool,
+    /// The same of a request about the kinds: it cost the silence once, and does once more when there is an answer.
+    deaf: bool,
     /// How often requests were answered again after one was not.
     troubles: u32,
 }
@@ -82,6 +84,7 @@ impl Desk {
             positions: [None, None],
             heard: BootInstant::default(),
             unanswered: false,
+            deaf: false,
             troubles: 0,
             o,
         }
@@ -257,7 +260,7 @@ impl Desk {
                 Followed::Over
             }
             WatchEnd::Broken(why) => {
-                self.no_answer(at);
+                self.no_answer(feed == Feed::Kinds, at);
                 self.cache.broken(feed, at);
                 Followed::Failed(format!("watch: {why}"))
             }
@@ -285,13 +288,18 @@ impl Desk {
     pub(super) fn next_trust(&self) -> u32 {
         self.trust().wrapping_add(u32::from(self.unanswered))
     }
-    pub(super) fn no_answer(&mut self, at: BootInstant) {
+    /// `kinds`: the leader object may have been heard of by it.
+    pub(super) fn no_answer(&mut self, kinds: bool, at: BootInstant) {
+        if kinds && !std::mem::replace(&mut self.deaf, true) {
+            self.cache.deaf(at);
+        }
         self.unanswered = true;
-        self.cache.deaf(at);
     }
     pub(super) fn an_answer(&mut self, at: BootInstant) {
         if std::mem::take(&mut self.unanswered) {
             self.troubles = self.troubles.wrapping_add(1);
+        }
+        if std::mem::take(&mut self.deaf) {
             self.cache.deaf(at);
         }
     }

@@ -190,7 +190,8 @@ fn fail(ctx: &Ctx<'_>, why: &str, at: BootInstant) -> Decision {
             .then(Action::SetBootstrapping(false));
     }
     let ended = |kind: fn(&TaskKind) -> bool| ctx.local.task_end.as_ref().is_some_and(|end| kind(&end.kind));
-    let moved = ended(|kind| matches!(kind, TaskKind::Remove { .. }));
+    let moved = ctx.local.task_end.as_ref().is_some_and(|end| end.result.is_done())
+        && ended(|kind| matches!(kind, TaskKind::Remove { .. }));
     let mine = still_mine(ctx) && ctx.cluster.initialize == Initialize::InProgress;
     let open = mine || ctx.local.store_write;
     let id_may_be_written = open && ended(|kind| *kind == TaskKind::PostBootstrap);

@@ -170,11 +170,14 @@ fn with_request(ctx: &Ctx<'_>, unlocked: &Unlocked, request: &FailoverRequest, p
     contest(ctx, unlocked, probe, Wish { steps_down: request.leader.as_ref(), prefers })
 }
 
-/// I have everything of the clean shutdown that freed the lock: nobody can have more.
+/// I have everything of the clean shutdown that freed the lock, and nobody has led since: nobody can have more.
 fn has_the_oath(ctx: &Ctx<'_>) -> bool {
     let nobody = BTreeMap::new();
     let field = Field::new(ctx, &nobody);
-    field.oath().is_some() && field.me().is_some_and(|me| field.has_oath(&me))
+    let claim = ctx.cluster.leader.as_ref().and_then(|l| l.claim.as_ref()).map(|c| c.timeline);
+    ctx.verdict == LeaseVerdict::Released
+        && field.oath().is_some_and(|oath| claim.is_none_or(|claim| claim <= oath.timeline))
+        && field.me().is_some_and(|me| field.has_oath(&me))
 }
 
 /// Somebody else is to become the leader: for a ttl, while it answers as one that may.
@@ -304,11 +307,13 @@ fn contest(ctx: &Ctx<'_>, unlocked: &Unlocked, probe: &Probe, wish: Wish<'_>) ->
         Err(outcome) => return outcome,
     };
     for (name, theirs) in field.all_fit() {
-        if wish.steps_down == Some(name) || lag(ctx, theirs.position) > allowed {
+        if lag(ctx, theirs.position) > allowed {
             continue;
         }
         let former = unlocked.gone.as_ref() == Some(name);
         match field.compare(&theirs, &me) {
+            // Who is to step down is no reason to give way, unless it has more: then that would be lost.
+            Ordering::Equal if wish.steps_down == Some(name) => {}
             Ordering::Greater if theirs.known > me.known => {
                 return yields_to(name, format!("{name} has heard of timeline {}, I have not", theirs.known));
             }

@@ -166,6 +166,11 @@ fn restore_initialize(ctx: &Ctx<'_>, control: &ControlData) -> Decision {
 /// The lock names this very pod, and its time is over by my own clock: it is renewed before it is used.
 pub(super) fn reclaim(ctx: &Ctx<'_>) -> Option<Decision> {
     let record = ctx.local.reclaim.as_ref()?;
+    let backs_off = ctx.local.backoff_until.is_some_and(|until| ctx.now.boot < until);
+    if ctx.keeper_lost() || backs_off || ctx.local.misnumbered.is_some() {
+        // A lock that nobody can use is not prolonged.
+        return None;
+    }
     let stands = ctx.cluster.leader.as_ref().is_some_and(|l| l.lease == *record);
     if !stands || !matches!(&ctx.verdict, LeaseVerdict::Held(who) if *who == ctx.local.me) {
         return None;

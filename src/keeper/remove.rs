@@ -1,7 +1,7 @@
 //! `postgres-keeper remove DIR…`: empties and removes exactly these directories, as a program that can be killed.
 //!
-//! A directory goes with the targets of its WAL and tablespace links. Whatever is emptied loses PG_VERSION last: what is
-//! left of a removal that was killed is still recognised. A mount point stays, empty, and so does `lost+found`.
+//! A directory goes with the targets of its WAL and tablespace links. `global/pg_control` goes before everything else, so
+//! that a removal that never began is told from one that was killed; whatever is emptied loses PG_VERSION last. A mount point stays, empty, and so does `lost+found`.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -43,6 +43,12 @@ fn check(dirs: &[String]) -> Result<(), String> {
 fn one(dir: &Path) -> io::Result<()> {
     if fs::symlink_metadata(dir).is_err_and(|e| e.kind() == ErrorKind::NotFound) {
         return Ok(());
+    }
+    // First of all: whoever finds this file knows that the removal has not begun.
+    match fs::remove_file(dir.join("global/pg_control")) {
+        Ok(()) => fs::File::open(dir.join("global"))?.sync_all()?,
+        Err(e) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&e.kind()) => {}
+        Err(e) => return Err(e),
     }
     for link in links(dir) {
         if let Ok(target) = fs::canonicalize(&link) {

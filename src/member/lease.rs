@@ -199,6 +199,18 @@ impl Lease {
                 .is_some_and(|h| !self.writer.session.is_empty() && h.session == self.writer.session)
     }
 
+    /// Was this very record sent, and nobody else seen since? The session's mark says less: old copies of the object have it.
+    pub fn attempted(&self, record: &LeaseRecord) -> bool {
+        self.sent(record).is_some()
+    }
+
+    /// Somebody else was seen to hold the lease: nothing that was sent before can land any more.
+    pub fn outrun(&mut self) {
+        if self.job.is_none() {
+            self.forget();
+        }
+    }
+
     /// A job is under way.
     pub fn busy(&self) -> bool {
         self.job.is_some()

@@ -269,6 +269,10 @@ impl State {
     pub fn worked(&mut self, kind: &'static str) {
         self.failures.remove(kind);
     }
+    /// How often it failed in a row.
+    pub fn failed_times(&self, kind: &'static str) -> u32 {
+        self.failures.get(kind).map_or(0, |(_, times)| *times)
+    }
     /// May it be tried?
     pub fn rested(&self, kind: &'static str) -> bool {
         self.failures.get(kind).is_none_or(|(until, _)| *until <= self.now.boot) || mutant::is(Mutant::NeverRests)

@@ -388,3 +388,28 @@ fn a_switchover_soon_after_the_promotion_asks_the_candidates_anew() {
     t.feed(Input::View(Arc::new(view)), 2.5);
     assert!(t.has(|e| matches!(e, Effect::AskPeers { .. })), "{:#?}\n{:#?}", t.effects(), t.lines);
 }
+
+/// The store was put back to a moment when this member led. Another one leads since.
+#[test]
+fn an_old_copy_of_the_own_record_is_not_the_lock() {
+    let mut t = racing(|_| {});
+    t.answer(1.6, Answer::Leader(Ok(Some(Box::new(released())))), |e| matches!(e, Effect::ReadLeader));
+    let written = t.effects().into_iter().find_map(|e| match e {
+        Effect::WriteLeader(write) => Some((**write).clone()),
+        _ => None,
+    });
+    let written = written.expect("the write");
+    t.answer(1.7, Answer::LeaderWritten(LeaderWritten::Wrote), |e| matches!(e, Effect::WriteLeader(_)));
+    let seen = |leader: LeaderRecord, secs: f64| {
+        let Input::View(seen) = view(Some(leader)) else { unreachable!() };
+        Input::View(Arc::new(View { lease_received: at(secs).boot, ..(*seen).clone() }))
+    };
+    let others = LeaseRecord { leader: Some("b".into()), transitions: Some("5".into()), ..written.record.clone() };
+    t.feed(seen(LeaderRecord::of(Version("l9".into()), others), 60.0), 60.0);
+    t.feed(Input::Due, 75.0);
+    let mut old = LeaderRecord::of(Version("l2".into()), written.record);
+    old.holder = written.holder;
+    t.sent.clear();
+    t.feed(seen(old, 90.0), 90.0);
+    assert!(!t.has(|e| matches!(e, Effect::WriteLeader(_) | Effect::ReadLeader)), "{:#?}", t.effects());
+}

@@ -118,7 +118,12 @@ pub fn inspect(setup: &Setup) -> DataDir {
         let mut words = text.split_whitespace();
         let (work, uid) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
         let mine = !uid.is_empty() && uid == setup.pod_uid;
-        if mine || work == Work::Copy.word() || work == Work::Removal.word() {
+        let removal = work == Work::Removal.word();
+        if removal && dir.join("global/pg_control").exists() {
+            // It was ordered and never began: whole, and not to be removed without asking a leader again.
+            return whole(setup);
+        }
+        if mine || work == Work::Copy.word() || removal {
             return DataDir::HalfMade;
         }
         return DataDir::Unusable(format!(
@@ -128,6 +133,12 @@ pub fn inspect(setup: &Setup) -> DataDir {
             marker_path(setup).display()
         ));
     }
+    whole(setup)
+}
+
+/// No mark says otherwise.
+fn whole(setup: &Setup) -> DataDir {
+    let dir = &setup.data_dir;
     if !dir.join("PG_VERSION").exists() {
         return DataDir::Unusable(format!(
             "{} is not empty and is no data directory (no file PG_VERSION): empty it or correct postgresql.data_dir",
@@ -172,7 +183,10 @@ pub fn begin_removal(setup: &Setup) -> io::Result<Option<PathBuf>> {
         remove_marks(setup)?;
         return Ok(None);
     }
-    mark(setup, Work::Removal)?;
+    // What is half-made stays that until it is gone.
+    if !marker_path(setup).exists() {
+        mark(setup, Work::Removal)?;
+    }
     Ok(Some(dir))
 }
 
@@ -366,6 +380,23 @@ mod tests {
         end_removal(&s).unwrap();
         assert!(!rewind_mark_path(&s).exists());
         assert_eq!(inspect(&s), DataDir::Empty);
+    }
+
+    #[test]
+    fn a_removal_that_never_began_has_touched_nothing() {
+        let (_keep, s) = setup();
+        fs::create_dir_all(s.data_dir.join("global")).unwrap();
+        fs::write(s.data_dir.join("PG_VERSION"), "15\n").unwrap();
+        fs::write(s.data_dir.join("global/pg_control"), "").unwrap();
+        begin_removal(&s).unwrap();
+        assert!(matches!(inspect(&s), DataDir::Present { .. }), "the keeper was not there to do it");
+        fs::remove_file(s.data_dir.join("global/pg_control")).unwrap();
+        assert_eq!(inspect(&s), DataDir::HalfMade, "it has begun");
+        unmark(&s).unwrap();
+        fs::write(s.data_dir.join("global/pg_control"), "").unwrap();
+        mark(&s, Work::Copy).unwrap();
+        begin_removal(&s).unwrap();
+        assert_eq!(inspect(&s), DataDir::HalfMade, "half a copy is no whole one because its removal was ordered");
     }
 
     #[test]

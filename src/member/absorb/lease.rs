@@ -122,7 +122,9 @@ impl State {
         if !over || self.local.stepped_down.is_some() || self.local.handover.is_some() || self.lease.busy() {
             return;
         }
-        if let Some(leader) = self.cluster.leader.as_ref().filter(|l| self.lease.is_mine(l))
+        let mine =
+            |l: &&crate::model::LeaderRecord| l.named() == Some(&self.local.me) && self.lease.attempted(&l.lease);
+        if let Some(leader) = self.cluster.leader.as_ref().filter(mine)
             && self.local.reclaim.as_ref() != Some(&leader.lease)
         {
             self.local.own = None;
@@ -131,6 +133,7 @@ impl State {
     }
 
     fn lose(&mut self) {
+        self.lease.outrun();
         self.local.own = None;
         self.local.claim = None;
         self.local.reclaim = None;

@@ -22,6 +22,8 @@ const COMPARE_PAUSE: Duration = Duration::from_secs(1);
 const COMPARE_PAUSE_RUNNING: Duration = Duration::from_secs(10);
 /// After a reload Postgres takes a moment to read its files; then pending restarts are known.
 const AFTER_RELOAD: Duration = Duration::from_secs(1);
+/// So many times in a row, in about half a minute, the keeper may say that it cannot now.
+const NOT_NOW_MAX: u32 = 6;
 /// So many promotions in a row may fail before the lock goes to somebody else for a ttl.
 const PROMOTIONS_MAX: u32 = 3;
 
@@ -175,8 +177,11 @@ impl State {
                 self.error("no answer in time to the order to start Postgres");
             }
             Err(Fail::NotNow(why)) => {
-                // Not begun, so not failed: it says nothing about the data.
+                // Not begun, so not failed: it says nothing about the data. What never can be begun helps nobody.
                 self.failed("start");
+                if self.failed_times("start") >= NOT_NOW_MAX {
+                    postgres::start_failed(&mut self.local, now);
+                }
                 self.info(format!("not starting Postgres yet: {why}"));
             }
             Err(Fail::Unreachable(why)) => self.error(format!("could not start Postgres: {why}")),
@@ -202,7 +207,7 @@ impl State {
                 }
                 self.failed("promote");
                 self.error(format!("could not promote Postgres: {}", fail.text()));
-                if matches!(fail, Fail::NotNow(_)) {
+                if matches!(fail, Fail::NotNow(_)) && self.failed_times("promote") < NOT_NOW_MAX {
                     return;
                 }
                 self.failed_promotions += 1;

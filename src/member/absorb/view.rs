@@ -47,6 +47,7 @@ impl State {
             if named_other {
                 // Somebody else has held the lock since I gave it away: I may race again.
                 local.stepped_down = None;
+                self.lease.outrun();
             }
         }
         if local.reclaim.is_some() {
