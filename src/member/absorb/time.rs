@@ -159,7 +159,8 @@ impl State {
         by(self.lease.wake());
         by(self.leave_at.filter(|at| *at > now));
         by(self.pending_at.filter(|_| !self.flights.busy(Lane::Pending)));
-        by(self.publish_wake());
+        // Due and not done: this step did not want it (a member that is about to exit publishes nothing).
+        by(self.publish_wake().filter(|at| *at > now));
         if pg.alive && pg.stopping.is_none() && !self.flights.busy(Lane::Probe) {
             by(Some(self.probed_at + self.probe_period()));
         }
