@@ -14,7 +14,7 @@ use super::sidecar::{ToSidecar, Why};
 use super::world::{Event, MS, Ns, SEC, World};
 
 /// Requests of one member within a second of virtual time; more is a busy loop.
-const REQUESTS_MAX: u32 = 60;
+const REQUESTS_MAX: u32 = 25;
 
 /// An open watch, as the server sees it.
 struct Open {
