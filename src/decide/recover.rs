@@ -11,6 +11,9 @@ use crate::model::{
 /// The longest pause between two attempts to start a standby that does not start.
 const START_PAUSE_MAX: Duration = Duration::from_secs(10);
 
+/// So many failed starts in a row do not mend themselves.
+const STARTS_BEFORE_HELP: u32 = 3;
+
 /// A data directory that is gone, unreadable, or of another cluster.
 pub(super) fn data_directory(ctx: &Ctx<'_>) -> Option<Decision> {
     if ctx.local.data_stale {
@@ -163,6 +166,15 @@ fn restore_initialize(ctx: &Ctx<'_>, control: &ControlData) -> Decision {
     })
 }
 
+/// Trying on changes nothing by itself: what a person can do.
+fn hopeless(ctx: &Ctx<'_>) -> String {
+    format!(
+        "Postgres does not start here: its own last lines in this log say why. If its data is at fault, \
+         `patronictl reinit CLUSTER {}` makes it anew from the leader",
+        ctx.local.me
+    )
+}
+
 /// The lock names this very pod, and its time is over by my own clock: it is renewed before it is used.
 pub(super) fn reclaim(ctx: &Ctx<'_>) -> Option<Decision> {
     let record = ctx.local.reclaim.as_ref()?;
@@ -189,7 +201,9 @@ fn without_lock(ctx: &Ctx<'_>, control: &ControlData, standby_signal: bool) -> D
         let pause = START_PAUSE_MAX.min(RETRY_PAUSE * 2u32.saturating_pow(pg.failed_starts.min(6)));
         let again = pg.since + pause;
         if ctx.now.boot < again {
-            return ctx.wait("failed to start postgres; trying again soon").wake_by(again);
+            let d = ctx.wait("failed to start postgres; trying again soon").wake_by(again);
+            let helpless = pg.failed_starts >= STARTS_BEFORE_HELP && ctx.leader().is_some();
+            return if helpless { d.warn(hopeless(ctx)) } else { d };
         }
     }
     if let Some((leader, member)) = ctx.leader() {
