@@ -16,6 +16,9 @@ use super::world::{Event, MS, Ns, SEC, World};
 /// Requests of one member within a second of virtual time; more is a busy loop.
 const REQUESTS_MAX: u32 = 25;
 
+/// Writes of one member that are refused within a second: two of the lock at most, one each of everything else.
+const REFUSED_MAX: u32 = 8;
+
 /// An open watch, as the server sees it.
 struct Open {
     pod: usize,
@@ -187,19 +190,26 @@ impl World {
     pub fn land(&mut self, landing: Landing) {
         let Landing { pod, life, request, call, watch, server, answered } = landing;
         let refuses = self.t < self.refuses_until && call.verb() != Verb::Get && call.verb() != Verb::List;
+        let mut back = self.pods[pod].net.between(MS, 30 * MS);
+        if !self.quiet && self.plan.bad_api && self.pods[pod].net.one_in(60) {
+            back += self.pods[pod].net.between(SEC, 9 * SEC);
+        }
         let (status, body) = match watch {
             None if refuses => {
+                self.refused(pod);
                 let body = json!({"kind": "Status", "status": "Failure", "message": "quota exceeded", "code": 403});
                 (403, Arc::new(body))
             }
             None => {
                 let answer = run(&self.store, &call);
+                self.leader_is_written(pod);
                 (answer.status, answer.body)
             }
             Some((feed, number)) => match Cursor::open(&self.store, &call) {
                 Ok(cursor) => {
                     let version = self.servers[server].seen;
-                    let mut open = Open { pod, life, feed, number, cursor, at: self.t + 30 * MS };
+                    // Events come after the answer that opens the watch.
+                    let mut open = Open { pod, life, feed, number, cursor, at: self.t + back + MS };
                     self.show(&mut open, version);
                     self.servers[server].open.push(open);
                     (200, Arc::new(Value::Null))
@@ -210,12 +220,18 @@ impl World {
         if !answered || self.t < self.pods[pod].api_cut {
             return;
         }
-        let mut back = self.pods[pod].net.between(MS, 30 * MS);
-        if !self.quiet && self.plan.bad_api && self.pods[pod].net.one_in(60) {
-            back += self.pods[pod].net.between(SEC, 9 * SEC);
-        }
         let to = Box::new(ToSidecar::ApiAnswer { request, status, body });
         self.after(back, Event::Sidecar { pod, life, to });
+    }
+
+    /// L3: after a refusal a member rests. Lock, status, configuration and labels each have their own pause.
+    fn refused(&mut self, pod: usize) {
+        let second = self.t / SEC;
+        let Some(side) = &mut self.pods[pod].sidecar else { return };
+        side.refused = if side.refused.0 == second { (second, side.refused.1 + 1) } else { (second, 1) };
+        if side.refused.1 == REFUSED_MAX {
+            self.violation(format!("L3 m{pod} is refused {REFUSED_MAX} times within a second"));
+        }
     }
 
     /// An answer, or none: into the desk, and on to whoever asked.

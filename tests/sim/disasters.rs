@@ -71,8 +71,9 @@ impl World {
             self.backup = Some(self.store.snapshot());
             return;
         };
+        let named = self.named();
         self.store.restore(&backup);
-        self.store_is_wiped();
+        self.store_is_wiped(named);
         self.servers_restart();
     }
 
@@ -85,7 +86,7 @@ impl World {
             self.dump = names.iter().filter_map(|name| self.store.get(kind, "default", name).ok()).collect();
             return;
         }
-        self.store_is_wiped();
+        self.store_is_wiped(self.named());
         for object in dump {
             let name = object["metadata"]["name"].as_str().unwrap_or("").to_owned();
             let patch = json!({"metadata": {"annotations": object["metadata"]["annotations"]}});

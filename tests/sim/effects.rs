@@ -156,7 +156,6 @@ impl World {
                 let written = leader_written(got);
                 if written == LeaderWritten::Wrote {
                     self.note(format!("m{pod} wrote the leader object"));
-                    self.leader_is_written(pod);
                 }
                 (id, Answer::LeaderWritten(written))
             }

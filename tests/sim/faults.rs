@@ -308,17 +308,18 @@ impl World {
         let (kind, leader) = self.kind();
         if fault == Fault::LeaderStripped {
             let patch = json!({"metadata": {"annotations": null}});
+            let named = self.named();
             if self.store.merge(kind, "default", leader, &patch).is_ok() {
-                self.store_is_wiped();
+                self.store_is_wiped(named);
             }
             return;
         }
         let all = [leader, "demo-config", "demo-failover", "demo-sync"];
         let names = if fault == Fault::StoreWiped { &all[..] } else { &all[..1] };
         for name in names {
-            let held = self.published().is_some();
+            let (held, named) = (self.published().is_some(), self.named());
             if self.store.delete(kind, "default", name).is_ok() && *name == leader && held {
-                self.store_is_wiped();
+                self.store_is_wiped(named);
             }
         }
     }

@@ -4,7 +4,7 @@ use patroni::dcs::schema;
 use patroni::keeper::protocol::{Permission, Role};
 use patroni::model::LeaderRecord;
 
-use super::disk::{Branch, Disk};
+use super::disk::{Branch, Disk, Marker};
 use super::tasks::Work;
 use super::world::{MS, Ns, SEC, World};
 
@@ -31,15 +31,20 @@ pub struct Judge {
 }
 
 impl World {
-    pub fn store_is_wiped(&mut self) {
+    /// `named`: by the leader object of before; it may not have heard of that yet.
+    pub fn store_is_wiped(&mut self, named: Option<usize>) {
         let t = self.t;
         let holder = (0..self.pods.len()).find(|i| self.pods[*i].sidecar.as_ref().is_some_and(|s| s.leads_until > t));
+        let holder = holder.or(named);
         self.judge.wiped = Some(t);
         self.judge.silent = Some((t, holder));
     }
 
+    /// A request of this pod has landed, whether or not it hears of that: names the leader object it again?
     pub fn leader_is_written(&mut self, pod: usize) {
-        if self.judge.silent.is_some_and(|(_, holder)| holder == Some(pod)) {
+        if self.judge.silent.is_some_and(|(_, holder)| holder == Some(pod))
+            && self.leader_record().is_some_and(|l| l.named() == Some(&self.pods[pod].name))
+        {
             self.judge.silent = None;
         }
     }
@@ -67,6 +72,10 @@ impl World {
         let thawing = t >= p.thawed && t < p.thawed + 700 * MS;
         let Some(branch) = p.disk.as_ref().map(|d| d.branch()) else { return };
         let Some(k) = &p.keeper else { return };
+        if k.permission == Permission::None && matches!(p.marker, Some(Marker::Bootstrap(_))) {
+            // A new cluster that came to nothing: no store has named it, nobody was sent to it.
+            return;
+        }
         if t < p.paused + 60 * SEC {
             // A clock that stood.
             return;
@@ -133,7 +142,9 @@ impl World {
             return;
         }
         self.check_fitness(pod);
-        if let Some((wiped, _)) = self.judge.silent
+        // Whose clock stood writes a lock again that is long over for everybody else, and may give it up.
+        let stood = self.pods.iter().any(|p| p.paused > 0 && self.t < p.paused + 60 * SEC);
+        if let Some((wiped, _)) = self.judge.silent.filter(|_| !stood)
             && self.t < wiped + 28 * SEC
             && self.t > wiped + 3 * SEC
         {
@@ -239,6 +250,12 @@ impl World {
         side && server && link && p.api_cut < before && p.pg_frozen < before && self.answers(pod)
     }
 
+    /// Whom the leader object names.
+    pub fn named(&self) -> Option<usize> {
+        let leader = self.leader_record()?;
+        self.pods.iter().position(|p| leader.named() == Some(&p.name))
+    }
+
     fn leader_record(&self) -> Option<LeaderRecord> {
         let (kind, name) = self.kind();
         let object = self.store.get(kind, "default", name).ok()?;
@@ -308,7 +325,7 @@ impl World {
         let n = self.pods.len();
         let primaries: Vec<usize> = (0..n).filter(|i| self.writable(*i)).collect();
         let idle: Vec<String> = (0..n)
-            .filter(|i| !self.writable(*i) && !self.streams(*i, primaries.first()))
+            .filter(|i| !self.writable(*i) && !self.streams(*i, primaries.first()) && !self.needs_a_person(*i))
             .map(|i| format!("m{i} ({})", self.state_of(i)))
             .collect();
         if primaries.is_empty() && idle.iter().any(|why| why.contains("accepts the loss")) {
@@ -325,6 +342,13 @@ impl World {
             self.violation(format!("L1 primaries {primaries:?}, not streaming: {idle:?}"));
         }
         self.check_requests();
+    }
+
+    /// The unfinished new cluster of another pod: only a person says that nothing in it is needed. The state names what to
+    /// remove.
+    fn needs_a_person(&self, pod: usize) -> bool {
+        let p = &self.pods[pod];
+        matches!(&p.marker, Some(Marker::Bootstrap(of)) if p.disk.is_some() && *of != p.uid)
     }
 
     fn streams(&self, pod: usize, leader: Option<&usize>) -> bool {

@@ -50,6 +50,11 @@ impl World {
     }
 
     pub fn kubelet(&mut self, pod: usize, what: Kubelet) {
+        let begins = matches!(what, Kubelet::StartKeeper | Kubelet::StartSidecar);
+        if begins && self.t < self.pods[pod].paused {
+            // Nothing begins on a machine that stands.
+            return self.at(self.pods[pod].paused, Event::Kubelet { pod, what });
+        }
         match what {
             Kubelet::StartKeeper => {
                 let p = &self.pods[pod];

@@ -137,6 +137,8 @@ pub struct Sidecar {
     steps: (Ns, u32),
     /// Requests within a second.
     pub rate: (Ns, u32),
+    /// Writes that were refused to it: the second, and how many.
+    pub refused: (u64, u32),
     pub began: Ns,
 }
 
@@ -177,6 +179,7 @@ impl World {
             leads_until: 0,
             steps: (0, 0),
             rate: (0, 0),
+            refused: (0, 0),
             began: self.t,
         });
         self.note(format!("m{pod} sidecar starts"));
