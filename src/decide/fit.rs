@@ -169,6 +169,11 @@ impl<'a> Field<'a> {
         })
     }
 
+    /// What `name` said, if it was asked.
+    pub(super) fn answer(&self, name: &MemberName) -> Option<&'a PeerAnswer> {
+        self.answers.get(name)
+    }
+
     /// What `name` counts for, if it answered and is fit.
     pub(super) fn fit(&self, name: &MemberName) -> Result<Standing, Option<Why>> {
         let answer = self.answers.get(name).ok_or(None)?;

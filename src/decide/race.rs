@@ -339,7 +339,7 @@ fn sworn(ctx: &Ctx<'_>, unlocked: &Unlocked, field: &Field<'_>, me: &Standing) -
     if let Some((name, _)) = field.all_fit().find(|(_, s)| field.has_oath(s)) {
         return Err(yields_to(name, format!("{name} has {all}")));
     }
-    let silent = silent_of(ctx, oath);
+    let silent = silent_of(ctx, field, oath);
     let until = waited_until(ctx, unlocked);
     if !silent.is_empty() && ctx.now.boot < until {
         let who = silent.iter().map(|m| m.as_str()).collect::<Vec<_>>().join(", ");
@@ -362,9 +362,10 @@ fn sworn(ctx: &Ctx<'_>, unlocked: &Unlocked, field: &Field<'_>, me: &Standing) -
     )))
 }
 
-/// Members that had data at the shutdown and have not shown what they have: any of them may still come.
-fn silent_of<'o>(ctx: &Ctx<'_>, oath: &'o Shutdown) -> Vec<&'o MemberName> {
-    let answered = |name: &MemberName| match ctx.local.peers.as_ref().and_then(|r| r.answers.get(name)) {
+/// Members that had data at the shutdown and have not shown what they have: any of them may still come. What one of them said
+/// in an earlier round was before the shutdown: only the answers of this field count, and who could not be asked is silent.
+fn silent_of<'o>(ctx: &Ctx<'_>, field: &Field<'_>, oath: &'o Shutdown) -> Vec<&'o MemberName> {
+    let answered = |name: &MemberName| match field.answer(name) {
         Some(PeerAnswer::Fit { .. } | PeerAnswer::Unfit { .. }) => true,
         Some(PeerAnswer::Down { .. } | PeerAnswer::Unreachable(_)) | None => false,
     };
