@@ -257,6 +257,11 @@ impl Desk {
             WatchEnd::Closed => Followed::Over,
             WatchEnd::Silent => {
                 self.list_again(feed);
+                if feed == Feed::Kinds {
+                    // What cut this one in silence has cut the other as well, and nothing shows that one's silence for
+                    // minutes: a leader would be waited for that has long said what it is.
+                    self.troubles = self.troubles.wrapping_add(1);
+                }
                 Followed::Over
             }
             WatchEnd::Broken(why) => {
@@ -278,8 +283,8 @@ impl Desk {
         self.cache.is_current(sent.mark)
     }
 
-    /// Changes whenever watches opened before are over: when the store was found to have gone back to an older state, and
-    /// when requests are answered again after one was not. What cut the one off may have cut a watch as well, and a cut watch
+    /// Changes whenever watches opened before are over: when the store was found to have gone back to an older state, when
+    /// a watch of the kinds was silent, and when requests are answered again after one was not. What cut the one off may have cut a watch as well, and a cut watch
     /// is silent; it goes on from where it was.
     pub fn trust(&self) -> u32 {
         self.cache.epoch().wrapping_add(self.troubles)

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use patroni::dcs::Body;
-use patroni::dcs::desk::{Desk, Followed};
+use patroni::dcs::desk::{Desk, Followed, WatchEnd};
 use patroni::dcs::kube::{Access, Mode, StoreOptions};
 use patroni::dcs::{
     Answer, Failure, Feed, KindEntry, LeaderStatus, MemberStatus, Object, Request, RequestText, Sent, leader_written,
@@ -275,6 +275,21 @@ fn one_answer_that_shows_a_restored_store_ends_the_watches_and_lists_again() {
     let renewal = a.write(record(Some("a"), "t10"));
     assert_eq!(leader_written(a.ask(Request::WriteLeader(Box::new(renewal)))), LeaderWritten::Wrote);
     assert_eq!(a.desk.view().cluster.leader.as_ref().unwrap().lease, record(Some("a"), "t10"));
+}
+
+/// Nobody asks anything meanwhile: a member without data would wait for a leader that it still sees as a standby.
+#[test]
+fn what_cut_a_watch_of_the_kinds_in_silence_has_cut_that_of_the_pods() {
+    let store = store();
+    let mut a = Member::new(&store, "a", Mode::Endpoints);
+    a.follow();
+    let [kinds, pods] = [Feed::Kinds, Feed::Pods].map(|feed| a.watches[&(feed as usize)].0.clone());
+    assert_eq!(a.desk.watch_ended(&kinds, WatchEnd::Silent, at(30)), Followed::Over);
+    assert!(pods.trust() != a.desk.trust(), "it is opened anew");
+    assert!(matches!(a.desk.follow(Feed::Pods), Request::Watch(Feed::Pods)), "from where it was");
+    let again = a.desk.encode(a.desk.follow(Feed::Pods)).unwrap();
+    assert_eq!(a.desk.watch_ended(&again, WatchEnd::Silent, at(200)), Followed::Over);
+    assert_eq!(again.trust(), a.desk.trust(), "pods may be quiet for long");
 }
 
 /// A cut connection is silent: a watch of pods would be listened to in vain for minutes.
