@@ -101,12 +101,15 @@ fn member_view(name: &str, role: Role) -> Listed {
 }
 
 fn view(leader: Option<LeaderRecord>) -> Input {
-    let members = [("a", Role::Replica), ("b", Role::Replica)];
+    view_among(&["a", "b"], leader)
+}
+
+fn view_among(names: &[&str], leader: Option<LeaderRecord>) -> Input {
     let cluster = Cluster {
         config: Some(ConfigRecord { version: Version("c1".into()), document: Some("{}".into()) }),
         initialize: Initialize::Value(SYSTEM.into()),
         leader,
-        members: members.into_iter().map(|(n, r)| (n.into(), member_view(n, r))).collect(),
+        members: names.iter().map(|n| ((*n).into(), member_view(n, Role::Replica))).collect(),
         ..Cluster::default()
     };
     Input::View(Arc::new(View {
@@ -412,4 +415,46 @@ fn an_old_copy_of_the_own_record_is_not_the_lock() {
     t.sent.clear();
     t.feed(seen(old, 90.0), 90.0);
     assert!(!t.has(|e| matches!(e, Effect::WriteLeader(_) | Effect::ReadLeader)), "{:#?}", t.effects());
+}
+
+/// Its server ended before the mark of the bootstrap was removed. The store names this data: nobody else has a copy of it.
+#[test]
+fn a_new_cluster_that_the_store_names_outlives_the_end_of_its_server() {
+    let mut t = Trial::new(|_| ());
+    t.feed(Input::Keeper(News::Met(Standing::default())), 0.5);
+    let s = &mut t.member.state;
+    s.local.bootstrapping = true;
+    s.local.task_end = Some(TaskEnd { kind: TaskKind::PostBootstrap, at: at(0.4).boot, result: TaskOutcome::Done });
+    t.feed(view(None), 1.0);
+    t.looks(1.1, &DataDir::HalfMade, None);
+    assert_eq!(t.member.state.local.bootstrap_failed, None, "whose data this is is asked first");
+    t.answer(1.2, Answer::Published(true), |e| matches!(e, Effect::KeepPublished { .. }));
+    t.looks(2.0, &standby_data(), None);
+    let s = &t.member.state;
+    assert_eq!(s.local.bootstrap_failed, None);
+    assert!(s.reason.ends_with("going on as an ordinary member"), "{}", s.reason);
+}
+
+/// What came of an order that failed is not known: back at the leader of before, it is told again whom to follow.
+#[test]
+fn whoever_was_to_follow_another_and_may_do_so_is_told_again() {
+    let led = |who: &str, renewed: &str| {
+        let mut l = released();
+        l.released = None;
+        (l.lease.leader, l.lease.renew_time) = (Some(who.into()), Some(renewed.into()));
+        view_among(&["a", "b", "c"], Some(l))
+    };
+    let follows = |name: &'static str| move |e: &Effect| matches!(e, Effect::Reconfigure { upstream: Upstream::Member { name: n, .. }, .. } if n.as_str() == name);
+    let mut t = Trial::new(|_| ());
+    t.feed(Input::Keeper(News::Met(Standing { postgres: Some(StartRole::Standby), ..Standing::default() })), 0.5);
+    t.feed(led("b", "r1"), 1.0);
+    t.looks(1.1, &standby_data(), Some(&probe(true)));
+    t.answer(1.2, Answer::Rewritten { reloaded: true }, follows("b"));
+    t.feed(led("c", "r2"), 2.0);
+    t.looks(2.1, &standby_data(), Some(&probe(true)));
+    let id = t.take(&follows("c"));
+    t.feed(Input::Reply { id, answer: Err(Fail::Refused("the connection ended".into())) }, 2.2);
+    t.feed(led("b", "r3"), 12.0);
+    t.looks(12.1, &standby_data(), Some(&probe(true)));
+    assert!(t.has(follows("b")), "{:#?}", t.effects());
 }

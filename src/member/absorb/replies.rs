@@ -246,6 +246,8 @@ impl State {
                     self.unreachable(sent, why);
                 }
                 if follow.is_some() {
+                    // Its files may be written already, and read with the next reload: whom it follows is not known.
+                    self.local.postgres.following = None;
                     self.failed("follow");
                 }
                 self.error(format!("could not change the configuration of Postgres: {}", fail.text()));
@@ -423,7 +425,8 @@ impl State {
         postgres::data(&mut self.local, data);
         // A bootstrap that ended between the last write to the store and the removal of its mark is whole: the store has its
         // system identifier, others may have cloned it, and it must not be cleared as half-made.
-        let running = self.local.bootstrapping && (self.local.postgres.alive || self.local.bootstrap_failed.is_none());
+        // While it runs, what follows is written beside it; once it has ended, its data is the cluster's or nobody's.
+        let running = self.local.bootstrapping && self.local.postgres.alive;
         if self.local.data == DataDir::HalfMade
             && !running
             && let Some(id) = self.cluster.initialize.system_id()
