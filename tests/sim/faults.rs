@@ -92,11 +92,11 @@ const FAULTS: [Fault; 20] = [
     Fault::StopAll,
 ];
 
-/// Left out unless asked for by name (`SIM_FAULTS`) or by a mutant: the cluster broke under them, or has not been looked through since its repair. A
-/// wiped store is restored by stopped members only, and forgets which timelines there have been. A store of an earlier day
-/// shows locks that were given up then to members that have seen nothing since. Whoever was promoted by hand may be on the
-/// number of another branch, and waits for ever. A wall clock that goes back makes the containers of an earlier life those
-/// of this one.
+/// Left out unless asked for by name (`SIM_FAULTS`) or by a mutant: the cluster broke under them, or has not been looked through
+/// since its repair. A wiped store is restored by stopped members only, and forgets which timelines there have been. A store
+/// of an earlier day shows locks that were given up then to members that have seen nothing since. Whoever was promoted by hand
+/// may be on the number of another branch (told by its history since). A wall clock that goes back made the containers of an
+/// earlier life those of this one (bounded since).
 const KNOWN: [Fault; 6] = [
     Fault::LeaderStripped,
     Fault::StoreWiped,
