@@ -43,6 +43,12 @@ mutants! {
     KeeperNeverKills,
     /// The keeper lets a writer run that has no permission.
     WriterNeedsNoPermission,
+    /// The kernel's timer is never set.
+    DeadmanIsNotSet,
+    /// Nobody waits until the kernel's timer is set.
+    DeadmanIsNotConfirmed,
+    /// A warden that hangs is left alone.
+    StuckWardenStays,
     /// A postmaster counts as dead while its backends live.
     DeadBeforeItsBackends,
     /// An order to stop counts as the end.

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
+#[path = "keeper/deadman.rs"]
+mod deadman;
 #[path = "keeper/programs.rs"]
 mod programs;
 #[path = "keeper/stuck.rs"]

@@ -37,6 +37,8 @@ mod sidecar;
 mod sometimes;
 #[path = "sim/tasks.rs"]
 mod tasks;
+#[path = "sim/warden.rs"]
+mod warden;
 #[path = "sim/world.rs"]
 mod world;
 

@@ -1,8 +1,9 @@
 //! The keeper's decisions as a value: inputs in, effects out, every instant an argument. No IO, no clock, no log.
 //!
 //! The shell (`server`) feeds what happened and carries out what comes back; a simulation does the same with a model of
-//! Postgres and of the processes. Reading order: the vocabulary (this file) → `fence` (deadlines) → `session` (who asks,
-//! and what) → `postmaster` (the life of one) → `programs`.
+//! Postgres and of the processes. Reading order: `words` (what comes in and goes out) → this file → `fence` (deadlines) →
+//! `session` (who asks, and what) → `postmaster` (the life of one) → `deadman` (what the kernel does without us) →
+//! `programs`.
 //!
 //! Rules that hold over any sequence of inputs:
 //! * A deadline that has passed is judged before whatever comes in: a permission that arrives late rescues nobody, and the
@@ -13,25 +14,24 @@
 //!   and except rewinds and restores, which the new session finds in the state. Start, removal and fill wait until those
 //!   that are ended are reaped with all their children.
 
+mod deadman;
 mod fence;
 mod postmaster;
 mod programs;
 mod session;
 #[cfg(test)]
 mod tests;
+mod words;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
+use self::deadman::Unarmed;
 use self::fence::{Order, Terminating};
 use self::postmaster::Postmaster;
 use self::programs::Programs;
 use self::session::{Asker, Link, Waiting};
-use super::protocol::{Event, Frame, Kind, Permission, Program, Role, StopMode};
-
-/// A connection, numbered by the shell in the order in which they were accepted.
-pub type Conn = u64;
-/// An effect that is answered.
-pub type Ticket = u64;
+pub use self::words::{Config, Conn, ControlState, End, Facts, In, Level, Out, Spawn, Started, Target, Ticket};
+use super::protocol::{Event, Frame, Permission, StopMode};
 
 const SECOND: u64 = 1_000_000_000;
 /// While something dies, what is left of it is looked at, and killed again, this often; reaping itself is an input.
@@ -42,230 +42,6 @@ const DYING_LOOK_LATER: u64 = 100_000_000;
 const IDLE: u64 = 60 * SECOND;
 /// The same fence is told again after this time; the kill itself is repeated at every look.
 const FENCE_SAID_AGAIN: u64 = 5 * SECOND;
-
-/// What does not change in the life of a keeper.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// The kernel's name for this boot; a client of another boot has another clock.
-    pub boot_id: String,
-    /// Version of the program.
-    pub version: String,
-    /// The keeper's own process.
-    pub pid: u32,
-    /// Between SIGTERM and the end of the container, in ns.
-    pub grace: u64,
-    /// Leave when nobody is connected and nothing runs.
-    pub exit_when_idle: bool,
-    /// A writer is started or promoted only with this much of its permission left, in ns.
-    pub least_left: u64,
-}
-
-/// How a child ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// Exit code.
-    Code(i32),
-    /// Signal number.
-    Signal(i32),
-}
-
-impl std::fmt::Display for End {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            End::Code(code) => write!(f, "exit code {code}"),
-            End::Signal(signal) => write!(f, "killed by signal {signal}"),
-        }
-    }
-}
-
-/// "Database cluster state" of pg_control, as far as the keeper distinguishes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ControlState {
-    /// In archive recovery, or shut down in it.
-    InRecovery,
-    /// Shutting down, or shut down.
-    ShuttingDown,
-    /// Anything else, unreadable included.
-    Other,
-}
-
-/// What was seen in the files of a data directory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Facts {
-    /// When the look began, ns since boot: facts are as old as that.
-    pub at: u64,
-    /// pg_control.
-    pub control: ControlState,
-    /// standby.signal is there.
-    pub standby_signal: bool,
-}
-
-/// What happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum In {
-    /// Somebody connected.
-    Opened(Conn),
-    /// Somebody asks. Of what waits in several connections, those that begin with `hello` come first.
-    Request {
-        /// Who.
-        conn: Conn,
-        /// The id of the request; it comes back in the reply.
-        id: u64,
-        /// What.
-        ask: super::protocol::Ask,
-    },
-    /// A connection is over.
-    Closed(Conn),
-    /// The answer to [`Out::Spawn`]: its process. Comes before [`In::Reaped`] of that process.
-    Spawned {
-        /// The effect's.
-        ticket: Ticket,
-        /// The process, or why there is none.
-        result: Result<i32, String>,
-    },
-    /// A child was reaped, whoever it is.
-    Reaped {
-        /// Its process.
-        pid: i32,
-        /// How it ended.
-        end: End,
-    },
-    /// The answer to [`Out::LookFacts`]; late is better than wrong, never is possible (a hung volume).
-    Facts(Facts),
-    /// The answer to [`Out::LookLeft`].
-    Left {
-        /// Processes are left that are neither programs nor theirs: a dead postmaster's.
-        orphans: bool,
-        /// The runs of which a process other than the first is left.
-        runs: BTreeSet<u64>,
-    },
-    /// The answer to [`Out::WritePromote`].
-    PromoteWritten {
-        /// The effect's.
-        ticket: Ticket,
-        /// Is `PGDATA/promote` there?
-        result: Result<(), String>,
-    },
-    /// A program wrote a line.
-    Line {
-        /// Which.
-        run: u64,
-        /// Without its end.
-        line: String,
-    },
-    /// A reaped program has said everything: no line of it follows. Comes after its [`In::Reaped`], once.
-    Drained {
-        /// Which.
-        run: u64,
-    },
-    /// SIGTERM: the order to hand over.
-    Terminate,
-    /// It is time to look ([`Core::wake`]); also fed before anything else whenever the shell wakes.
-    Due,
-}
-
-/// What is to be started.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Spawn {
-    /// A postmaster, under the lock of its directory. The shell refuses when the directory is locked or when its signal
-    /// files do not fit the role, and removes a stale postmaster.pid and stale socket locks.
-    Postmaster {
-        /// How.
-        role: Role,
-        /// Postmaster and arguments.
-        program: Program,
-        /// PGDATA.
-        data_dir: String,
-        /// Lock files of its sockets.
-        socket_locks: Vec<String>,
-    },
-    /// A program, under the lock of the directory it names.
-    Program {
-        /// Its mark: orphans of it are recognised by that.
-        run: u64,
-        /// What for.
-        kind: Kind,
-        /// What.
-        program: Program,
-    },
-}
-
-/// Who gets a signal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Target {
-    /// The postmaster alone: it passes the order on.
-    Postmaster(i32),
-    /// The postmaster first, then every descendant: one that is stuck passes nothing on.
-    Tree(i32),
-    /// What a dead postmaster left.
-    Orphans,
-    /// A program with every descendant, those that lost their parent included.
-    Run {
-        /// Its mark.
-        run: u64,
-        /// Its first process.
-        pid: i32,
-    },
-}
-
-/// How loud something is said. Error: a person must look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the words say it")]
-pub enum Level {
-    Error,
-    Warn,
-    Info,
-}
-
-/// What is to be done. All of one step are independent of each other, and are begun in this order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Out {
-    /// Put a frame on a connection. No answer.
-    Send {
-        /// Which.
-        conn: Conn,
-        /// What.
-        frame: Frame,
-    },
-    /// Send what was put on it, then close it. [`In::Closed`] may follow; nothing depends on it.
-    Close(Conn),
-    /// Start something: [`In::Spawned`].
-    Spawn {
-        /// Comes back.
-        ticket: Ticket,
-        /// What.
-        what: Spawn,
-    },
-    /// Send the signal of a stop mode. Who is gone already is no error; [`In::Reaped`] tells the rest.
-    Kill {
-        /// Whom.
-        target: Target,
-        /// Which.
-        mode: StopMode,
-    },
-    /// SIGHUP.
-    Hup(i32),
-    /// Write `PGDATA/promote` beside the loop: [`In::PromoteWritten`], or never.
-    WritePromote {
-        /// Comes back.
-        ticket: Ticket,
-        /// PGDATA.
-        data_dir: String,
-    },
-    /// SIGUSR1: the postmaster looks for its `promote` file.
-    LookForPromote(i32),
-    /// Read the files of a data directory beside the loop: [`In::Facts`], or never.
-    LookFacts {
-        /// PGDATA.
-        data_dir: String,
-    },
-    /// Look for what is left of the dying: [`In::Left`], at once.
-    LookLeft,
-    /// End the process, after what was put on the connections has been sent or a second has passed.
-    Leave,
-    /// A line for the log, after everything else.
-    Say(Level, String),
-}
 
 /// The keeper.
 #[derive(Debug)]
@@ -283,8 +59,9 @@ pub struct Core {
     last_death: Option<u64>,
     programs: Programs,
     tickets: Ticket,
-    spawning: BTreeMap<Ticket, (Asker, Option<u64>)>,
+    spawning: BTreeMap<Ticket, (Asker, u64)>,
     waiting: VecDeque<Waiting>,
+    unarmed: VecDeque<Unarmed>,
     terminating: Option<Terminating>,
     fenced: Option<(Order, u64)>,
     looked_left: u64,
@@ -313,6 +90,7 @@ impl Core {
             tickets: 0,
             spawning: BTreeMap::new(),
             waiting: VecDeque::new(),
+            unarmed: VecDeque::new(),
             terminating: None,
             fenced: None,
             looked_left: 0,
@@ -329,6 +107,7 @@ impl Core {
     pub fn step(&mut self, input: In, now: u64) -> Vec<Out> {
         self.judge(now);
         self.take(input, now);
+        self.set_deadman(now);
         self.go_on(now);
         self.judge(now);
         self.look(now);
@@ -338,7 +117,8 @@ impl Core {
         out.sort_by_key(|o| match o {
             Out::Kill { .. } => 0,
             Out::Say(..) => 2,
-            Out::Send { .. }
+            Out::Arm { .. }
+            | Out::Send { .. }
             | Out::Close(_)
             | Out::Spawn { .. }
             | Out::Hup(_)
@@ -356,7 +136,7 @@ impl Core {
     pub fn wake(&self, now: u64) -> u64 {
         let mut at = u64::MAX;
         if let Some(p) = &self.postmaster {
-            at = at.min(self.fence_order(p, now).1).min(p.next_look());
+            at = at.min(self.fence_order(p, now).1).min(p.next_look()).min(self.deadman_wake(p, now));
             // Once its moment has passed, nothing says any more that it is to be killed again: no reason to look.
             if let Some(again) = p.killed_at.filter(|_| p.alive()).map(|at| at + DYING_LOOK).filter(|at| *at > now) {
                 at = at.min(again);
@@ -391,7 +171,11 @@ impl Core {
             In::Opened(conn) => self.opened(conn),
             In::Request { conn, id, ask } => self.request(Asker { conn, id }, ask, now),
             In::Closed(conn) => self.closed(conn),
-            In::Spawned { ticket, result } => self.spawned(ticket, result, now),
+            In::Spawned { ticket, result } => self.program_spawned(ticket, result),
+            In::Warded { ticket, warden } => self.warded(ticket, warden),
+            In::Started { ticket, result } => self.postmaster_started(ticket, result, now),
+            In::Armed { warden, at } => self.armed(warden, at),
+            In::Ended { pid } => self.ended(pid, now),
             In::Reaped { pid, end } => self.reaped(pid, end, now),
             In::Facts(facts) => {
                 if let Some(p) = &mut self.postmaster {
@@ -449,7 +233,7 @@ impl Core {
             t.since = now;
         }
         let permitted = self.permission != Permission::None;
-        let Some(p) = self.postmaster.as_mut().filter(|p| p.alive()) else { return };
+        let Some(p) = self.postmaster.as_mut().filter(|p| p.alive()) else { return self.judge_start(now) };
         p.watch(permitted, now);
         let Some(p) = &self.postmaster else { return };
         let (Some(order), Some(pid)) = (self.fence_order(p, now).0, p.pid) else { return };
@@ -482,6 +266,8 @@ impl Core {
             self.tell(Event::Finished { run, code, how: end.to_string() });
         }
         self.serve_waiting(now);
+        self.serve_unarmed(now);
+        self.hurry_warden(now);
     }
 
     /// Something was killed, or ended, and may have left processes.

@@ -1,7 +1,8 @@
 //! Starting what the core orders: under the lock of the directory, with stale files out of the way.
 //!
-//! Everything here touches files and may wait for a volume. The core orders a postmaster only while none lives, and
-//! programs that change a data directory likewise: nothing that must be fenced waits behind them.
+//! Everything here touches files and may wait for a volume. A postmaster is started by its warden, which has nothing else
+//! to do; programs that change a data directory are started only while no postmaster lives: nothing that must be fenced
+//! waits behind them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use std::process::Child;
 use super::process::{self, DirLock};
 use super::protocol::{Kind, Program, Role};
 
-/// Starts a postmaster.
+/// Starts a postmaster; what was put right on the way is said in `said`.
 ///
 /// # Errors
 /// One line: the directory is in use, the signal files do not fit, the program cannot be started.
@@ -19,9 +20,10 @@ pub(super) fn postmaster(
     program: &Program,
     data_dir: &str,
     socket_locks: &[String],
+    said: &mut Vec<String>,
 ) -> Result<i32, String> {
     let dir = Path::new(data_dir);
-    clear_stale_locks(socket_locks);
+    clear_stale_locks(socket_locks, said);
     let Some(lock) = DirLock::take(dir)? else {
         return Err(format!("{data_dir} is not a data directory: PG_VERSION is missing"));
     };
@@ -32,7 +34,7 @@ pub(super) fn postmaster(
     if role == Role::Primary && (signal || dir.join("recovery.signal").exists()) {
         return Err(format!("{data_dir} holds standby.signal or recovery.signal: it would not start as a primary"));
     }
-    clear_stale_pid(dir)?;
+    clear_stale_pid(dir, said)?;
     let child = process::spawn(program, process::Kind::Postmaster, Some(&lock))
         .map_err(|e| format!("start {}: {e}", program.argv.first().map_or("postgres", String::as_str)))?;
     Ok(pid_of(&child))
@@ -51,7 +53,10 @@ pub(super) fn program(run: u64, kind: Kind, program: Program) -> Result<Child, S
         None => None,
         Some(dir) => {
             let lock = DirLock::take(Path::new(dir))?;
-            clear_stale_pid(Path::new(dir))?;
+            let mut said = Vec::new();
+            let cleared = clear_stale_pid(Path::new(dir), &mut said);
+            said.iter().for_each(|line| tracing::info!("{line}"));
+            cleared?;
             lock
         }
     };
@@ -66,7 +71,7 @@ pub(super) fn pid_of(child: &Child) -> i32 {
 
 /// With the lock held, a postmaster.pid is judged by what the process is: exe and cwd. A stranger's pid (containers
 /// reuse small numbers) would keep Postgres from starting; a live postmaster of this directory is never started beside.
-fn clear_stale_pid(data_dir: &Path) -> Result<(), String> {
+fn clear_stale_pid(data_dir: &Path, said: &mut Vec<String>) -> Result<(), String> {
     let path = data_dir.join("postmaster.pid");
     let Ok(text) = fs::read_to_string(&path) else { return Ok(()) };
     let Some(pid) = text.lines().next().and_then(|l| l.trim().parse::<i32>().ok()).map(i32::abs) else { return Ok(()) };
@@ -81,13 +86,13 @@ fn clear_stale_pid(data_dir: &Path) -> Result<(), String> {
     if is_postgres && cwd == here {
         return Err(format!("a postmaster (pid {pid}) already runs in {}; stop it first", data_dir.display()));
     }
-    tracing::info!("{}: process {pid} is no postmaster of this directory: removing the stale file", path.display());
+    said.push(format!("{}: process {pid} is no postmaster of this directory: removing the stale file", path.display()));
     fs::remove_file(&path).map_err(|e| format!("remove stale {}: {e}", path.display()))
 }
 
 /// A socket's lock file names a process; in a new container, or with nobody to reap the dead, that number may belong to a
 /// stranger or a zombie, and Postgres would refuse to start. A living Postgres keeps its lock.
-fn clear_stale_locks(paths: &[String]) {
+fn clear_stale_locks(paths: &[String], said: &mut Vec<String>) {
     for path in paths {
         let Ok(text) = fs::read_to_string(path) else { continue };
         let pid = text.lines().next().and_then(|l| l.trim().parse::<i32>().ok()).map_or(0, i32::abs);
@@ -96,8 +101,8 @@ fn clear_stale_locks(paths: &[String]) {
             continue;
         }
         match fs::remove_file(path) {
-            Ok(()) => tracing::info!("{path}: process {pid} is no Postgres: removed the stale lock"),
-            Err(e) => tracing::warn!("remove the stale lock {path}: {e}"),
+            Ok(()) => said.push(format!("{path}: process {pid} is no Postgres: removed the stale lock")),
+            Err(e) => said.push(format!("remove the stale lock {path}: {e}")),
         }
     }
 }

@@ -2,8 +2,8 @@
 //! permission lapses. PID 1 of a stock Postgres container, or a child of `patroni` elsewhere.
 //!
 //! A pure machine in a thin shell. Reading order: `protocol` (the words) → `core` (every decision; a simulation drives
-//! the same one) → `server` (the loop around it) → `launch`, `pipes`, `connection`, `looker`, `log` (its hands) →
-//! `process` (the kernel) → `pgcontrol`, `remove`.
+//! the same one) → `server` (the loop around it) → `wardens`, `launch`, `pipes`, `connection`, `looker`, `log` (its hands)
+//! → `warden` (the postmaster's parent, a process of its own) → `process` (the kernel) → `pgcontrol`, `remove`.
 //!
 //! What it deliberately does not do: know Kubernetes, leases, members or SQL; keep a permission on disk; start Postgres
 //! by itself. It outlives the sidecar, and a sidecar that comes back finds everything as it was.
@@ -19,6 +19,10 @@ mod launch;
 mod pipes;
 
 mod connection;
+
+mod warden;
+
+mod wardens;
 
 mod looker;
 
@@ -62,6 +66,8 @@ pub fn main(args: Vec<String>) -> ExitCode {
             println!("{USAGE}");
             ExitCode::SUCCESS
         }
+        ["warden"] => report(warden::run()),
+        ["wait"] => warden::wait(),
         ["install", dir] => report(install(Path::new(dir))),
         ["remove", ..] => report(remove::remove(&args[1..])),
         ["install", ..] | [] => usage("a directory or a socket is needed"),
@@ -156,13 +162,17 @@ fn keep(options: Options) -> Result<(), String> {
     }
     process::children_can_be_seen(Path::new("/proc"))?;
     let socket = &options.socket;
-    let listener = listen(socket)?;
     // Before the first thread: threads inherit what is blocked, and their memory is not to be locked.
     let signals = process::signal_fd().map_err(|e| format!("take signals: {e}"))?;
     process::settle().map_err(|e| format!("become the parent of orphans: {e}"))?;
+    let deadman = wardens::try_out();
+    let listener = listen(socket)?;
     let log = log::to_stderr().map_err(|e| format!("start the log: {e}"))?;
     tracing::info!("postgres-keeper {} on {}", env!("CARGO_PKG_VERSION"), socket.display());
-    let kept = server::Keeper::new(&options, listener, signals).and_then(server::Keeper::run);
+    if let Err(why) = &deadman {
+        tracing::warn!("fence: partial: {why}: a keeper that is stopped or starved stops no Postgres on this machine");
+    }
+    let kept = server::Keeper::new(&options, listener, signals, deadman.is_ok()).and_then(server::Keeper::run);
     if let Err(e) = fs::remove_file(socket) {
         tracing::warn!("remove {}: {e}", socket.display());
     }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek as _, Write as _};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -30,6 +30,12 @@ pub(super) fn settle() -> io::Result<()> {
     if unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) } != 0 {
         return Err(io::Error::last_os_error());
     }
+    hurry();
+    Ok(())
+}
+
+/// Makes pages resident and our priority high, as far as we may.
+pub(super) fn hurry() {
     const MCL_ONFAULT: libc::c_int = 4;
     // SAFETY: both calls take plain numbers and change only this process; a refusal is harmless and expected without
     // privileges, so the results do not matter.
@@ -37,7 +43,6 @@ pub(super) fn settle() -> io::Result<()> {
         libc::mlockall(libc::MCL_CURRENT | MCL_ONFAULT);
         libc::setpriority(libc::PRIO_PROCESS, 0, -5);
     }
-    Ok(())
 }
 
 /// The user at the other end of a Unix socket. A peer in another container has process id 0 here, which rustix's own type
@@ -84,7 +89,7 @@ pub(super) fn signal_fd() -> io::Result<OwnedFd> {
 }
 
 /// The next pending signal, if there is one.
-pub(super) fn next_signal(fd: &OwnedFd) -> Option<i32> {
+pub(super) fn next_signal(fd: &impl AsFd) -> Option<i32> {
     let mut info = [0u8; 128];
     match rustix::io::read(fd, &mut info) {
         Ok(n) if n >= 4 => info.first_chunk::<4>().map(|b| i32::from_ne_bytes(*b)),
@@ -92,10 +97,10 @@ pub(super) fn next_signal(fd: &OwnedFd) -> Option<i32> {
     }
 }
 
-/// How a spawned process relates to the keeper.
+/// How a spawned process relates to its parent.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// The postmaster: SIGQUIT when the keeper dies, output to ours.
+    /// The postmaster: SIGQUIT when its parent, the warden, dies; output to ours, and never waiting for its reader.
     Postmaster,
     /// A program of this run: SIGKILL when the keeper dies, output to pipes.
     Program(u64),
@@ -127,7 +132,8 @@ pub(super) fn spawn(program: &Program, kind: Kind, lock: Option<&DirLock>) -> io
     }
     let death_signal = match kind {
         Kind::Postmaster => {
-            command.stdin(Stdio::null());
+            let own = (io::stdout(), io::stderr());
+            command.stdin(Stdio::null()).stdout(unblocked(own.0.as_fd())).stderr(unblocked(own.1.as_fd()));
             libc::SIGQUIT
         }
         Kind::Program(run) => {
@@ -137,6 +143,29 @@ pub(super) fn spawn(program: &Program, kind: Kind, lock: Option<&DirLock>) -> io
             libc::SIGKILL
         }
     };
+    in_a_session(&mut command, death_signal, lock);
+    command.spawn()
+}
+
+/// Starts a warden, with this socket as its standard input: SIGKILL when the keeper dies. From the main thread as well.
+pub(super) fn warden(socket: OwnedFd) -> io::Result<Child> {
+    // Also where the file was replaced since this program was started.
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("postgres-keeper").arg("warden").stdin(socket);
+    in_a_session(&mut command, libc::SIGKILL, None);
+    command.spawn()
+}
+
+/// What a warden starts to try the kernel out: a process that waits for a signal, under the same conditions as a postmaster.
+pub(super) fn waiter() -> io::Result<Child> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("postgres-keeper").arg("wait").stdin(Stdio::null());
+    in_a_session(&mut command, libc::SIGQUIT, None);
+    command.spawn()
+}
+
+/// The child gets a session of its own, its signals back, the lock, and a signal when the thread that starts it is gone.
+fn in_a_session(command: &mut Command, death_signal: i32, lock: Option<&DirLock>) {
     let parent = std::process::id();
     let lock = lock.map(DirLock::fd);
     // SAFETY: the closure runs between fork and exec in a single-threaded child and calls only async-signal-safe
@@ -157,7 +186,66 @@ pub(super) fn spawn(program: &Program, kind: Kind, lock: Option<&DirLock>) -> io
             Ok(())
         });
     }
-    command.spawn()
+}
+
+/// The same place to write to, for a process that must not wait there. PostgreSQL says that it was told to stop before it
+/// tells its children: with a full pipe they would go on for as long as nobody reads.
+///
+/// Whether a write waits belongs to an open file, not to a descriptor, and ours is shared with others: it is opened anew. A
+/// socket cannot be; where it is shared, everybody's lines are dropped rather than waited for.
+fn unblocked(fd: BorrowedFd<'_>) -> Stdio {
+    use rustix::fs::{FileType, Mode, OFlags, fcntl_getfl, fcntl_setfl, fstat, open};
+    let Ok(stat) = fstat(fd) else { return Stdio::inherit() };
+    if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
+        return Stdio::inherit();
+    }
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    if let Ok(own) = open(format!("/proc/self/fd/{}", fd.as_raw_fd()), flags, Mode::empty()) {
+        return own.into();
+    }
+    match fcntl_getfl(fd).and_then(|flags| fcntl_setfl(fd, flags | OFlags::NONBLOCK)) {
+        Ok(()) | Err(_) => Stdio::inherit(),
+    }
+}
+
+/// Has this child ended? It is not reaped by asking.
+pub(super) fn has_ended(pid: i32) -> bool {
+    use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+    let how = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    Pid::from_raw(pid).is_some_and(|pid| matches!(waitid(WaitId::Pid(pid), how), Ok(Some(_))))
+}
+
+/// Is this no child of ours (any more)?
+pub(super) fn is_reaped(pid: i32) -> bool {
+    !children(std::process::id().cast_signed()).contains(&pid)
+}
+
+/// Readable when this process has ended, whoever reaps it.
+pub(super) fn watch(pid: i32) -> Option<OwnedFd> {
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+    pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()
+}
+
+/// Does the signal of its parent's death reach this child? The kernel clears it for a program that runs with more rights than
+/// its parent (set-user-ID, file capabilities, a change of domain by a security module), and says so to the program.
+pub(super) fn hears(pid: i32) -> bool {
+    /// The kernel fills the list in a moment after the old program is gone; seen: at once.
+    const LOOKS: u32 = 100;
+    for _ in 0..LOOKS {
+        if let Some(secure) = fs::read(format!("/proc/{pid}/auxv")).ok().and_then(|list| secure(&list)) {
+            return !secure;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    false
+}
+
+/// The kernel's word to a program about more rights, out of its list of pairs; `None`: the list is not there yet.
+fn secure(auxv: &[u8]) -> Option<bool> {
+    const WORD: usize = size_of::<libc::c_ulong>();
+    let word = |bytes: &[u8]| bytes.first_chunk::<WORD>().map(|b| libc::c_ulong::from_ne_bytes(*b));
+    auxv.chunks_exact(2 * WORD)
+        .find_map(|pair| (word(pair)? == libc::AT_SECURE).then(|| word(&pair[WORD..])).flatten().map(|v| v != 0))
 }
 
 /// What the program reads: from memory, so that a program that does not read makes nobody wait.
@@ -185,9 +273,18 @@ pub(super) fn detach(args: &[String]) -> io::Result<()> {
 
 /// Reaps one dead child, whoever it is.
 pub(super) fn reap() -> Option<(i32, End)> {
+    reap_of(-1)
+}
+
+/// Reaps this child, if it is dead.
+pub(super) fn reap_one(pid: i32) -> Option<End> {
+    reap_of(pid).map(|(_, end)| end)
+}
+
+fn reap_of(whom: i32) -> Option<(i32, End)> {
     let mut status = 0;
-    // SAFETY: `status` outlives the call; -1 and WNOHANG wait for nobody.
-    let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) };
+    // SAFETY: `status` outlives the call; WNOHANG waits for nobody.
+    let pid = unsafe { libc::waitpid(whom, &mut status, libc::WNOHANG) };
     if pid <= 0 {
         return None;
     }
@@ -219,6 +316,10 @@ pub(super) fn stop_signal(mode: StopMode) -> i32 {
     }
 }
 
+/// SIGKILL.
+pub(super) const KILL: i32 = libc::SIGKILL;
+/// SIGQUIT.
+pub(super) const QUIT: i32 = libc::SIGQUIT;
 /// SIGHUP: the postmaster reads its files again.
 pub(super) const RELOAD: i32 = libc::SIGHUP;
 /// SIGUSR1: the postmaster looks for its `promote` file.

@@ -1,4 +1,4 @@
-//! The words between sidecar and keeper: length-prefixed JSON over a Unix socket.
+//! The words between sidecar and keeper, and between keeper and warden: length-prefixed JSON over a Unix socket.
 //!
 //! A frame is a big-endian u32 length and that many bytes of JSON. Instants are CLOCK_BOOTTIME in nanoseconds: both
 //! containers of a pod share the kernel's clock, and `hello` compares the boot id to be sure. [`PROTOCOL`] ± 1 is
@@ -313,6 +313,21 @@ pub struct Postmaster {
     pub data_dir: String,
     /// The postmaster itself is dead, descendants are left.
     pub dying: bool,
+    /// What holds it when this keeper is silent. A keeper that does not say holds it alone.
+    #[serde(default)]
+    pub fence: Fence,
+}
+
+/// What fences a postmaster besides the keeper itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fence {
+    /// The kernel too: its warden's timer was set before it could write, and reaches it.
+    Full,
+    /// The keeper alone.
+    #[default]
+    #[serde(other)]
+    Partial,
 }
 
 /// Events.
@@ -354,6 +369,57 @@ pub enum Event {
     },
     /// A newer session took over; this connection ends.
     Superseded,
+}
+
+/// What the keeper tells a warden, the process that starts the postmaster and holds the kernel's deadman.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToWarden {
+    /// Set the timer; `None`: to nothing.
+    Arm {
+        /// When it ends the warden, ns since boot.
+        at: Option<u64>,
+    },
+    /// Start the postmaster.
+    Launch {
+        /// How.
+        role: Role,
+        /// Postmaster and arguments.
+        program: Program,
+        /// PGDATA.
+        data_dir: String,
+        /// Lock files of its Unix sockets.
+        socket_locks: Vec<String>,
+    },
+    /// Start a process that only waits, as a postmaster is started: what the kernel does here is tried out on it.
+    Try,
+}
+
+/// What a warden says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromWarden {
+    /// The timer is set.
+    Armed {
+        /// When it ends the warden.
+        at: Option<u64>,
+    },
+    /// The process was started.
+    Started {
+        /// Which.
+        pid: i32,
+        /// The signal of its parent's death reaches it.
+        hears: bool,
+        /// Lines for the log.
+        said: Vec<String>,
+    },
+    /// It was not.
+    Failed {
+        /// Why, one line.
+        why: String,
+        /// Lines for the log.
+        said: Vec<String>,
+    },
 }
 
 /// Puts a frame into bytes.

@@ -23,12 +23,15 @@ use super::launch;
 use super::looker::Looker;
 use super::pipes::{Next, Pipes};
 use super::process::{self, boot_now};
-use super::protocol::{Ask, Request, StopMode};
+use super::protocol::{Ask, Request, StopMode, ToWarden};
+use super::wardens::Wardens;
 
 const SECOND: u64 = 1_000_000_000;
 /// A writer is started or promoted only with this much of its permission left: a start and its answer take less. Lease
 /// tests run on a fifth.
 const LEAST_LEFT: u64 = if cfg!(feature = "test-time-scale") { 2 * SECOND / 5 } else { 2 * SECOND };
+/// So long before a writer is to be dead the kernel's deadman fires: PostgreSQL takes a fraction of it to end.
+const DEADMAN: u64 = if cfg!(feature = "test-time-scale") { SECOND / 10 } else { SECOND / 2 };
 /// Reads of one program in a turn; each is a chunk of each of its pipes.
 const READS: usize = 2;
 /// New connections in a turn.
@@ -45,17 +48,19 @@ pub(super) struct Keeper {
     connections: BTreeMap<Conn, Connection>,
     accepted: Conn,
     pipes: Pipes,
+    wardens: Wardens,
     looker: Looker,
     /// The core has ended: what is unsent has until then.
     leaves: Option<u64>,
 }
 
 impl Keeper {
-    /// Ready to run on this socket. `signals` is the descriptor of [`process::signal_fd`].
+    /// Ready to run on this socket. `signals` is the descriptor of [`process::signal_fd`]; `deadman`: the kernel was tried
+    /// out, and does what that needs.
     ///
     /// # Errors
     /// When the kernel refuses a descriptor or a thread.
-    pub fn new(options: &Options, listener: UnixListener, signals: OwnedFd) -> io::Result<Keeper> {
+    pub fn new(options: &Options, listener: UnixListener, signals: OwnedFd, deadman: bool) -> io::Result<Keeper> {
         listener.set_nonblocking(true)?;
         let config = Config {
             boot_id: super::boot_id(),
@@ -64,6 +69,7 @@ impl Keeper {
             grace: options.grace.saturating_mul(SECOND),
             exit_when_idle: options.exit_when_idle,
             least_left: LEAST_LEFT,
+            deadman: deadman.then_some(DEADMAN),
         };
         Ok(Keeper {
             core: Core::new(config, boot_now()),
@@ -73,6 +79,7 @@ impl Keeper {
             connections: BTreeMap::new(),
             accepted: 0,
             pipes: Pipes::default(),
+            wardens: Wardens::default(),
             looker: Looker::start()?,
             leaves: None,
         })
@@ -85,6 +92,7 @@ impl Keeper {
     pub fn run(mut self) -> io::Result<()> {
         loop {
             self.step(In::Due);
+            self.take_wardens();
             self.take_signals();
             self.take_looks();
             self.pump();
@@ -121,6 +129,7 @@ impl Keeper {
                 }
             }
             Out::Spawn { ticket, what } => self.spawn(ticket, what),
+            Out::Arm { warden, at } => self.wardens.arm(warden, at),
             Out::Kill { target, mode } => self.kill(target, mode),
             Out::Hup(pid) => process::signal(pid, process::RELOAD),
             Out::WritePromote { ticket, data_dir } => {
@@ -131,7 +140,7 @@ impl Keeper {
             Out::LookForPromote(pid) => process::signal(pid, process::LOOK_FOR_PROMOTE),
             Out::LookFacts { data_dir } => self.looker.look(data_dir),
             Out::LookLeft => {
-                let left = process::orphans(&self.pipes.pids().collect());
+                let left = process::orphans(&self.known());
                 let runs = left.runs.into_keys().collect();
                 self.step(In::Left { orphans: !left.postgres.is_empty(), runs });
             }
@@ -143,16 +152,29 @@ impl Keeper {
     }
 
     fn spawn(&mut self, ticket: Ticket, what: Spawn) {
-        let result = match what {
-            Spawn::Postmaster { role, program, data_dir, socket_locks } => {
-                launch::postmaster(role, &program, &data_dir, &socket_locks)
+        match what {
+            Spawn::Postmaster { role, program, data_dir, socket_locks, deadman } => {
+                let arm = deadman.map(|at| ToWarden::Arm { at: Some(at) });
+                let launch = ToWarden::Launch { role, program, data_dir, socket_locks };
+                let orders: Vec<ToWarden> = arm.into_iter().chain([launch]).collect();
+                match self.wardens.start(ticket, &orders) {
+                    Ok(warden) => self.step(In::Warded { ticket, warden }),
+                    Err(why) => self.step(In::Started { ticket, result: Err(why) }),
+                }
             }
-            Spawn::Program { run, kind, program } => launch::program(run, kind, program).map(|mut child| {
-                self.pipes.insert(run, &mut child);
-                launch::pid_of(&child)
-            }),
-        };
-        self.step(In::Spawned { ticket, result });
+            Spawn::Program { run, kind, program } => {
+                let result = launch::program(run, kind, program).map(|mut child| {
+                    self.pipes.insert(run, &mut child);
+                    launch::pid_of(&child)
+                });
+                self.step(In::Spawned { ticket, result });
+            }
+        }
+    }
+
+    /// Children that were started here and are not reaped, postmasters aside.
+    fn known(&self) -> BTreeSet<i32> {
+        self.pipes.pids().chain(self.wardens.pids()).collect()
     }
 
     fn kill(&self, target: Target, mode: StopMode) {
@@ -166,15 +188,17 @@ impl Keeper {
         match target {
             Target::Postmaster(pid) => process::signal(pid, number),
             Target::Tree(pid) => tree(pid),
+            // It first: it starts nothing more then.
+            Target::Warden(pid) => tree(pid),
             Target::Orphans => {
-                let left = process::orphans(&self.pipes.pids().collect::<BTreeSet<i32>>());
+                let left = process::orphans(&self.known());
                 left.postgres.into_iter().for_each(|pid| process::signal(pid, number));
             }
             Target::Run { run, pid } => {
                 if self.pipes.lives(run) {
                     tree(pid);
                 }
-                let left = process::orphans(&self.pipes.pids().collect::<BTreeSet<i32>>());
+                let left = process::orphans(&self.known());
                 left.runs.into_iter().filter(|(of, _)| *of == run).for_each(|(_, pids)| {
                     pids.into_iter().for_each(|pid| process::signal(pid, number));
                 });
@@ -190,8 +214,17 @@ impl Keeper {
             }
         }
         while let Some((pid, end)) = process::reap() {
+            // What a warden said, and how its postmaster fared, comes before anybody's end.
+            self.take_wardens();
+            self.wardens.reaped(pid);
             self.pipes.reaped(pid);
             self.step(In::Reaped { pid, end });
+        }
+    }
+
+    fn take_wardens(&mut self) {
+        for news in self.wardens.news() {
+            self.step(news);
         }
     }
 
@@ -293,6 +326,7 @@ impl Keeper {
         fds.push(PollFd::new(&self.signals, PollFlags::IN));
         fds.push(PollFd::new(&self.timer, PollFlags::IN));
         fds.push(PollFd::from_borrowed_fd(self.looker.fd(), PollFlags::IN));
+        fds.extend(self.wardens.fds().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         fds.extend(self.connections.values().map(|c| PollFd::from_borrowed_fd(c.fd(), c.interest())));
         if !self.session_is_behind() {
             fds.extend(self.pipes.fds().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));

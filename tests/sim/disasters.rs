@@ -6,7 +6,7 @@ use patroni::keeper::core::End;
 use patroni::member::{Command, Input, Ticket};
 use serde_json::{Value, json};
 
-use super::faults::{FAULTS_END, Fault};
+use super::faults::{EVERYBODY, FAULTS_END, Fault, Part};
 use super::postgres::{PgEvent, Phase};
 use super::world::{Ns, SEC, World};
 
@@ -23,7 +23,7 @@ impl World {
             Fault::VmPaused if self.pods[pod].paused > self.t => {}
             Fault::VmPaused => {
                 let long = long.min(FAULTS_END.saturating_sub(self.t));
-                self.freeze(pod, long, true, true, true);
+                self.freeze(pod, long, EVERYBODY);
                 // Its clock stands meanwhile: what it counts on is over for everybody else.
                 let p = &mut self.pods[pod];
                 p.clock.offset = p.clock.offset.saturating_sub(long);
@@ -53,6 +53,12 @@ impl World {
                 }
             }
             Fault::Edit => self.edit_config(),
+            Fault::FreezeWarden => self.freeze(pod, long, &[Part::Warden]),
+            Fault::FreezeSidecarKeeper => self.freeze(pod, long, &[Part::Sidecar, Part::Keeper]),
+            Fault::FreezeSidecarWarden => self.freeze(pod, long, &[Part::Sidecar, Part::Warden]),
+            Fault::FreezeKeeperWarden => self.freeze(pod, long, &[Part::Keeper, Part::Warden]),
+            Fault::FreezeWatchers => self.freeze(pod, long, &[Part::Sidecar, Part::Keeper, Part::Warden]),
+            Fault::FreezeContainer => self.freeze(pod, long, &[Part::Keeper, Part::Warden, Part::Postgres]),
             _ => {}
         }
     }

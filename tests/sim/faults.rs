@@ -23,7 +23,9 @@ const HEALED: Ns = (30 + 20 + 10 + 30) * SEC;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     KillSidecar,
-    KillPod { reported: bool },
+    KillPod {
+        reported: bool,
+    },
     Recreated,
     FreezeSidecar,
     FreezeKeeper,
@@ -53,9 +55,27 @@ pub enum Fault {
     Restart,
     Reinit,
     Edit,
+    FreezeWarden,
+    FreezeSidecarKeeper,
+    FreezeSidecarWarden,
+    FreezeKeeperWarden,
+    /// Sidecar, keeper and warden.
+    FreezeWatchers,
+    /// The container that Postgres is in.
+    FreezeContainer,
 }
 
-const MORE: [Fault; 11] = [
+/// Who can be stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Sidecar,
+    Keeper,
+    Warden,
+    Postgres,
+}
+pub const EVERYBODY: &[Part] = &[Part::Sidecar, Part::Keeper, Part::Warden, Part::Postgres];
+
+const MORE: [Fault; 17] = [
     Fault::ApiRefuses,
     Fault::StoreRestored,
     Fault::OldDump,
@@ -67,6 +87,12 @@ const MORE: [Fault; 11] = [
     Fault::Restart,
     Fault::Reinit,
     Fault::Edit,
+    Fault::FreezeWarden,
+    Fault::FreezeSidecarKeeper,
+    Fault::FreezeSidecarWarden,
+    Fault::FreezeKeeperWarden,
+    Fault::FreezeWatchers,
+    Fault::FreezeContainer,
 ];
 
 const FAULTS: [Fault; 20] = [
@@ -250,9 +276,9 @@ impl World {
                 self.after(long, Event::Kubelet { pod, what: Kubelet::StartSidecar });
             }
             Fault::Recreated => self.recreate(pod),
-            Fault::FreezeSidecar => self.freeze(pod, long, true, false, false),
-            Fault::FreezeKeeper => self.freeze(pod, long, false, true, false),
-            Fault::FreezePod => self.freeze(pod, long, true, true, true),
+            Fault::FreezeSidecar => self.freeze(pod, long, &[Part::Sidecar]),
+            Fault::FreezeKeeper => self.freeze(pod, long, &[Part::Keeper]),
+            Fault::FreezePod => self.freeze(pod, long, EVERYBODY),
             Fault::ApiCut => self.cut_api(pod, long),
             Fault::ApiCutForAll => (0..self.pods.len()).for_each(|i| self.cut_api(i, long)),
             Fault::ApiStalls => {
@@ -275,7 +301,9 @@ impl World {
         }
     }
 
-    pub fn freeze(&mut self, pod: usize, long: Ns, sidecar: bool, keeper: bool, postgres: bool) {
+    pub fn freeze(&mut self, pod: usize, long: Ns, whom: &[Part]) {
+        let [sidecar, keeper, warden, postgres] =
+            [Part::Sidecar, Part::Keeper, Part::Warden, Part::Postgres].map(|part| whom.contains(&part));
         // A clock that stands goes on where it stood, and no sooner.
         let until = (self.t + long).max(self.pods[pod].paused);
         if let Some(s) = self.pods[pod].sidecar.as_mut().filter(|_| sidecar) {
@@ -285,6 +313,11 @@ impl World {
         if let Some(k) = self.pods[pod].keeper.as_mut().filter(|_| keeper) {
             k.frozen = until;
             self.at(until, Event::KeeperThaws(pod));
+        }
+        if warden {
+            // One that was stopped by itself may stay so: nobody but its keeper ends it.
+            let for_ever = !postgres && self.chance.one_in(2);
+            self.freeze_warden(pod, if for_ever { Ns::MAX } else { until });
         }
         if postgres {
             self.pods[pod].pg_frozen = until;
@@ -415,6 +448,9 @@ impl World {
             }
             if let Some(k) = &mut p.keeper {
                 k.frozen = k.frozen.min(t);
+            }
+            if self.pods[pod].warden.as_ref().is_some_and(|w| w.frozen != Ns::MAX) {
+                self.freeze_warden(pod, t);
             }
             self.at(t, Event::SidecarThaws(pod));
             self.at(t, Event::KeeperThaws(pod));

@@ -84,15 +84,20 @@ impl World {
             // The keeper looks once a second, and a slow volume takes its time.
             return;
         }
-        // Not covered before there is a warden: a keeper that does not run.
+        // Not covered: what the kernel cannot end while the keeper does not run. A backend that hears no signal, what a killed
+        // postmaster has left, a new cluster on its way from no fence to one, a container that thaws. Covered again where its
+        // own member said that no writer of it lives.
         let frozen = t < k.frozen + 300 * MS && k.frozen > 0 && t + 120 * SEC > k.frozen;
+        let beyond = p.pg.as_ref().is_some_and(|g| g.deaf || g.dead || g.unfenced)
+            || p.warden.is_none() && p.pg.as_ref().is_some_and(|g| g.stop.is_none());
+        let let_go = p.let_go;
         if let Permission::Unfenced { .. } = k.permission {
-            if t > k.permitted_at + 50 * SEC && !frozen && !thawing {
+            if t > k.permitted_at + 50 * SEC && !frozen && !thawing && !let_go {
                 self.violation(format!("S9 m{pod} acknowledges for long without a fence"));
             }
             return;
         }
-        if thawing || frozen {
+        if (thawing || frozen && beyond) && !let_go {
             return;
         }
         let now = p.clock.boot(t).as_nanos();

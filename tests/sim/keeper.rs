@@ -3,12 +3,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use patroni::keeper::core::{Config, ControlState, Core, End, Facts, In, Level, Out, Spawn, Target};
-use patroni::keeper::protocol::{Ask, Permission, Role, StopMode};
+use patroni::keeper::core::{Config, ControlState, Core, End, Facts, In, Level, Out, Spawn, Started, Target, Ticket};
+use patroni::keeper::protocol::{Ask, Permission, StopMode};
 use patroni::model::ClusterState;
 
 use super::sidecar::ToSidecar;
 use super::tasks::Work;
+use super::warden::Order;
 use super::world::{Event, MS, Ns, SEC, World};
 
 /// What reaches a keeper.
@@ -20,6 +21,9 @@ pub enum ToKeeper {
     Request { conn: u64, id: u64, ask: Ask },
     Closed(u64),
     Reaped { pid: i32, end: End },
+    Started { ticket: Ticket, result: Result<Started, String> },
+    Armed { warden: i32, at: Option<u64> },
+    Ended { pid: i32 },
     ProgramEnds { run: u64, end: End },
     Facts(Facts),
     PromoteWritten(u64),
@@ -64,6 +68,7 @@ impl World {
             grace: 30 * SEC,
             exit_when_idle: false,
             least_left: 2 * SEC,
+            deadman: Some(SEC / 2),
         };
         self.pods[pod].keeper = Some(Keeper {
             life,
@@ -142,6 +147,9 @@ impl World {
             }
             ToKeeper::Closed(conn) => self.core(pod, In::Closed(conn)),
             ToKeeper::Reaped { pid, end } => self.core(pod, In::Reaped { pid, end }),
+            ToKeeper::Started { ticket, result } => self.core(pod, In::Started { ticket, result }),
+            ToKeeper::Armed { warden, at } => self.core(pod, In::Armed { warden, at }),
+            ToKeeper::Ended { pid } => self.core(pod, In::Ended { pid }),
             ToKeeper::ProgramEnds { run, end } => self.program_ends(pod, run, end),
             ToKeeper::Facts(facts) => self.core(pod, In::Facts(facts)),
             ToKeeper::PromoteWritten(ticket) => self.core(pod, In::PromoteWritten { ticket, result: Ok(()) }),
@@ -179,9 +187,18 @@ impl World {
         match out {
             Out::Send { conn, frame } => self.tell_client(pod, ToSidecar::Frame { conn, frame }, conn),
             Out::Close(conn) => self.tell_client(pod, ToSidecar::KeeperClosed(conn), conn),
-            Out::Spawn { ticket, what } => {
-                let result = self.spawn(pod, what);
-                self.core(pod, In::Spawned { ticket, result });
+            Out::Spawn { ticket, what: Spawn::Postmaster { role, deadman, .. } } => {
+                let warden = self.start_warden(pod, ticket, deadman, role);
+                self.core(pod, In::Warded { ticket, warden });
+            }
+            Out::Spawn { ticket, what: Spawn::Program { run, program, .. } } => {
+                let pid = self.run_work(pod, run, Work::of(&program.argv));
+                self.core(pod, In::Spawned { ticket, result: Ok(pid) });
+            }
+            Out::Arm { warden, at } => {
+                if self.pods[pod].warden.as_ref().is_some_and(|w| w.pid == warden) {
+                    self.tell_warden(pod, Order::Arm(at));
+                }
             }
             Out::Kill { target, mode } => self.kill(pod, target, mode),
             Out::Hup(_) => {
@@ -243,38 +260,25 @@ impl World {
         Facts { at: self.boot(pod).as_nanos(), control, standby_signal }
     }
 
-    fn spawn(&mut self, pod: usize, what: Spawn) -> Result<i32, String> {
-        match what {
-            Spawn::Postmaster { role, .. } => {
-                let Some(d) = &self.pods[pod].disk else { return Err("no data directory".to_owned()) };
-                if d.standby_signal != (role == Role::Standby) {
-                    return Err("the signal files do not fit the role".to_owned());
-                }
-                self.check_start(pod, role);
-                Ok(self.start_pg(pod))
-            }
-            Spawn::Program { run, program, .. } => {
-                let p = &mut self.pods[pod];
-                p.pids += 1;
-                let pid = p.pids;
-                let work = Work::of(&program.argv);
-                let mut takes = if work.is_some() { p.luck.between(300 * MS, 3 * SEC) } else { 5 * MS };
-                let mut end = End::Code(0);
-                if work.is_some() && !self.quiet && self.plan.bad_tools {
-                    takes *= 1 + p.luck.below(20);
-                    end = if p.luck.one_in(3) { End::Code(1) } else { end };
-                }
-                if let Some(work) = &work {
-                    self.check_program(pod, work);
-                }
-                let p = &mut self.pods[pod];
-                if let Some(k) = &mut p.keeper {
-                    k.programs.insert(run, Program { pid, work, over: false });
-                }
-                self.keeper_gets(pod, takes, ToKeeper::ProgramEnds { run, end });
-                Ok(pid)
-            }
+    fn run_work(&mut self, pod: usize, run: u64, work: Option<Work>) -> i32 {
+        let p = &mut self.pods[pod];
+        p.pids += 1;
+        let pid = p.pids;
+        let mut takes = if work.is_some() { p.luck.between(300 * MS, 3 * SEC) } else { 5 * MS };
+        let mut end = End::Code(0);
+        if work.is_some() && !self.quiet && self.plan.bad_tools {
+            takes *= 1 + p.luck.below(20);
+            end = if p.luck.one_in(3) { End::Code(1) } else { end };
         }
+        if let Some(work) = &work {
+            self.check_program(pod, work);
+        }
+        let p = &mut self.pods[pod];
+        if let Some(k) = &mut p.keeper {
+            k.programs.insert(run, Program { pid, work, over: false });
+        }
+        self.keeper_gets(pod, takes, ToKeeper::ProgramEnds { run, end });
+        pid
     }
 
     fn program_ends(&mut self, pod: usize, run: u64, end: End) {
@@ -303,6 +307,13 @@ impl World {
                 if self.pods[pod].pg.as_ref().is_some_and(|g| g.pid == pid) {
                     self.note(format!("m{pod} signal {mode:?} to {target:?}"));
                     self.pg_signal(pod, mode, matches!(target, Target::Tree(_)));
+                }
+            }
+            Target::Warden(pid) => {
+                if self.pods[pod].warden.as_ref().is_some_and(|w| w.pid == pid) {
+                    self.note(format!("m{pod} the keeper ends the warden"));
+                    self.pg_signal(pod, mode, true);
+                    self.warden_ends(pod, End::Signal(9));
                 }
             }
             Target::Orphans => self.pg_signal(pod, mode, true),

@@ -174,6 +174,7 @@ impl World {
     pub fn end_keeper(&mut self, pod: usize, reported: bool) {
         let conn = self.pods[pod].sidecar.as_ref().and_then(|s| s.conn);
         self.pods[pod].keeper = None;
+        self.pods[pod].warden = None;
         self.pods[pod].pg = None;
         if reported {
             self.report_end(pod, "postgres");

@@ -31,6 +31,9 @@ const OBJECT: &[Fault] = &[F::LeaderStripped, F::LeaderDeleted, F::KillSidecar, 
 const MOVE: &[Fault] = &[F::Switchover, F::SwitchoverTo, F::Terminate, F::StopAll];
 const DIVERGE: &[Fault] = &[F::FreezePod, F::NetworkCut, F::KillPod { reported: false }, F::ApiCut, F::Switchover];
 
+const WATCHERS: &[Fault] =
+    &[F::FreezeWarden, F::FreezeSidecarKeeper, F::FreezeWatchers, F::FreezeKeeper, F::SwitchoverTo, F::KillSidecar];
+
 fn plain(_: &mut Plan) {}
 fn bad_api(plan: &mut Plan) {
     plan.bad_api = true;
@@ -60,6 +63,9 @@ pub const CASES: &[Case] = &[
     case(FencesAfterTheLease, LEASE, plain, &["S2"]),
     case(KeeperNeverFences, LEASE, plain, &["S2", "S9"]),
     case(KeeperNeverKills, LEASE, deaf, &["S2", "S9"]),
+    case(DeadmanIsNotSet, WATCHERS, plain, &["S2", "S9"]),
+    case(DeadmanIsNotConfirmed, WATCHERS, plain, &["S2", "S9"]),
+    case(StuckWardenStays, &[F::FreezeWarden, F::PostgresCrash, F::Switchover], plain, &["L1"]),
     case(WriterNeedsNoPermission, &[F::PromotedByHand], plain, &["S9"]),
     case(DeadBeforeItsBackends, DEATH, plain, &["S2", "S9", "S10"]),
     case(StopIsTheEnd, MOVE, deaf, &["S2", "S9"]),

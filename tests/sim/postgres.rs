@@ -1,11 +1,10 @@
 //! A postmaster with everything below it: starts, recovers, streams, promotes, acknowledges, ends.
 
 use patroni::keeper::core::End;
-use patroni::keeper::protocol::StopMode;
+use patroni::keeper::protocol::{Permission, StopMode};
 use patroni::model::{ClusterState, Upstream};
 
 use super::disk::Branch;
-use super::keeper::ToKeeper;
 use super::world::{Event, MS, Ns, SEC, World};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +33,8 @@ pub struct Pg {
     pub began: Ns,
     /// A backend is stuck and hears no signal but the last.
     pub deaf: bool,
+    /// Started without a fence, for a new cluster.
+    pub unfenced: bool,
     /// Promoted by somebody who is not the keeper, since then.
     pub by_hand: Option<Ns>,
 }
@@ -71,6 +72,7 @@ impl World {
         let quiet = self.quiet || !self.plan.slow_starts;
         let t = self.t;
         let p = &mut self.pods[pod];
+        let unfenced = matches!(p.keeper.as_ref().map(|k| k.permission), Some(Permission::Unfenced { .. }));
         let deaf = !self.quiet && self.plan.deaf && p.luck.one_in(3);
         p.pids += 1;
         let pid = p.pids;
@@ -89,6 +91,7 @@ impl World {
             wal_at: 0,
             began: t,
             deaf,
+            unfenced,
             by_hand: None,
         });
         let mut takes = p.luck.between(50 * MS, 800 * MS);
@@ -254,7 +257,7 @@ impl World {
             self.ship(pod);
         }
         self.note(format!("m{pod} postmaster {pid} ended: {end}"));
-        self.keeper_gets(pod, 100_000, ToKeeper::Reaped { pid, end });
+        self.child_ends(pod, pid, end);
         self.pg_event(pod, (left - t) + 50_000, PgEvent::OrphansGone);
         for other in 0..self.pods.len() {
             if self.pods[other].pg.as_ref().and_then(|g| g.streams).is_some_and(|(from, _)| from == pod) {

@@ -20,6 +20,7 @@ use super::postgres::{Pg, PgEvent};
 use super::rng::Rng;
 use super::sidecar::{Sidecar, ToSidecar};
 use super::sometimes::Sometimes;
+use super::warden::{Order, Warden};
 
 /// Nanoseconds of global time.
 pub type Ns = u64;
@@ -34,15 +35,47 @@ const TRACE_MAX: usize = 1500;
 const EVENTS_MAX: u64 = 1_000_000;
 
 pub enum Event {
-    Sidecar { pod: usize, life: u64, to: Box<ToSidecar> },
-    Keeper { pod: usize, life: u64, to: Box<ToKeeper> },
+    Sidecar {
+        pod: usize,
+        life: u64,
+        to: Box<ToSidecar>,
+    },
+    Keeper {
+        pod: usize,
+        life: u64,
+        to: Box<ToKeeper>,
+    },
+    Warden {
+        pod: usize,
+        life: u64,
+        order: Order,
+    },
+    WardenThaws {
+        pod: usize,
+        life: u64,
+    },
+    /// The timer of a warden.
+    Timer {
+        pod: usize,
+        life: u64,
+    },
     SidecarThaws(usize),
     KeeperThaws(usize),
     Lands(Box<Landing>),
-    Applies { server: usize, version: u64 },
-    Postgres { pod: usize, life: u64, what: PgEvent },
+    Applies {
+        server: usize,
+        version: u64,
+    },
+    Postgres {
+        pod: usize,
+        life: u64,
+        what: PgEvent,
+    },
     Client(usize),
-    Kubelet { pod: usize, what: Kubelet },
+    Kubelet {
+        pod: usize,
+        what: Kubelet,
+    },
     Fault,
     Heal,
     End,
@@ -111,6 +144,7 @@ pub struct Pod {
     pub marker: Option<Marker>,
     pub pg: Option<Pg>,
     pub keeper: Option<Keeper>,
+    pub warden: Option<Warden>,
     pub sidecar: Option<Sidecar>,
     /// Counts processes: what was meant for an earlier one reaches nobody.
     pub lives: u64,
@@ -126,6 +160,8 @@ pub struct Pod {
     /// The volume is full until then.
     pub full_until: Ns,
     pub api_cut: Ns,
+    /// Its member gave the lock away because no writer of it can live, by the silence of its keeper.
+    pub let_go: bool,
     pub pg_frozen: Ns,
     /// After a freeze of everything: statements in flight are answered at the thaw.
     pub thawed: Ns,
@@ -137,6 +173,7 @@ pub struct Pod {
     /// The session's two directions: nothing overtakes.
     pub to_keeper: Ns,
     pub to_sidecar: Ns,
+    pub to_warden: Ns,
     pub net: Rng,
     pub luck: Rng,
 }
@@ -270,6 +307,9 @@ impl World {
         match event {
             Event::Sidecar { pod, life, to } => self.tell_sidecar(pod, life, *to),
             Event::Keeper { pod, life, to } => self.tell_keeper(pod, life, *to),
+            Event::Warden { pod, life, order } => self.warden(pod, life, order),
+            Event::WardenThaws { pod, life } => self.warden_thaws(pod, life),
+            Event::Timer { pod, life } => self.timer(pod, life),
             Event::SidecarThaws(pod) => self.sidecar_thaws(pod),
             Event::KeeperThaws(pod) => self.keeper_thaws(pod),
             Event::Lands(landing) => self.land(*landing),
@@ -356,6 +396,7 @@ fn pod(seed: u64, i: usize, chance: &mut Rng, plan: &Plan) -> Pod {
         marker: None,
         pg: None,
         keeper: None,
+        warden: None,
         sidecar: None,
         lives: 0,
         pids: 100,
@@ -365,6 +406,7 @@ fn pod(seed: u64, i: usize, chance: &mut Rng, plan: &Plan) -> Pod {
         paused: 0,
         full_until: 0,
         api_cut: 0,
+        let_go: false,
         pg_frozen: 0,
         thawed: NEVER,
         leaving: false,
@@ -372,6 +414,7 @@ fn pod(seed: u64, i: usize, chance: &mut Rng, plan: &Plan) -> Pod {
         server: i % plan.servers,
         to_keeper: 0,
         to_sidecar: 0,
+        to_warden: 0,
         net: Rng::new(seed, id, 3),
         luck: Rng::new(seed, id, 4),
     }

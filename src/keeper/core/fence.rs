@@ -6,6 +6,7 @@
 //! | possible writer | none | immediate stop at once, kill 1.5 s later |
 //! | possible writer | writer | immediate stop at `stop_at` (not while it shuts down anyway), kill at `kill_at` |
 //! | possible writer | unfenced | nothing |
+//! | any, its warden gone | any | immediate stop at once, kill 1.5 s later |
 //! | any | keeper terminating, nobody hands over | fast stop; immediate stop 2 s before the end |
 
 use super::super::protocol::{Permission, StopMode};
@@ -33,6 +34,8 @@ pub(super) struct Postgres {
     pub stopped: Option<StopMode>,
     /// Since when it is a writer without permission.
     pub unpermitted_since: Option<u64>,
+    /// Since when its warden is gone: with it went the deadman.
+    pub unwatched_since: Option<u64>,
 }
 
 /// The end of the keeper.
@@ -67,7 +70,7 @@ pub(super) fn order(f: &Facts) -> (Option<Order>, u64) {
     let Some(postgres) = f.postgres else { return (None, f.now + LOOK) };
     let fence = fence(f, &postgres);
     let end = terminating(f, &postgres);
-    let strongest = [fence, end].into_iter().flatten().max_by_key(|o| o.mode);
+    let strongest = [fence, unwatched(f, &postgres), end].into_iter().flatten().max_by_key(|o| o.mode);
     let order = strongest.filter(|o| o.mode == StopMode::Kill || postgres.stopped.is_none_or(|sent| sent < o.mode));
     (order, look_again(f, &postgres))
 }
@@ -94,6 +97,16 @@ fn fence(f: &Facts, p: &Postgres) -> Option<Order> {
     }
 }
 
+/// With the warden went the deadman.
+fn unwatched(f: &Facts, p: &Postgres) -> Option<Order> {
+    let since = p.unwatched_since?;
+    Some(if f.now >= since + KILL_AFTER {
+        Order { mode: StopMode::Kill, why: "the warden of Postgres is gone, and Postgres did not stop" }
+    } else {
+        Order { mode: StopMode::Immediate, why: "the warden of Postgres is gone" }
+    })
+}
+
 fn terminating(f: &Facts, _: &Postgres) -> Option<Order> {
     let t = f.terminating?;
     if f.now + IMMEDIATE_BEFORE_END >= t.end {
@@ -114,7 +127,7 @@ fn look_again(f: &Facts, p: &Postgres) -> u64 {
         consider(stop_at);
         consider(kill_at);
     }
-    if let Some(since) = p.unpermitted_since {
+    for since in [p.unpermitted_since, p.unwatched_since].into_iter().flatten() {
         consider(since + KILL_AFTER);
     }
     if let Some(t) = f.terminating {
@@ -129,7 +142,8 @@ mod tests {
     use super::*;
 
     fn facts(now: u64, permission: Permission, writer: bool) -> Facts {
-        let postgres = Postgres { writer, shutting_down: false, stopped: None, unpermitted_since: None };
+        let postgres =
+            Postgres { writer, shutting_down: false, stopped: None, unpermitted_since: None, unwatched_since: None };
         Facts { now: now * SECOND, permission, postgres: Some(postgres), terminating: None }
     }
     fn mode(f: &Facts) -> Option<StopMode> {
@@ -175,6 +189,20 @@ mod tests {
         assert_eq!(mode(&f), None);
         f.now = 22 * SECOND;
         assert_eq!(mode(&f), Some(StopMode::Kill));
+    }
+
+    #[test]
+    fn whatever_has_lost_its_warden_is_stopped_and_killed_if_it_stays() {
+        for (permission, writer) in [(WRITER, true), (Permission::None, false)] {
+            let mut f = facts(5, permission, writer);
+            f.postgres = f.postgres.map(|p| Postgres { unwatched_since: Some(5 * SECOND), ..p });
+            assert_eq!(mode(&f), Some(StopMode::Immediate));
+            f.now += KILL_AFTER;
+            assert_eq!(mode(&f), Some(StopMode::Kill));
+        }
+        let mut f = facts(22, WRITER, true);
+        f.postgres = f.postgres.map(|p| Postgres { unwatched_since: Some(22 * SECOND - SECOND / 2), ..p });
+        assert_eq!(mode(&f), Some(StopMode::Kill), "the end of its permission moves no further");
     }
 
     #[test]

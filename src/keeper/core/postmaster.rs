@@ -1,12 +1,15 @@
 //! The life of the one postmaster: asked for, started, watched, promoted, ended, and dead only when nothing of it is left.
 
+use super::deadman::Warden;
 use super::session::Asker;
-use super::{Core, End, Facts, Level, Out, SECOND, Spawn, Target, fence, target_of};
-use crate::keeper::protocol::{Event, Permission, Program, Refusal, Role, StopMode};
+use super::{Core, End, Facts, Level, Out, SECOND, Spawn, Target, Ticket, fence, target_of};
+use crate::keeper::protocol::{Event, Fence, Permission, Program, Refusal, Role, StopMode};
 use crate::mutant::{self, Mutant};
 
 /// Facts older than this prove nothing: looks are a second apart, and a look that takes longer hangs.
 const FRESH: u64 = 2 * SECOND;
+/// A warden does nothing but answer: without an answer by then there is no promotion.
+const ARMS: u64 = SECOND;
 /// What a cleanly ended postmaster leaves (its logger writes the last lines) has this long before it is killed.
 const LEFTOVERS_GRACE: u64 = 200_000_000;
 
@@ -15,6 +18,11 @@ const LEFTOVERS_GRACE: u64 = 200_000_000;
 pub(super) struct Postmaster {
     /// `None`: it is being started.
     pub pid: Option<i32>,
+    /// Who is to hear of the start.
+    pub starting: Option<(Ticket, Asker)>,
+    pub warden: Warden,
+    /// The kernel ends it when this keeper does not.
+    kernel: bool,
     pub role: Role,
     /// A promotion was ordered: from then on it counts as a writer, whatever the files say.
     pub promoted: bool,
@@ -33,7 +41,16 @@ pub(super) struct Postmaster {
     /// When the last look was asked for, and whether its answer is still out.
     look_asked: u64,
     looking: bool,
-    promoting: Option<(u64, Asker)>,
+    promoting: Option<Promoting>,
+}
+
+/// A promotion between its order and its file.
+#[derive(Clone, Copy, Debug)]
+struct Promoting {
+    ticket: Ticket,
+    asker: Asker,
+    /// It waits for the deadman until then; `None`: the file was asked for.
+    arms_by: Option<u64>,
 }
 
 impl Postmaster {
@@ -42,6 +59,9 @@ impl Postmaster {
         let seen = Facts { at: now, control: super::ControlState::Other, standby_signal: role == Role::Standby };
         Postmaster {
             pid: None,
+            starting: None,
+            warden: Warden::default(),
+            kernel: false,
             role,
             promoted: false,
             data_dir,
@@ -59,6 +79,28 @@ impl Postmaster {
         }
     }
 
+    pub fn is_starting(&self, ticket: Ticket) -> bool {
+        self.starting.is_some_and(|(t, _)| t == ticket)
+    }
+
+    /// Its warden has started it.
+    pub fn begun(&mut self, pid: i32, kernel: bool, now: u64) {
+        self.pid = Some(pid);
+        self.kernel = kernel;
+        self.started = now;
+        self.seen.at = now;
+        self.warden.answered();
+    }
+
+    pub fn kernel_fence(&self) -> Fence {
+        if self.kernel { Fence::Full } else { Fence::Partial }
+    }
+
+    /// Until when a promotion waits for the deadman.
+    pub fn promotes_by(&self) -> u64 {
+        self.promoting.and_then(|p| p.arms_by).unwrap_or(u64::MAX)
+    }
+
     /// There is a process, and it was not reaped.
     pub fn alive(&self) -> bool {
         self.pid.is_some() && self.ended.is_none()
@@ -68,7 +110,7 @@ impl Postmaster {
     /// and pg_control "in archive recovery" — or, before recovery has begun, standby.signal still there (Postgres removes
     /// it when it leaves recovery). Facts that are old make a writer only where a permission stood since they were true:
     /// a promotion behind our back needs the very volume that does not answer.
-    fn writer(&self, now: u64) -> bool {
+    pub fn writer(&self, now: u64) -> bool {
         if self.role == Role::Primary || self.promoted {
             return true;
         }
@@ -88,6 +130,7 @@ impl Postmaster {
             shutting_down: fresh && self.seen.control == super::ControlState::ShuttingDown,
             stopped: self.stopped,
             unpermitted_since: self.unpermitted_since,
+            unwatched_since: self.warden.gone,
         }
     }
 
@@ -172,31 +215,18 @@ impl Core {
         {
             return self.refuse(asker, Refusal::NotPermitted, why);
         }
-        self.postmaster = Some(Postmaster::new(role, data_dir.clone(), now));
         let ticket = self.ticket();
-        self.spawning.insert(ticket, (asker, None));
-        self.out.push(Out::Spawn { ticket, what: Spawn::Postmaster { role, program, data_dir, socket_locks } });
+        let mut p = Postmaster::new(role, data_dir.clone(), now);
+        let deadman = self.deadman(&p, now);
+        p.starting = Some((ticket, asker));
+        p.warden = Warden::new(deadman, now);
+        self.postmaster = Some(p);
+        self.out
+            .push(Out::Spawn { ticket, what: Spawn::Postmaster { role, program, data_dir, socket_locks, deadman } });
     }
 
-    pub(super) fn postmaster_spawned(&mut self, asker: Asker, result: Result<i32, String>, now: u64) {
-        let Some(p) = self.postmaster.as_mut().filter(|p| p.pid.is_none()) else { return };
-        match result {
-            Ok(pid) => {
-                p.pid = Some(pid);
-                p.started = now;
-                p.seen.at = now;
-                let role = p.role;
-                self.done(asker);
-                self.say(Level::Info, format!("started the postmaster (pid {pid}) as {role:?}"));
-            }
-            Err(why) => {
-                self.postmaster = None;
-                self.refuse(asker, Refusal::Other, why);
-            }
-        }
-    }
-
-    /// The order is remembered before the file is asked for: any signal of a child makes the postmaster look for it.
+    /// The order is remembered before the file is asked for: any signal of a child makes the postmaster look for it. And the
+    /// deadman is set before.
     pub(super) fn promote(&mut self, asker: Asker, renewal: u64, now: u64) {
         if let Err(why) = self.writer_may_begin(renewal, now) {
             return self.refuse(asker, Refusal::NotPermitted, why);
@@ -208,10 +238,29 @@ impl Core {
         if p.promoting.is_some() {
             return self.refuse(asker, Refusal::Busy, "a promotion is being ordered already");
         }
+        if p.warden.gone.is_some() {
+            return self.refuse(asker, Refusal::Other, "the warden of Postgres is gone");
+        }
         p.promoted = true;
-        p.promoting = Some((ticket, asker));
-        let data_dir = p.data_dir.clone();
-        self.out.push(Out::WritePromote { ticket, data_dir });
+        p.promoting = Some(Promoting { ticket, asker, arms_by: Some(now + ARMS) });
+        self.set_deadman(now);
+        self.go_on_promoting(self.unarmed(now), now);
+    }
+
+    /// The deadman is set, or its warden does not answer.
+    pub(super) fn go_on_promoting(&mut self, waits: bool, now: u64) {
+        let Some(p) = &mut self.postmaster else { return };
+        let Some(Promoting { ticket, asker, arms_by: Some(by) }) = p.promoting else { return };
+        if !waits {
+            p.promoting = Some(Promoting { ticket, asker, arms_by: None });
+            let data_dir = p.data_dir.clone();
+            self.out.push(Out::WritePromote { ticket, data_dir });
+        } else if now >= by {
+            p.promoting = None;
+            p.promoted = false;
+            self.set_deadman(now);
+            self.warden_is_stuck(asker, now);
+        }
     }
 
     /// The volume may have taken its time: only a permission that still stands lets the postmaster look for the file.
@@ -222,10 +271,10 @@ impl Core {
             Permission::Unfenced { .. } => true,
             Permission::Writer { stop_at, .. } => now < stop_at,
         };
-        let Some(p) = self.postmaster.as_mut().filter(|p| p.promoting.is_some_and(|(t, _)| t == ticket)) else {
+        let Some(p) = self.postmaster.as_mut().filter(|p| p.promoting.is_some_and(|p| p.ticket == ticket)) else {
             return;
         };
-        let Some((_, asker)) = p.promoting.take() else { return };
+        let Some(Promoting { asker, .. }) = p.promoting.take() else { return };
         let Some(pid) = p.pid else { return };
         match result {
             Ok(()) if stands => {
@@ -272,14 +321,18 @@ impl Core {
     }
 
     pub(super) fn reaped(&mut self, pid: i32, end: End, now: u64) {
+        if self.warden_reaped(pid, end, now) {
+            return;
+        }
         let Some(p) = self.postmaster.as_mut().filter(|p| p.pid == Some(pid) && p.ended.is_none()) else {
             self.programs.reaped(pid, end);
             return;
         };
         p.ended = Some((end, now));
+        p.warden.let_go(now);
         let promoting = p.promoting.take();
         self.say(Level::Info, format!("the postmaster (pid {pid}) ended: {end}"));
-        if let Some((_, asker)) = promoting {
+        if let Some(Promoting { asker, .. }) = promoting {
             self.refuse(asker, Refusal::Other, "the postmaster ended");
         }
     }
@@ -291,6 +344,10 @@ impl Core {
             if end != End::Code(0) || now >= at + LEFTOVERS_GRACE {
                 self.out.push(Out::Kill { target: Target::Orphans, mode: StopMode::Kill });
             }
+            return;
+        }
+        if self.postmaster.as_ref().is_some_and(|p| p.warden.pid.is_some()) {
+            // It goes by itself, or is ended soon.
             return;
         }
         self.postmaster = None;

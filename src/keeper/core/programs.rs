@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::session::Asker;
-use super::{Core, End, Out, Spawn, Target};
+use super::{Core, End, Out, Spawn, Target, Ticket};
 use crate::keeper::protocol::{Kind, Living, Program, Refusal, StopMode};
 use crate::mutant::{self, Mutant};
 
@@ -167,11 +167,12 @@ impl Core {
         };
         self.programs.runs.insert(run, made);
         let ticket = self.ticket();
-        self.spawning.insert(ticket, (asker, Some(run)));
+        self.spawning.insert(ticket, (asker, run));
         self.out.push(Out::Spawn { ticket, what: Spawn::Program { run, kind, program } });
     }
 
-    pub(super) fn program_spawned(&mut self, asker: Asker, run: u64, result: Result<i32, String>) {
+    pub(super) fn program_spawned(&mut self, ticket: Ticket, result: Result<i32, String>) {
+        let Some((asker, run)) = self.spawning.remove(&ticket) else { return };
         match result {
             Ok(pid) => {
                 if let Some(r) = self.programs.runs.get_mut(&run) {

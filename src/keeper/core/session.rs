@@ -78,7 +78,7 @@ impl Core {
             Ask::Hello { .. } => {}
             Ask::Status => self.reply(asker, Answer::State(Box::new(self.state()))),
             Ask::Permit { permission, evidence, note } => match self.permit(permission, evidence, note) {
-                Ok(()) => self.done(asker),
+                Ok(()) => self.permitted(asker, now),
                 Err((class, why)) => self.refuse(asker, class, why),
             },
             Ask::Start { role, program, data_dir, renewal, socket_locks } => {
@@ -142,6 +142,7 @@ impl Core {
             self.links.remove(&old);
         }
         self.waiting.clear();
+        self.unarmed.clear();
         self.links.insert(conn, Link::Session);
         self.session = Some(conn);
         self.generation += 1;
@@ -167,6 +168,7 @@ impl Core {
                 promoted: p.promoted,
                 data_dir: p.data_dir.clone(),
                 dying: p.ended.is_some(),
+                fence: p.kernel_fence(),
             }),
             last_death: self.last_death,
             terminating: self.terminating.is_some(),
@@ -205,14 +207,6 @@ impl Core {
 
     pub(super) fn refuse(&mut self, asker: Asker, class: Refusal, why: impl Into<String>) {
         self.reply(asker, Answer::Refused { why: why.into(), class });
-    }
-
-    pub(super) fn spawned(&mut self, ticket: u64, result: Result<i32, String>, now: u64) {
-        match self.spawning.remove(&ticket) {
-            Some((asker, Some(run))) => self.program_spawned(asker, run, result),
-            Some((asker, None)) => self.postmaster_spawned(asker, result, now),
-            None => {}
-        }
     }
 
     /// Nothing begins on a data directory while a program that was killed may still write to one.

@@ -1,7 +1,11 @@
 //! The core, fed by hand: no process, no file, no clock.
 
+mod deadman;
+
 use super::*;
-use crate::keeper::protocol::{Answer, Ask, PROTOCOL, Refusal, State, UnfencedReason};
+use crate::keeper::protocol::{
+    Answer, Ask, Frame, Kind, PROTOCOL, Program, Refusal, Role, State, StopMode, UnfencedReason,
+};
 
 /// A core, its clock, and what it put out that nobody has looked at.
 struct World {
@@ -9,10 +13,14 @@ struct World {
     now: u64,
     out: Vec<Out>,
     ids: u64,
+    /// What wardens were told, in order. They do it at once, unless they are stuck.
+    armed: Vec<Option<u64>>,
+    stuck: bool,
 }
 
 const UNFENCED: Permission = Permission::Unfenced { reason: UnfencedReason::Bootstrap };
 const PID: i32 = 100;
+const WARDEN: i32 = 99;
 
 impl World {
     /// A keeper that began at second 1, with a session on connection 1.
@@ -24,16 +32,37 @@ impl World {
             grace: 30 * SECOND,
             exit_when_idle: true,
             least_left: 2 * SECOND,
+            deadman: Some(SECOND / 2),
         };
-        let mut w = World { core: Core::new(config, SECOND), now: SECOND, out: Vec::new(), ids: 0 };
+        let core = Core::new(config, SECOND);
+        let mut w = World { core, now: SECOND, out: Vec::new(), ids: 0, armed: Vec::new(), stuck: false };
         w.hello(1);
         w
     }
 
     fn feed(&mut self, input: In) -> &mut World {
-        let out = self.core.step(input, self.now);
-        self.out.extend(out);
+        for out in self.core.step(input, self.now) {
+            if let Out::Arm { warden, at } = out {
+                self.armed.push(at);
+                self.armed_as_told(warden, at);
+            } else {
+                self.out.push(out);
+            }
+        }
         self
+    }
+
+    fn armed_as_told(&mut self, warden: i32, at: Option<u64>) {
+        if !self.stuck {
+            self.feed(In::Armed { warden, at });
+        }
+    }
+
+    /// The postmaster has ended: its warden lets go of it, and both are reaped.
+    fn ended(&mut self, end: End) -> &mut World {
+        self.feed(In::Ended { pid: PID });
+        self.feed(In::Reaped { pid: WARDEN, end: End::Code(0) });
+        self.feed(In::Reaped { pid: PID, end })
     }
 
     fn ask(&mut self, conn: Conn, ask: Ask) -> Option<Answer> {
@@ -83,15 +112,21 @@ impl World {
         self.ask(conn, Ask::Run { run, kind, program: Program::default() })
     }
 
-    /// Answers every spawn: the postmaster is process 100, run N is process 1000 + N.
+    /// Answers every spawn: the postmaster is process 100, its warden 99, run N is process 1000 + N.
     fn spawn(&mut self) -> &mut World {
         for out in std::mem::take(&mut self.out) {
             if let Out::Spawn { ticket, what } = out {
-                let pid = match what {
-                    Spawn::Postmaster { .. } => PID,
-                    Spawn::Program { run, .. } => 1000 + i32::try_from(run).unwrap(),
-                };
-                self.feed(In::Spawned { ticket, result: Ok(pid) });
+                match what {
+                    Spawn::Postmaster { deadman, .. } => {
+                        self.feed(In::Warded { ticket, warden: WARDEN });
+                        self.armed.push(deadman);
+                        self.armed_as_told(WARDEN, deadman);
+                        self.feed(In::Started { ticket, result: Ok(Started { pid: PID, hears: true }) });
+                    }
+                    Spawn::Program { run, .. } => {
+                        self.feed(In::Spawned { ticket, result: Ok(1000 + i32::try_from(run).unwrap()) });
+                    }
+                }
             } else {
                 self.out.push(out);
             }
@@ -163,7 +198,7 @@ fn a_writer_needs_a_permission_with_time_left_and_a_renewal_after_the_last_death
     w.at(11).writer(20);
     assert_eq!(class(w.start(Role::Primary, SECOND)), Refusal::NotPermitted, "a renewal of before the keeper began");
     assert_eq!(w.start(Role::Primary, 11 * SECOND), None);
-    w.spawn().feed(In::Reaped { pid: PID, end: End::Code(1) });
+    w.spawn().ended(End::Code(1));
     w.at(12).left(false, &[]);
     assert_eq!(class(w.start(Role::Primary, 12 * SECOND)), Refusal::NotPermitted, "a renewal of before the death");
     assert_eq!(w.start(Role::Primary, 12 * SECOND + 1), None);
@@ -271,7 +306,7 @@ fn a_promotion_waits_for_its_file_and_looks_at_the_permission_again() {
 #[test]
 fn dead_means_that_every_descendant_is_reaped() {
     let mut w = World::up(Role::Primary);
-    w.at(5).feed(In::Reaped { pid: PID, end: End::Signal(9) });
+    w.at(5).ended(End::Signal(9));
     assert!(w.out.contains(&Out::LookLeft) && w.events().is_empty());
     w.out.clear();
     w.left(true, &[]);
@@ -286,7 +321,7 @@ fn dead_means_that_every_descendant_is_reaped() {
 #[test]
 fn what_a_clean_stop_leaves_gets_a_moment() {
     let mut w = World::up(Role::Primary);
-    w.at(5).feed(In::Reaped { pid: PID, end: End::Code(0) });
+    w.at(5).ended(End::Code(0));
     w.left(true, &[]);
     assert_eq!(w.kills(), []);
     w.at(6).left(true, &[]);
@@ -302,7 +337,7 @@ fn one_postmaster_at_a_time_also_while_it_is_being_started() {
     let Some(Out::Spawn { ticket, .. }) = w.out.iter().find(|o| matches!(o, Out::Spawn { .. })).cloned() else {
         panic!()
     };
-    w.feed(In::Spawned { ticket, result: Err("no such file".into()) });
+    w.feed(In::Started { ticket, result: Err("no such file".into()) });
     assert_eq!(w.start(Role::Primary, 0), None);
 }
 
@@ -461,7 +496,7 @@ fn sigterm_waits_for_a_sidecar_that_hands_over_and_for_nobody_else() {
     w.feed(In::Closed(1));
     w.at(9).feed(In::Due);
     assert_eq!(w.kills(), [(Target::Postmaster(PID), StopMode::Fast)]);
-    w.feed(In::Reaped { pid: PID, end: End::Code(0) }).left(false, &[]);
+    w.ended(End::Code(0)).left(false, &[]);
     assert!(w.out.contains(&Out::Leave));
 }
 
