@@ -131,7 +131,10 @@ fn promotion(ctx: &Ctx<'_>, own: &OwnLease) -> Decision {
     let claim = match claimed(ctx, own) {
         Ok(claim) => claim,
         Err(next) => {
-            let free = ctx.local.lease_write.is_none() && ctx.rested_since_attempt();
+            // The last renewal shows that nothing claims a number: no reason to rest. Renewals of a short loop_wait would else
+            // keep the claim from ever being sent.
+            let shown = ctx.cluster.leader.as_ref().is_some_and(|l| l.lease == own.record);
+            let free = ctx.local.lease_write.is_none() && (shown || ctx.rested_since_attempt());
             return ctx
                 .wait(format!("claiming timeline {next} before promoting"))
                 .then_if(free, || Action::ClaimTimeline(next))

@@ -158,7 +158,8 @@ impl<'a> Ctx<'a> {
         let leaving = d.actions.iter().any(|a| matches!(a, Action::ReleaseLease { .. } | Action::Exit { .. }));
         let holding = matches!(self.hold, Hold::Leader(_) | Hold::Lapsed(_));
         if holding && !leaving {
-            if self.renewal_due() && !self.keeper_gone() && !d.actions.contains(&Action::RenewLease) {
+            let renews = |a: &Action| matches!(a, Action::RenewLease | Action::ClaimTimeline(_));
+            if self.renewal_due() && !self.keeper_gone() && !d.actions.iter().any(renews) {
                 d.actions.insert(0, Action::RenewLease);
             }
             let next = self.next_lease_moment();
