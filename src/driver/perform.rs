@@ -224,7 +224,14 @@ impl Hands {
         let locks = start::socket_locks(&self.setup);
         let data_dir = self.setup.data_dir.to_string_lossy().into_owned();
         match self.keeper.start(role, &spec.command, data_dir, renewal, locks).await {
-            Ok(()) => Ok(Answer::Started(StartEnd::Started(spec.pending_restart))),
+            Ok(()) => {
+                let setup = self.setup.clone();
+                let forget = move || datadir::forget_removal(&setup).map_err(|e| e.to_string());
+                if let Err(why) = blocking(forget).await {
+                    warn!("the mark of a removal that never began stays beside the data directory: {why}");
+                }
+                Ok(Answer::Started(StartEnd::Started(spec.pending_restart)))
+            }
             // What the keeper has running decides: an order whose answer was lost may have been carried out.
             Err(fail @ Fail::Refused(_)) => match self.keeper.running().await {
                 Some(running) => Ok(Answer::Started(StartEnd::Running(running))),

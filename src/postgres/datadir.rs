@@ -190,6 +190,16 @@ pub fn begin_removal(setup: &Setup) -> io::Result<Option<PathBuf>> {
     Ok(Some(dir))
 }
 
+/// A server runs on the directory: a removal that was ordered earlier has not begun and never will. Its mark would take
+/// the directory for half-removed as soon as pg_control cannot be seen.
+///
+/// # Errors
+/// The mark cannot be removed.
+pub fn forget_removal(setup: &Setup) -> io::Result<()> {
+    let marker = fs::read_to_string(marker_path(setup)).unwrap_or_default();
+    if marker.split_whitespace().next() == Some(Work::Removal.word()) { unmark(setup) } else { Ok(()) }
+}
+
 /// It is gone.
 ///
 /// # Errors
@@ -390,11 +400,15 @@ mod tests {
         fs::write(s.data_dir.join("global/pg_control"), "").unwrap();
         begin_removal(&s).unwrap();
         assert!(matches!(inspect(&s), DataDir::Present { .. }), "the keeper was not there to do it");
+        forget_removal(&s).unwrap();
         fs::remove_file(s.data_dir.join("global/pg_control")).unwrap();
+        assert!(matches!(inspect(&s), DataDir::Present { .. }), "a server ran on it: that removal never will begin");
+        begin_removal(&s).unwrap();
         assert_eq!(inspect(&s), DataDir::HalfMade, "it has begun");
         unmark(&s).unwrap();
         fs::write(s.data_dir.join("global/pg_control"), "").unwrap();
         mark(&s, Work::Copy).unwrap();
+        forget_removal(&s).unwrap();
         begin_removal(&s).unwrap();
         assert_eq!(inspect(&s), DataDir::HalfMade, "half a copy is no whole one because its removal was ordered");
     }
