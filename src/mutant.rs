@@ -21,8 +21,10 @@ mutants! {
     BareObjectIsReleased,
     /// Silence costs no ttl.
     SilenceCostsNothing,
-    /// A process that has just started takes what it does not see for an empty throne.
-    StartKnowsAll,
+    /// An object that is not there for a ttl is taken for one that stood untouched.
+    AbsenceIsVacancy,
+    /// An object that names nobody is taken over in whatever version it is found.
+    AnyVersionWillDo,
     /// The lease counts from the moment its confirmation came.
     LeaseFromConfirmation,
     /// A renewal without a clear answer counts as confirmed.
@@ -63,6 +65,8 @@ mutants! {
     LagIsIgnored,
     /// Positions are compared across timelines.
     PositionsAcrossTimelines,
+    /// Who has the lock to win trusts the history in its view, although others know of newer timelines.
+    HistoryOnTrust,
     /// A promotion takes the number after its own, whatever others have heard of.
     NumbersAreNotShared,
     /// An empty store is initialized although other members have data.

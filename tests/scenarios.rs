@@ -94,6 +94,7 @@ impl World {
             "postgres" => self.postgres(&args),
             "data" => self.data(&args),
             "peers" => self.peers(&args),
+            "config-read" => self.local.config_read = Some(boot(self.now)),
             "asking" => self.local.asking = (!flag("none")).then(|| boot(self.now)),
             "task" => {
                 self.local.task = task_kind(args[0]).map(|kind| Task { kind, since: boot(self.now), progress: None });
@@ -199,7 +200,7 @@ impl World {
         let stripped = args[0] == "stripped";
         let words = args.contains(&"released");
         self.cluster.leader = (args[0] != "gone").then(|| LeaderRecord {
-            version: Version("l1".into()),
+            version: Version(opt("version").unwrap_or("l1").to_owned()),
             lease: if stripped {
                 LeaseRecord::default()
             } else {
@@ -235,7 +236,10 @@ impl World {
             }),
         });
         let record = self.cluster.leader.as_ref().map(|l| l.lease.clone());
-        let received = if self.local.lease.record == record { self.local.lease.since } else { boot(self.now) };
+        let touched =
+            self.cluster.leader.as_ref().is_some_and(|l| Some(&l.version) != self.local.lease.version.as_ref());
+        let same = self.local.lease.record == record && !touched;
+        let received = if same { self.local.lease.since } else { boot(self.now) };
         let _changed = self.local.lease.observe(self.cluster.leader.as_ref(), received, self.settings.ttl);
     }
 

@@ -459,8 +459,11 @@ impl Cache {
     fn note_lease(&mut self, at: BootInstant) {
         let leader = self.kinds.get(&self.names.leader);
         let lease = leader.map(|k| schema::lease_from(&k.annotations));
-        self.lease_version = leader.map(|k| k.version.clone());
-        if lease != self.lease {
+        let version = leader.map(|k| k.version.clone());
+        let named = lease.as_ref().is_some_and(|l| l.leader.is_some());
+        let touched = !named && version != self.lease_version;
+        self.lease_version = version;
+        if lease != self.lease || touched {
             self.lease = lease;
             self.lease_received = at;
         }

@@ -210,3 +210,19 @@ fn what_a_gap_may_hide_counts_from_its_end() {
     gap(&mut c, vec![], "20", 120);
     assert_eq!(c.0.view().lease_received, at(120), "no object says nothing about what came and went");
 }
+
+#[test]
+fn an_object_that_names_nobody_is_observed_anew_whenever_it_is_touched() {
+    let bare = |version: &str| {
+        let mut object = leader(version, "t1", "");
+        object.metadata.annotations = None;
+        object
+    };
+    let mut c = Shown(cache());
+    c.kind(bare("5"), 10);
+    assert_eq!(c.0.view().lease_received, at(10));
+    c.kind(bare("5"), 20);
+    assert_eq!(c.0.view().lease_received, at(10), "the very object");
+    c.kind(bare("6"), 30);
+    assert_eq!(c.0.view().lease_received, at(30), "somebody may have led in between");
+}

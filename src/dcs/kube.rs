@@ -205,6 +205,12 @@ impl Dcs for KubeStore {
             Ok(entry.map(|entry| entry.leader()))
         })
     }
+    fn read_config(&self) -> Reply<'_, Result<Arc<View>, ReadFailed>> {
+        Box::pin(async move {
+            self.fresh(Object::Config, self.limit()).await.map_err(Failure::into_read)?;
+            Ok(self.shared.with(|desk| desk.view()))
+        })
+    }
     fn write_leader(&self, write: LeaderWrite) -> Reply<'_, LeaderWritten> {
         Box::pin(async move { leader_written(self.ask(Request::WriteLeader(Box::new(write)), self.limit()).await) })
     }

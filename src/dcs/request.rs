@@ -47,6 +47,7 @@ impl Object {
             | StoreWrite::Config { .. }
             | StoreWrite::History { .. } => Object::Config,
             StoreWrite::SetRequest(_) | StoreWrite::ClearRequest { .. } => Object::Failover,
+            StoreWrite::LeaderObject => Object::Leader,
         }
     }
 }
@@ -293,6 +294,7 @@ impl Desk {
                 (expect, schema::claim_patch(&who))
             }
             StoreWrite::SystemId { expect, system_id } => (expect, schema::initialize_patch(Some(&system_id))),
+            StoreWrite::LeaderObject => (None, Patch::new()),
             StoreWrite::CancelInitialize { expect } => (Some(expect), schema::initialize_patch(None)),
             StoreWrite::Config { expect, document } => {
                 let patch = schema::config_patch(&document);

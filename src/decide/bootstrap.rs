@@ -1,14 +1,16 @@
 //! An empty data directory: initialize the cluster, or clone a member.
 //!
-//! Whoever wins the race on `initialize` makes the new cluster unfenced: no other member has data, and no lease exists. Data
-//! whose system identifier the store knows is the cluster's, whatever fails afterwards.
+//! Whoever wins the race on `initialize` makes the new cluster unfenced: no other member has data, and no lease exists. When
+//! its scripts have ended the lock has a ttl to come, and the keeper's deadlines count that time as those of a lease: they end
+//! also what a stalled sidecar leaves running. Data whose system identifier the store knows is the cluster's, whatever fails
+//! afterwards.
 
 use std::time::Duration;
 
 use super::{Ctx, Hold, rewind};
 use crate::model::{
-    Action, BootInstant, DataDir, Decision, Initialize, Initializer, LeaseVerdict, Member, MemberName, Permission,
-    StartRole, StopMode, StoreLink, TaskKind, Upstream,
+    Action, BootInstant, DataDir, Decision, Initialize, Initializer, KeeperLink, LeaseVerdict, Member, MemberName,
+    Permission, StartRole, Stood, StopMode, StoreLink, TaskKind, Upstream,
 };
 use crate::mutant::{self, Mutant};
 
@@ -87,8 +89,13 @@ fn initializing(ctx: &Ctx<'_>) -> Decision {
     publish_new_cluster(ctx)
 }
 
-/// Configuration, system identifier, lock; each write on the version the one before has left. The new primary runs without
-/// a fence until the lock is there, so that may not take longer than a ttl.
+/// Until when the new primary may wait for its lock, as deadlines for the keeper: they count from the end of its scripts.
+fn waits_for_lock(ctx: &Ctx<'_>) -> Option<Permission> {
+    let ended = ctx.local.task_end.as_ref()?.at;
+    Some(Permission::Writer { stop_at: ended + ctx.timings.stop, kill_at: ended + ctx.timings.kill })
+}
+
+/// Deadlines first; then configuration, system identifier, lock; each write on the version the one before has left.
 fn publish_new_cluster(ctx: &Ctx<'_>) -> Decision {
     if let Hold::Leader(own) = &ctx.hold {
         return ctx
@@ -96,13 +103,17 @@ fn publish_new_cluster(ctx: &Ctx<'_>) -> Decision {
             .then(Action::Permit(ctx.permission(own)))
             .then(Action::SetBootstrapping(false));
     }
-    let until = ctx.local.task_end.as_ref().map_or(ctx.now.boot, |end| end.at) + ctx.settings.ttl;
+    let until = ctx.local.task_end.as_ref().map_or(ctx.now.boot, |end| end.at) + ctx.timings.demote;
     let held = matches!(&ctx.verdict, LeaseVerdict::Held(other) if *other != ctx.local.me);
     if held || ctx.now.boot >= until && !mutant::is(Mutant::UnfencedForEver) || !ctx.local.postgres.alive {
         return stop_unfenced(ctx);
     }
     let d =
         ctx.wait("initializing a new cluster: writing its configuration, system identifier and lock").wake_by(until);
+    let unfenced = matches!(ctx.local.keeper, KeeperLink::Connected { permission: Permission::Unfenced });
+    if unfenced && !mutant::is(Mutant::UnfencedForEver) {
+        return d.then_all(waits_for_lock(ctx).map(Action::Permit));
+    }
     if ctx.local.store_write || ctx.local.lease_write.is_some() {
         return d;
     }
@@ -119,9 +130,16 @@ fn publish_new_cluster(ctx: &Ctx<'_>) -> Decision {
         (LeaseVerdict::Held(_), _) => d,
         (_, Some(again)) => d.wake_by(again),
         (
-            LeaseVerdict::Released | LeaseVerdict::Expired(_) | LeaseVerdict::Silence { .. } | LeaseVerdict::Vacant,
+            LeaseVerdict::Released
+            | LeaseVerdict::Expired(_)
+            | LeaseVerdict::Silence { .. }
+            | LeaseVerdict::Vacant
+            | LeaseVerdict::Absent,
             None,
-        ) => d.then(Action::AcquireLease { stood: ctx.local.lease.record.clone(), proven_dead: false, claim: None }),
+        ) => {
+            let stood = ctx.local.lease.record.clone().map_or(Stood::Nothing, Stood::Record);
+            d.then(Action::AcquireLease { stood, claim: None })
+        }
     }
 }
 
@@ -136,15 +154,17 @@ fn stop_unfenced(ctx: &Ctx<'_>) -> Decision {
         | LeaseVerdict::Expired(_)
         | LeaseVerdict::Silence { .. }
         | LeaseVerdict::Vacant
+        | LeaseVerdict::Absent
             if pg.alive =>
         {
-            "the store did not give the lock within a ttl".to_owned()
+            "the store did not give the lock in time".to_owned()
         }
         LeaseVerdict::Held(_)
         | LeaseVerdict::Released
         | LeaseVerdict::Expired(_)
         | LeaseVerdict::Silence { .. }
-        | LeaseVerdict::Vacant => "Postgres ended before the lock was there".to_owned(),
+        | LeaseVerdict::Vacant
+        | LeaseVerdict::Absent => "Postgres ended before the lock was there".to_owned(),
     };
     if pg.alive {
         // Beside somebody else's lock at once; else in order, so that what was made starts again without recovery.

@@ -7,8 +7,8 @@
 
 use super::{Ctx, Hold};
 use crate::model::{
-    Action, BootInstant, Cluster, DataDir, Decision, LeaseRecord, Local, Now, Permission, Role, Settings, Shutdown,
-    StartRole, StartRoleSeen, TaskKind, Timeline, Timings,
+    Action, BootInstant, Cluster, DataDir, Decision, Local, Now, PeerAnswer, Permission, Role, Settings, Shutdown,
+    StartRole, StartRoleSeen, Stood, TaskKind, Timeline, Timings,
 };
 
 /// Checks every action of a decision.
@@ -43,9 +43,7 @@ fn broken_rule(ctx: &Ctx<'_>, action: &Action) -> Option<&'static str> {
         Action::StartPostgres { role: StartRole::Standby, .. } => {
             ctx.local.postgres.alive.then_some("a second postmaster")
         }
-        Action::AcquireLease { stood, proven_dead, claim } => {
-            Raw::of(ctx).acquire(stood.as_ref(), *proven_dead, *claim)
-        }
+        Action::AcquireLease { stood, claim } => Raw::of(ctx).acquire(stood, *claim),
         Action::RenewLease | Action::ClaimTimeline(_) => {
             let mine = !matches!(ctx.hold, Hold::No) || ctx.local.reclaim.is_some();
             if !mine {
@@ -57,9 +55,11 @@ fn broken_rule(ctx: &Ctx<'_>, action: &Action) -> Option<&'static str> {
         Action::Begin(kind) => begin(ctx, kind),
         Action::ClaimInitialize { .. } => initialize(ctx),
         Action::ReadLease
+        | Action::ReadConfig
         | Action::ProveDeath { .. }
         | Action::WriteSystemId { .. }
         | Action::CancelInitialize { .. }
+        | Action::MakeLeaderObject
         | Action::WriteConfig { .. }
         | Action::WriteHistory { .. }
         | Action::UpdateHistory
@@ -99,7 +99,12 @@ fn permit(ctx: &Ctx<'_>, permission: &Permission) -> Option<&'static str> {
                 None
             }
             Hold::Leader(_) => Some("a permission that outlives the lease"),
-            Hold::Lapsed(_) | Hold::No => Some("a writer's permission without an unexpired lease"),
+            Hold::Lapsed(_) | Hold::No => {
+                // A new cluster waits for its first lock, for less than a ttl from the end of its scripts.
+                let ended = ctx.local.task_end.as_ref().filter(|_| ctx.local.bootstrapping).map(|end| end.at);
+                let in_time = ended.is_some_and(|ended| stop_at < kill_at && *kill_at < ended + ctx.settings.ttl);
+                (!in_time).then_some("a writer's permission without an unexpired lease")
+            }
         },
     }
 }
@@ -149,7 +154,7 @@ impl<'a> Raw<'a> {
     }
 
     /// Nobody holds the lease any more, as far as can be known here.
-    fn acquire(&self, stood: Option<&LeaseRecord>, proven_dead: bool, claim: Option<Timeline>) -> Option<&'static str> {
+    fn acquire(&self, stood: &Stood, claim: Option<Timeline>) -> Option<&'static str> {
         let (local, settings) = (self.local, self.settings);
         if local.lease_write.is_some() {
             return Some("two lease writes at once");
@@ -160,31 +165,48 @@ impl<'a> Raw<'a> {
         if settings.tags.nofailover && !local.bootstrapping {
             return Some("nofailover");
         }
-        let standing =
-            if proven_dead { self.cluster.leader.as_ref().map(|l| &l.lease) } else { local.lease.record.as_ref() };
-        if stood != standing {
+        let (seen, shown) = (&local.lease, self.cluster.leader.as_ref());
+        let standing = match stood {
+            Stood::Record(record) => seen.record.as_ref() == Some(record),
+            Stood::ProvenDead(record) => shown.is_some_and(|l| l.lease == *record),
+            Stood::Untouched(version) => shown.is_some_and(|l| l.version == *version && l.lease.leader.is_none()),
+            Stood::Nothing => seen.record.is_none(),
+        };
+        if !standing {
             return Some("taking over from another record than the one that stood");
         }
         if local.promised_until.is_some_and(|until| self.now < until) && !local.bootstrapping {
             return Some("racing against a promise");
         }
-        self.held(stood, proven_dead).or_else(|| self.number(claim))
+        self.held(stood).or_else(|| self.history()).or_else(|| self.number(claim))
     }
 
-    fn held(&self, stood: Option<&LeaseRecord>, proven_dead: bool) -> Option<&'static str> {
+    /// The history that this member leads by is not older than what anybody has said.
+    fn history(&self) -> Option<&'static str> {
+        let local = self.local;
+        let told = local.peers.iter().flat_map(|round| round.answers.values()).map(PeerAnswer::known_timeline).max();
+        let heard = told.unwrap_or_default().max(local.postgres.newest_history);
+        let fresh = local.config_read.is_some_and(|at| self.now.since(at) <= super::ROUND_MAX_AGE);
+        (heard > self.cluster.timeline().max(Timeline(1)) && !fresh && !local.bootstrapping)
+            .then_some("leading by a history that others know to be old")
+    }
+
+    fn held(&self, stood: &Stood) -> Option<&'static str> {
         let seen = &self.local.lease;
-        match stood.filter(|r| r.leader.is_some()) {
-            Some(record) if proven_dead => {
+        match stood {
+            Stood::ProvenDead(record) => {
                 let proven = self.local.death_proof.as_ref().is_some_and(|proof| proof.record == *record);
                 (!proven).then_some("a proof of death of another record")
             }
-            Some(record) => {
+            Stood::Record(record) if record.leader.is_some() => {
                 let end = seen.since + record.ttl_or(self.settings.ttl);
                 (self.now <= end).then_some("taking a lease that somebody holds")
             }
-            None if self.local.bootstrapping => None,
-            None if seen.released && stood.is_some() => None,
-            None => {
+            Stood::Record(_) | Stood::Untouched(_) | Stood::Nothing if self.local.bootstrapping => None,
+            Stood::Record(_) if seen.released => None,
+            Stood::Record(_) => Some("taking an object that names nobody in whatever version it is found"),
+            Stood::Nothing => Some("taking a lock whose object is not there"),
+            Stood::Untouched(_) => {
                 let long = self.now >= seen.silent_until && self.now >= self.local.started + self.settings.ttl;
                 (!long).then_some("taking a lease in silence, before a full ttl")
             }
@@ -275,7 +297,7 @@ fn verified_leader(ctx: &Ctx<'_>) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{LeaderRecord, OwnLease, WallTime};
+    use crate::model::{LeaderRecord, LeaseRecord, OwnLease, Version, WallTime};
     use std::time::Duration;
 
     fn at(s: u64) -> BootInstant {
@@ -295,11 +317,21 @@ mod tests {
         for action in [primary, Action::Promote { claim: Some(Timeline(2)) }] {
             assert_eq!(broken_rule(&ctx, &action), Some("a writer without a lease"));
         }
-        let acquire = Action::AcquireLease { stood: None, proven_dead: false, claim: None };
-        ctx.now.boot = at(29);
-        assert_eq!(broken_rule(&ctx, &acquire), Some("taking a lease in silence, before a full ttl"));
-        ctx.now.boot = at(30);
-        assert_eq!(broken_rule(&ctx, &acquire), None);
+        let absent = Action::AcquireLease { stood: Stood::Nothing, claim: None };
+        ctx.now.boot = at(300);
+        assert_eq!(broken_rule(&ctx, &absent), Some("taking a lock whose object is not there"));
+        let bare = LeaderRecord::of(Version("1".into()), LeaseRecord::default());
+        let cluster = Cluster { leader: Some(bare.clone()), ..Cluster::default() };
+        let mut local = local.clone();
+        assert!(local.lease.observe(Some(&bare), at(50), settings.ttl));
+        let mut ctx = Ctx::new(&cluster, &local, &settings, Now { boot: at(79), wall: WallTime(0) });
+        ctx.verdict = crate::model::LeaseVerdict::Vacant;
+        let acquire =
+            |version: &str| Action::AcquireLease { stood: Stood::Untouched(Version(version.into())), claim: None };
+        assert_eq!(broken_rule(&ctx, &acquire("1")), Some("taking a lease in silence, before a full ttl"));
+        ctx.now.boot = at(80);
+        assert_eq!(broken_rule(&ctx, &acquire("1")), None);
+        assert!(broken_rule(&ctx, &acquire("2")).is_some());
     }
 
     #[test]
@@ -307,13 +339,13 @@ mod tests {
         let settings = Settings::default();
         let mut local = Local::at_start("a".into(), "s".into(), at(0), Duration::from_secs(30));
         let record = LeaseRecord { leader: Some("b".into()), ttl: Some("30".into()), ..LeaseRecord::default() };
-        let leader = LeaderRecord::of(crate::model::Version("1".into()), record.clone());
+        let leader = LeaderRecord::of(Version("1".into()), record.clone());
         assert!(local.lease.observe(Some(&leader), at(50), settings.ttl));
         let cluster = Cluster { leader: Some(leader), ..Cluster::default() };
         let mut ctx = Ctx::new(&cluster, &local, &settings, Now { boot: at(60), wall: WallTime(0) });
         ctx.verdict = crate::model::LeaseVerdict::Expired("b".into());
-        for proven_dead in [false, true] {
-            let acquire = Action::AcquireLease { stood: Some(record.clone()), proven_dead, claim: None };
+        for stood in [Stood::Record(record.clone()), Stood::ProvenDead(record)] {
+            let acquire = Action::AcquireLease { stood, claim: None };
             assert!(broken_rule(&ctx, &acquire).is_some());
         }
     }

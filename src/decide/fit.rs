@@ -114,7 +114,9 @@ impl<'a> Field<'a> {
         let on_record = others.chain(mine).filter(|s| field.off_record(s).is_none()).map(|s| s.timeline);
         field.newest = on_record.max().unwrap_or_default();
         let mine = field.mine.map(|s| s.known.max(s.timeline));
-        let told = answers.values().map(PeerAnswer::known_timeline).chain(mine);
+        // What was heard in an earlier round stays heard.
+        let earlier = ctx.local.peers.iter().flat_map(|round| round.answers.values());
+        let told = answers.values().chain(earlier).map(PeerAnswer::known_timeline).chain(mine);
         field.heard = told.max().unwrap_or_default().max(field.heard);
         // A claim binds numbers whether or not its promotion came about.
         let claimed = cluster.leader.as_ref().and_then(|l| l.claim.as_ref()).map_or(Timeline(0), |c| c.timeline);
@@ -167,6 +169,12 @@ impl<'a> Field<'a> {
             (s.timeline < self.newest && !mutant::is(Mutant::PositionsAcrossTimelines))
                 .then_some(Why::Behind { timeline: s.timeline, newest: self.newest })
         })
+    }
+
+    /// Somebody has heard of a timeline that the history in the view does not lead to: the view may lag, or a leader died
+    /// before it could write the history.
+    pub(super) fn history_may_be_old(&self) -> bool {
+        self.heard > self.recorded.max(Timeline(1))
     }
 
     /// What `name` said, if it was asked.

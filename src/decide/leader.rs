@@ -28,7 +28,11 @@ pub(super) fn fence(ctx: &Ctx<'_>) -> Option<Decision> {
         (_, LeaseVerdict::Held(_)) => "demoting self because the lock names me but is not mine".to_owned(),
         (
             _,
-            LeaseVerdict::Released | LeaseVerdict::Expired(_) | LeaseVerdict::Silence { .. } | LeaseVerdict::Vacant,
+            LeaseVerdict::Released
+            | LeaseVerdict::Expired(_)
+            | LeaseVerdict::Silence { .. }
+            | LeaseVerdict::Vacant
+            | LeaseVerdict::Absent,
         ) => "demoting self because I do not have the lock and I was a leader".to_owned(),
     };
     if ctx.keeper_lost() {

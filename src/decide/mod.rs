@@ -24,8 +24,8 @@ mod rewind;
 use std::time::Duration;
 
 use crate::model::{
-    Action, BootInstant, Cluster, DataDir, Decision, KeeperLink, LeaseRecord, LeaseVerdict, Local, Member, MemberName,
-    Now, OwnLease, Permission, ProofOfDeath, Settings, StartRoleSeen, StoreLink, Timings, Upstream, backoff,
+    Action, BootInstant, Cluster, DataDir, Decision, KeeperLink, LeaseVerdict, Local, Member, MemberName, Now,
+    OwnLease, Permission, ProofOfDeath, Settings, StartRoleSeen, Stood, StoreLink, Timings, Upstream, backoff,
 };
 use crate::mutant::{self, Mutant};
 
@@ -68,10 +68,8 @@ enum Hold<'a> {
 /// The throne is empty, and on what grounds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Unlocked {
-    /// The record that the takeover write expects to find, `None`: no object.
-    stood: Option<LeaseRecord>,
-    /// By proof of death, not by time.
-    proven_dead: bool,
+    /// What the takeover write expects to find.
+    stood: Stood,
     /// Since when.
     emptied: BootInstant,
     /// Positions read before this moment are not final.
@@ -177,6 +175,9 @@ impl<'a> Ctx<'a> {
         if let LeaseVerdict::Silence { until } = self.verdict {
             d = d.wake_by(until);
         }
+        if self.verdict == LeaseVerdict::Absent && !holding && !leaving {
+            d = self.make_leader_object(d);
+        }
         let leaving_now = d.actions.iter().any(|a| matches!(a, Action::Exit { .. }));
         d.then_if(!leaving_now, || Action::PublishStatus)
     }
@@ -243,41 +244,47 @@ impl<'a> Ctx<'a> {
     /// Is the throne empty?
     fn unlocked(&self) -> Option<Unlocked> {
         let since = self.local.lease.since;
-        let stood = self.local.lease.record.clone();
+        let stood = self.local.lease.stood();
         match &self.verdict {
             LeaseVerdict::Held(holder) => self.death_proof().map(|proof| Unlocked {
-                stood: Some(proof.record.clone()),
-                proven_dead: true,
+                stood: Stood::ProvenDead(proof.record.clone()),
                 emptied: self.local.proof_tried.unwrap_or(since),
                 positions_final: self.local.proof_tried.unwrap_or(since),
                 gone: Some(holder.clone()),
             }),
             LeaseVerdict::Released if self.settings.proofs.contains(&ProofOfDeath::Released) => {
-                Some(Unlocked { stood, proven_dead: false, emptied: since, positions_final: since, gone: None })
+                Some(Unlocked { stood, emptied: since, positions_final: since, gone: None })
             }
             LeaseVerdict::Released => {
                 let free = since + self.settings.ttl;
-                (self.now.boot > free).then_some(Unlocked {
-                    stood,
-                    proven_dead: false,
-                    emptied: free,
-                    positions_final: since,
-                    gone: None,
-                })
+                (self.now.boot > free).then_some(Unlocked { stood, emptied: free, positions_final: since, gone: None })
             }
             LeaseVerdict::Expired(holder) => Some(Unlocked {
                 stood,
-                proven_dead: false,
                 emptied: self.local.lease.expires(self.settings.ttl),
                 positions_final: self.local.lease.expires(self.settings.ttl) - ASK_BEFORE_EXPIRY,
                 gone: Some(holder.clone()),
             }),
-            LeaseVerdict::Silence { .. } => None,
+            LeaseVerdict::Silence { .. } | LeaseVerdict::Absent => None,
             LeaseVerdict::Vacant => {
                 let until = self.local.lease.silent_until;
-                Some(Unlocked { stood, proven_dead: false, emptied: until, positions_final: until, gone: None })
+                Some(Unlocked { stood, emptied: until, positions_final: until, gone: None })
             }
         }
+    }
+
+    /// Whoever has data makes the object that is missing, a little after it went missing: a leader that lives writes its own
+    /// record again before that.
+    fn make_leader_object(&self, d: Decision) -> Decision {
+        let has_data = matches!(self.local.data, DataDir::Present { .. } | DataDir::HalfRewound { .. });
+        if !has_data || self.local.bootstrapping || self.local.store != StoreLink::Following {
+            return d;
+        }
+        let from = self.local.lease.since + self.settings.loop_wait;
+        if self.now.boot < from {
+            return d.wake_by(from);
+        }
+        d.then_if(!self.local.store_write, || Action::MakeLeaderObject)
     }
 
     /// The leader to follow: the holder of the lock, if it is somebody else and not proven dead.
@@ -290,7 +297,8 @@ impl<'a> Ctx<'a> {
             | LeaseVerdict::Released
             | LeaseVerdict::Expired(_)
             | LeaseVerdict::Silence { .. }
-            | LeaseVerdict::Vacant => None,
+            | LeaseVerdict::Vacant
+            | LeaseVerdict::Absent => None,
         }
     }
 

@@ -14,7 +14,7 @@ use super::fit::{self, Field, Standing};
 use super::{ASK_BEFORE_EXPIRY, Ctx, ROUND_MAX_AGE, Unlocked, replica};
 use crate::model::{
     Action, BootInstant, Decision, FailoverRequest, Initialize, LeaseVerdict, Lsn, Member, MemberName, PeerAnswer,
-    PeerRound, Probe, Shutdown, Timeline,
+    PeerRound, Probe, Shutdown, Stood, Timeline,
 };
 use crate::mutant::{self, Mutant};
 
@@ -41,6 +41,8 @@ enum Outcome {
     Ask(Vec<MemberName>),
     /// Answers are on their way.
     Waiting,
+    /// First read the history afresh.
+    ReadHistory,
 }
 
 fn yields(why: impl Into<String>) -> Outcome {
@@ -59,6 +61,12 @@ pub(super) fn race(ctx: &Ctx<'_>, unlocked: &Unlocked) -> Decision {
         Outcome::Ask(members) => ctx
             .wait(format!("the lock is free ({grounds}): asking the other members"))
             .then(Action::AskPeers { members }),
+        Outcome::ReadHistory => ctx
+            .wait(format!(
+                "the lock is free ({grounds}): somebody has heard of a newer timeline, reading the history afresh"
+            ))
+            .wake_by(ctx.now.boot + super::RETRY_PAUSE)
+            .then(Action::ReadConfig),
         Outcome::Waiting => ctx.wait(format!("the lock is free ({grounds}): waiting for the other members' answers")),
         Outcome::Yield { why, until, .. } => replica::idle(ctx, format!("not taking the lock: {why}"))
             .wake_by(ctx.now.boot + ctx.settings.loop_wait.min(YIELD_PAUSE))
@@ -91,19 +99,18 @@ fn win(ctx: &Ctx<'_>, unlocked: &Unlocked, grounds: &str, claim: Option<Timeline
             .wait(format!("taking the lock ({grounds}): the store refused it, trying again soon"))
             .wake_by(again);
     }
-    d.then(Action::AcquireLease { stood: unlocked.stood.clone(), proven_dead: unlocked.proven_dead, claim })
+    d.then(Action::AcquireLease { stood: unlocked.stood.clone(), claim })
 }
 
 fn grounds(ctx: &Ctx<'_>, unlocked: &Unlocked) -> String {
-    match (&unlocked.gone, unlocked.proven_dead) {
-        (Some(who), true) => {
+    match (&unlocked.gone, &unlocked.stood) {
+        (Some(who), Stood::ProvenDead(_)) => {
             let how = ctx.local.death_proof.as_ref().map_or("", |p| p.how.as_str());
             format!("{who} is dead: {how}")
         }
-        (Some(who), false) => format!("{who} was silent for its ttl"),
+        (Some(who), Stood::Record(_) | Stood::Untouched(_) | Stood::Nothing) => format!("{who} was silent for its ttl"),
         (None, _) if ctx.verdict == LeaseVerdict::Released => "released".to_owned(),
-        (None, _) if unlocked.stood.is_some() => "nobody was named for a ttl".to_owned(),
-        (None, _) => "no leader object".to_owned(),
+        (None, _) => "nobody was named for a ttl".to_owned(),
     }
 }
 
@@ -207,7 +214,11 @@ fn candidate(ctx: &Ctx<'_>, unlocked: &Unlocked, probe: &Probe) -> Outcome {
     let alone = Field::new(ctx, &nobody);
     if alone.me().is_some_and(|me| me.timeline >= ctx.cluster.timeline() && ctx.cluster.timeline().0 > 0) {
         let answers = ctx.local.peers.as_ref().map_or(&nobody, |round| &round.answers);
-        return Outcome::Win { claim: claim(&Field::new(ctx, answers), probe), lost: None };
+        let field = Field::new(ctx, answers);
+        if history_may_be_old(ctx, unlocked, &field) {
+            return Outcome::ReadHistory;
+        }
+        return Outcome::Win { claim: claim(&field, probe), lost: None };
     }
     let answers = match asked(ctx, unlocked, everybody, &nobody) {
         Ok(answers) => answers,
@@ -216,6 +227,7 @@ fn candidate(ctx: &Ctx<'_>, unlocked: &Unlocked, probe: &Probe) -> Outcome {
     let field = Field::new(ctx, answers);
     match field.primary() {
         Some(name) => yields_to(name, format!("primary ({name}) is still alive")),
+        None if history_may_be_old(ctx, unlocked, &field) => Outcome::ReadHistory,
         None => Outcome::Win { claim: claim(&field, probe), lost: None },
     }
 }
@@ -227,7 +239,7 @@ fn claim(field: &Field<'_>, probe: &Probe) -> Option<Timeline> {
 /// Whom to ask, all in one round, so that no question evicts another's answers: everybody else with an address. Who may
 /// not lead has heard of timelines all the same, or is a primary, or shows that it does not have what is waited for.
 fn voters(ctx: &Ctx<'_>, unlocked: &Unlocked) -> Vec<MemberName> {
-    let dead = unlocked.gone.as_ref().filter(|_| unlocked.proven_dead);
+    let dead = unlocked.gone.as_ref().filter(|_| matches!(unlocked.stood, Stood::ProvenDead(_)));
     let asked =
         |(name, m): &(&MemberName, &Member)| **name != ctx.local.me && m.api_url.is_some() && dead != Some(*name);
     ctx.cluster.members.iter().filter(asked).map(|(name, _)| name.clone()).collect()
@@ -255,6 +267,13 @@ fn asked<'r>(
         return Ok(nobody);
     }
     fresh_round(ctx, unlocked, members).map(|round| &round.answers)
+}
+
+/// A watch proves nothing: where somebody knows more than the history in the view, it is read afresh before it decides who is
+/// fit to lead.
+fn history_may_be_old(ctx: &Ctx<'_>, unlocked: &Unlocked, field: &Field<'_>) -> bool {
+    let fresh = |at: BootInstant| at >= unlocked.positions_final && ctx.now.boot.since(at) <= ROUND_MAX_AGE;
+    field.history_may_be_old() && !ctx.local.config_read.is_some_and(fresh) && !mutant::is(Mutant::HistoryOnTrust)
 }
 
 fn covers(round: &PeerRound, positions_final: BootInstant, now: BootInstant) -> bool {
@@ -298,6 +317,9 @@ fn contest(ctx: &Ctx<'_>, unlocked: &Unlocked, probe: &Probe, wish: Wish<'_>) ->
     }
     if let Some(name) = field.primary() {
         return yields_to(name, format!("primary ({name}) is still alive"));
+    }
+    if history_may_be_old(ctx, unlocked, &field) {
+        return Outcome::ReadHistory;
     }
     if let Some(why) = field.unfit(&me) {
         return yields(format!("I am {why}{}", way_out(ctx, &why)));
@@ -386,7 +408,8 @@ pub(super) fn ask_ahead(ctx: &Ctx<'_>) -> Option<Action> {
     if ctx.now.boot < from || asked || ctx.local.asking.is_some() || ctx.settings.tags.nofailover {
         return None;
     }
-    let unlocked = Unlocked { stood: None, proven_dead: false, positions_final: from, emptied: expires, gone: None };
+    let stood = ctx.local.lease.stood();
+    let unlocked = Unlocked { stood, positions_final: from, emptied: expires, gone: None };
     let members = voters(ctx, &unlocked);
     (!members.is_empty()).then_some(Action::AskPeers { members })
 }

@@ -155,6 +155,7 @@ fn outcome_of(d: &Drawn, cluster: &Cluster, i: usize, now: u64) -> Outcome {
     let answers: BTreeMap<MemberName, PeerAnswer> =
         (0..3).filter(|j| *j != i && d.members[*j].up).map(|j| (NAMES[j].into(), answer(&d.members[j]))).collect();
     local.peers = Some(PeerRound { asked_at: at(now), answers });
+    local.config_read = Some(at(now));
     let ctx = Ctx::new(cluster, &local, &settings, Now { boot: at(now), wall: WallTime(0) });
     let Some(unlocked) = ctx.unlocked() else { panic!("the lock is free") };
     let d = crate::decide::decide(cluster, &local, &settings, ctx.now);
@@ -194,7 +195,7 @@ proptest! {
                         who = usize::MAX;
                         break;
                     }
-                    Outcome::Ask(_) | Outcome::Waiting => prop_assert!(false, "all have answered"),
+                    Outcome::Ask(_) | Outcome::Waiting | Outcome::ReadHistory => prop_assert!(false, "all have answered"),
                 }
             }
             prop_assert!(who == usize::MAX, "a circle: {outcomes:?}");

@@ -55,6 +55,9 @@ fn nobody(ctx: &Ctx<'_>) -> String {
         LeaseVerdict::Silence { .. } => {
             "no leader known: waiting a full ttl before taking that for an empty throne".to_owned()
         }
+        LeaseVerdict::Absent => {
+            "no leader object: it is made anew, and taken if it stands untouched for a ttl".to_owned()
+        }
         LeaseVerdict::Held(_) | LeaseVerdict::Released | LeaseVerdict::Expired(_) | LeaseVerdict::Vacant => {
             format!("no action. I am ({})", ctx.local.me)
         }

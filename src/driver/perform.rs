@@ -49,6 +49,7 @@ fn can_be_dropped(effect: &Effect) -> bool {
         | Effect::KeepPublished { .. } => false,
         // The store's client and the keeper's have deadlines of their own, and say what became of it.
         Effect::ReadLeader
+        | Effect::ReadConfig
         | Effect::WriteLeader(_)
         | Effect::ReadPod { .. }
         | Effect::WriteStore(_)
@@ -139,6 +140,7 @@ impl Hands {
     async fn work(self, id: Id, effect: Effect, progress: tokio::sync::mpsc::Sender<Input>) -> Outcome {
         match effect {
             Effect::ReadLeader
+            | Effect::ReadConfig
             | Effect::WriteLeader(_)
             | Effect::ReadPod { .. }
             | Effect::WriteStore(_)
@@ -189,6 +191,7 @@ impl Hands {
     async fn store(&self, effect: Effect) -> Answer {
         match effect {
             Effect::ReadLeader => Answer::Leader(self.store.read_leader().await.map(|l| l.map(Box::new))),
+            Effect::ReadConfig => Answer::Config(self.store.read_config().await),
             Effect::WriteLeader(write) => Answer::LeaderWritten(self.store.write_leader(*write).await),
             Effect::ReadPod { name } => Answer::Pod(self.store.read_pod(name).await),
             Effect::WriteStore(write) => Answer::Written(self.store.write(write).await),

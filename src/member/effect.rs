@@ -60,6 +60,8 @@ pub enum Script {
 pub enum Effect {
     /// Read the leader object afresh. → `Answer::Leader`
     ReadLeader,
+    /// Read the configuration object afresh. → `Answer::Config`
+    ReadConfig,
     /// One conditional write of the leader object. → `Answer::LeaderWritten`
     WriteLeader(Box<LeaderWrite>),
     /// Read a pod afresh. → `Answer::Pod`
@@ -199,7 +201,7 @@ impl Effect {
         const SCRIPT: Duration = Duration::from_secs(300);
         const TASK: Duration = Duration::from_secs(14 * 24 * 3600);
         match self {
-            Effect::ReadLeader | Effect::ReadPod { .. } => retry_timeout,
+            Effect::ReadLeader | Effect::ReadConfig | Effect::ReadPod { .. } => retry_timeout,
             Effect::WriteLeader(_) | Effect::WriteStore(_) | Effect::Publish(_) | Effect::StripLabels => retry_timeout,
             Effect::AskPeers { .. } => Duration::from_secs(3),
             Effect::Permit { .. } | Effect::Stop { .. } => KEEPER,

@@ -28,6 +28,8 @@ pub(super) enum Lane {
     Peers,
     /// Proof of death.
     Proof,
+    /// Fresh reads of the configuration object.
+    Config,
     /// Monitoring query.
     Probe,
     /// Looks at the data directory.
@@ -65,6 +67,7 @@ pub(super) enum About {
     Publish(Box<MemberStatus>),
     Strip,
     Peers { asked_at: BootInstant },
+    Config,
     ProofPod,
     ProofLeader { how: String },
     Probe,
@@ -133,9 +136,14 @@ impl Flights {
 impl Lane {
     fn only_reads(self) -> bool {
         match self {
-            Lane::Peers | Lane::Proof | Lane::Probe | Lane::Look | Lane::Compare | Lane::Pending | Lane::History => {
-                true
-            }
+            Lane::Peers
+            | Lane::Proof
+            | Lane::Config
+            | Lane::Probe
+            | Lane::Look
+            | Lane::Compare
+            | Lane::Pending
+            | Lane::History => true,
             Lane::Permission
             | Lane::Stop
             | Lane::Postgres
@@ -164,6 +172,7 @@ impl Lane {
             Effect::StripLabels => Lane::Labels,
             Effect::AskPeers { .. } => Lane::Peers,
             Effect::ReadPod { .. } | Effect::ReadLeader | Effect::WriteLeader(_) => Lane::Proof,
+            Effect::ReadConfig => Lane::Config,
             Effect::Probe => Lane::Probe,
             Effect::Look => Lane::Look,
             Effect::Compare { .. } => Lane::Compare,

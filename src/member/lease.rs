@@ -10,12 +10,16 @@
 //!
 //! A renewal writes on its own last version without reading first; an acquisition always reads.
 
+mod job;
+
 use std::time::Duration;
+
+pub use job::{Job, JobEnd, Start, Writer};
 
 use super::effect::{Effect, Id};
 use crate::model::{
-    BootInstant, Change, Cluster, HolderMark, LeaderRecord, LeaderStatus, LeaderWrite, LeaderWritten, LeaseRecord,
-    MemberName, Now, ReadFailed, Released, Shutdown, Timeline, TimelineClaim, WallTime, time_scale,
+    BootInstant, Change, Cluster, LeaderRecord, LeaderStatus, LeaderWrite, LeaderWritten, LeaseRecord, MemberName, Now,
+    ReadFailed, Released, Stood, Timeline, TimelineClaim, WallTime, time_scale,
 };
 use crate::mutant::{self, Mutant};
 
@@ -26,77 +30,6 @@ const READS_MAX: usize = 3;
 /// Between attempts: the first pause, doubled each time up to the last. Patroni's bounds.
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
 const PAUSE_MOST: Duration = Duration::from_secs(1);
-
-/// What is wanted of the leader object.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Job {
-    /// Take it, if a fresh read still shows `stood`.
-    Acquire {
-        /// The record that stood for its ttl, was released, or is proven dead. `None`: no object.
-        stood: Option<LeaseRecord>,
-        /// Taken on proof of death: the holder mark must still be valid in the fresh read.
-        proven_dead: bool,
-        /// The number the promotion that follows will take.
-        claim: Option<Timeline>,
-    },
-    /// Renew it.
-    Renew {
-        /// Position and slots.
-        status: LeaderStatus,
-        /// I am a running primary beyond the position of the oath that stands: it is fulfilled.
-        fulfilled: bool,
-        /// The number the promotion that follows will take; `None` leaves what stands.
-        claim: Option<Timeline>,
-    },
-    /// Give it up.
-    Release {
-        /// A clean shutdown: the oath.
-        shutdown: Option<Shutdown>,
-    },
-}
-
-/// How a job ended.
-#[derive(Clone, Debug, PartialEq)]
-#[must_use]
-pub enum JobEnd {
-    /// The store has it.
-    Written {
-        /// The record that stands.
-        record: LeaseRecord,
-        /// When the attempt that stands was sent: the lease counts from here.
-        sent: BootInstant,
-    },
-    /// A fresh read shows something else; who holds it, and one line.
-    Lost(Option<MemberName>, String),
-    /// The store refused it definitely; nothing was written. One line.
-    Refused(String),
-    /// Nobody knows. It may even land later; a later read that shows one of our attempts is ours.
-    Unknown(String),
-}
-
-/// Who writes.
-#[derive(Clone, Debug, Default)]
-pub struct Writer {
-    /// Name of this member.
-    pub me: Option<MemberName>,
-    /// UID of its pod, empty while unknown.
-    pub uid: String,
-    /// A random word per start of the process.
-    pub session: String,
-}
-
-impl Writer {
-    /// The mark that belongs to a record. The store's client fills in the container IDs.
-    fn mark(&self, record: &LeaseRecord) -> HolderMark {
-        HolderMark {
-            uid: self.uid.clone(),
-            session: self.session.clone(),
-            acquire_time: record.acquire_time.clone().unwrap_or_default(),
-            renew_time: record.renew_time.clone().unwrap_or_default(),
-            ..HolderMark::default()
-        }
-    }
-}
 
 /// A request of ours that has not been answered.
 #[derive(Clone, Debug)]
@@ -142,18 +75,6 @@ pub struct Lease {
     flying: Vec<(Id, Flight)>,
     out: Vec<(Id, Effect)>,
     seed: u64,
-}
-
-/// What begins a job.
-pub struct Start {
-    /// What is wanted.
-    pub job: Job,
-    /// The ttl to write.
-    pub ttl: Duration,
-    /// For everything together.
-    pub deadline: Duration,
-    /// My lease, and until when it is unexpired by my own clock.
-    pub own: Option<(LeaseRecord, BootInstant)>,
 }
 
 impl Lease {
@@ -424,7 +345,7 @@ impl Lease {
             match &a.job {
                 Job::Renew { .. } if !of_this_job => a.landed = Some((record, sent)),
                 // Asked to take over from a record of our own: its send time is what the caller wants to leave behind.
-                Job::Acquire { stood, .. } if stood.as_ref() == Some(&record) => {}
+                Job::Acquire { stood: Stood::Record(stood), .. } if *stood == record => {}
                 Job::Acquire { .. } | Job::Renew { .. } => {
                     self.confirm(&record, sent);
                     return self.end(JobEnd::Written { record, sent });
@@ -436,7 +357,7 @@ impl Lease {
         let job = a.job.clone();
         let own = a.own.clone();
         let verdict = match job {
-            Job::Acquire { stood, proven_dead, .. } => judge_acquire(stood, proven_dead, seen.as_deref()),
+            Job::Acquire { stood, .. } => judge_acquire(&stood, seen.as_deref()),
             Job::Renew { .. } => self.judge_renew(seen.as_deref(), own, now.boot),
             Job::Release { .. } => self.judge_release(seen.as_deref()),
         };
@@ -573,17 +494,25 @@ fn number(record: &LeaseRecord) -> u64 {
 }
 
 /// `None`: write.
-fn judge_acquire(stood: Option<LeaseRecord>, proven_dead: bool, seen: Option<&LeaderRecord>) -> Option<JobEnd> {
-    // An object without lease keys (made by a manifest) is as good as none.
-    let stood = stood.unwrap_or_default();
+fn judge_acquire(stood: &Stood, seen: Option<&LeaderRecord>) -> Option<JobEnd> {
     let record = seen.map(|l| l.lease.clone()).unwrap_or_default();
-    if record != stood && !mutant::is(Mutant::TakesWithoutComparing) {
-        let who = record.leader.as_ref().map_or("nobody", |l| l.as_str()).to_owned();
-        return Some(JobEnd::Lost(record.leader, format!("the leader object is not as observed: it names {who}")));
+    let holder = record.leader.clone();
+    let as_observed = match stood {
+        Stood::Record(stood) | Stood::ProvenDead(stood) => record == *stood,
+        Stood::Untouched(version) => {
+            let same = seen.is_some_and(|l| l.version == *version) || mutant::is(Mutant::AnyVersionWillDo);
+            holder.is_none() && same
+        }
+        // One without lease keys (made by a manifest) is as good as none.
+        Stood::Nothing => record == LeaseRecord::default(),
+    };
+    if !as_observed && !mutant::is(Mutant::TakesWithoutComparing) {
+        let who = holder.as_ref().map_or("nobody", |l| l.as_str()).to_owned();
+        return Some(JobEnd::Lost(holder, format!("the leader object is not as observed: it names {who}")));
     }
-    if proven_dead && seen.is_none_or(|l| l.valid_holder().is_none()) {
+    if matches!(stood, Stood::ProvenDead(_)) && seen.is_none_or(|l| l.valid_holder().is_none()) {
         let why = "the holder mark is not that of the record: no proof of death holds".to_owned();
-        return Some(JobEnd::Lost(record.leader, why));
+        return Some(JobEnd::Lost(holder, why));
     }
     None
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::local::Handover;
-use super::{BootInstant, Cluster, DataDir, HistoryRow, LeaseRecord, MemberName, Shutdown, Timeline, Version};
+use super::{BootInstant, Cluster, DataDir, HistoryRow, LeaseRecord, MemberName, Shutdown, Stood, Timeline, Version};
 
 /// What the keeper may let run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -157,13 +157,13 @@ pub enum Rewrite {
 pub enum Action {
     /// Read the leader object afresh and put it into the view.
     ReadLease,
-    /// Take the lease. The executor reads the leader object afresh, compares its five keys with `stood` (`None`: no
-    /// object) and writes on exactly that version.
+    /// Read the configuration object, which holds the history, afresh and put it into the view.
+    ReadConfig,
+    /// Take the lease. The executor reads the leader object afresh, compares it with `stood` and writes on exactly the
+    /// version it has read.
     AcquireLease {
-        /// The record that stood for its ttl, was released, or is proven dead.
-        stood: Option<LeaseRecord>,
-        /// Proof needs the holder annotation to be valid in the fresh read too.
-        proven_dead: bool,
+        /// What must be found.
+        stood: Stood,
         /// The number that the promotion will take, written with the lock. `None`: there will be no promotion.
         claim: Option<Timeline>,
     },
@@ -200,6 +200,8 @@ pub enum Action {
         /// Decimal.
         system_id: String,
     },
+    /// Make the leader object, which is not there, naming nobody: where it stands untouched for a ttl, nobody leads.
+    MakeLeaderObject,
     /// Remove `initialize` after a failed bootstrap (mine, or of a proven dead initializer).
     CancelInitialize {
         /// Version of the config object.

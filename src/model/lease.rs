@@ -6,10 +6,14 @@
 //! An object without a holder is *released* only when the holder itself gave it up: it says so, or the record is the one
 //! seen last with nothing but the name taken out. An object that vanished, was made anew, or was stripped of its keys by a
 //! tool says nothing about its holder, who goes on until its own deadline: that is silence, and silence costs a full ttl.
+//!
+//! An object that is not there cannot be seen to stand still, however long one waits: behind a view that lags somebody may
+//! have made it, led, and lost it again. It is made anew, naming nobody, and taken once it has stood for a ttl in the very
+//! version that the takeover then writes on.
 
 use std::time::Duration;
 
-use super::{BootInstant, LeaderRecord, MemberName};
+use super::{BootInstant, LeaderRecord, MemberName, Version};
 use crate::mutant::{self, Mutant};
 
 /// The five keys of the lease. Times are opaque text.
@@ -55,11 +59,26 @@ impl LeaseRecord {
     }
 }
 
+/// What a takeover must find in its fresh read, and writes over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stood {
+    /// This record: given up by its holder, or silent for its ttl.
+    Record(LeaseRecord),
+    /// This record, with the valid mark of a holder that is proven dead.
+    ProvenDead(LeaseRecord),
+    /// An object that names nobody, in the very version that has stood for a ttl.
+    Untouched(Version),
+    /// No object. For the member alone that makes the cluster: nobody else has data to lead with.
+    Nothing,
+}
+
 /// What an observer remembers of the leader object: the last record and when it was received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseTracker {
     /// The last record seen; `None` while the object does not exist.
     pub record: Option<LeaseRecord>,
+    /// Its version then; renewals apart, the object may have been touched since.
+    pub version: Option<Version>,
     /// When the record above was received first, by our clock. At the start of the process: the start.
     pub since: BootInstant,
     /// Until when the last record *with a holder* counts while nobody is named. It outlives a vanished object: a wiped
@@ -67,6 +86,8 @@ pub struct LeaseTracker {
     pub silent_until: BootInstant,
     /// The last record with a holder that was seen in this object; `None` when the object was gone since.
     pub seen: Option<LeaseRecord>,
+    /// The ttl of the last record with a holder, in this object or an earlier one.
+    pub last_ttl: Option<Duration>,
     /// Its holder leaves a mark of its own with every renewal.
     pub marked: bool,
     /// The number of the last acquisition that was seen with a holder.
@@ -89,19 +110,22 @@ pub enum LeaseVerdict {
         /// When the silence may be taken for an empty throne.
         until: BootInstant,
     },
-    /// No holder known for a full ttl.
+    /// The object names nobody and has stood untouched for a full ttl.
     Vacant,
+    /// There is no object. It says nothing, for however long; see [`Stood::Untouched`].
+    Absent,
 }
 
 impl LeaseTracker {
     /// At process start: nothing seen yet, so a full ttl has to pass.
     pub fn new(now: BootInstant, ttl: Duration) -> Self {
-        let ttl = if mutant::is(Mutant::StartKnowsAll) { Duration::ZERO } else { ttl };
         LeaseTracker {
             record: None,
+            version: None,
             since: now,
             silent_until: now + ttl,
             seen: None,
+            last_ttl: None,
             marked: false,
             latest: 0,
             released: false,
@@ -109,19 +133,25 @@ impl LeaseTracker {
     }
 
     /// Takes in what was received at `at`: the same record received later than before comes after a gap in which others may
-    /// have stood. Returns true if it says something new.
+    /// have stood, and so does one without a holder in another version. Returns true if it says something new.
     #[must_use]
     pub fn observe(&mut self, leader: Option<&LeaderRecord>, at: BootInstant, own_ttl: Duration) -> bool {
         let record = leader.map(|l| l.lease.clone());
         let by_holder = leader.is_some_and(|l| l.released_by_holder() && !self.knows_later_than(&l.lease));
-        if self.record == record && at <= self.since {
+        let version = leader.map(|l| l.version.clone());
+        let named = record.as_ref().is_some_and(|r| r.leader.is_some());
+        let touched = !named && version != self.version && !mutant::is(Mutant::AnyVersionWillDo);
+        self.version = version;
+        if self.record == record && at <= self.since && !touched {
             self.released |= by_holder;
             return false;
         }
         match &record {
             Some(r) if r.leader.is_some() => {
                 self.released = false;
-                self.silent_until = self.silent_until.max(at + r.ttl_or(own_ttl));
+                let ttl = r.ttl_or(own_ttl);
+                self.silent_until = self.silent_until.max(at + ttl);
+                self.last_ttl = Some(ttl);
                 self.latest = r.number();
                 self.marked = leader.is_some_and(|l| l.valid_holder().is_some());
                 self.seen = Some(r.clone());
@@ -153,8 +183,8 @@ impl LeaseTracker {
     /// Nobody is named and nobody said why. The holder may have renewed up to this moment: views skip what was
     /// overwritten soon.
     fn fall_silent(&mut self, at: BootInstant, own_ttl: Duration) {
-        let before = [&self.record, &self.seen].into_iter().flatten().map(|r| r.ttl_or(own_ttl)).max();
-        self.silent_until = self.silent_until.max(at + before.unwrap_or(own_ttl));
+        let ttl = self.last_ttl.unwrap_or(own_ttl).max(own_ttl);
+        self.silent_until = self.silent_until.max(at + ttl);
     }
 
     /// The verdict at `now`.
@@ -163,8 +193,18 @@ impl LeaseTracker {
             Some(who) if now > self.expires(own_ttl) => LeaseVerdict::Expired(who.clone()),
             Some(who) => LeaseVerdict::Held(who.clone()),
             None if self.released => LeaseVerdict::Released,
+            None if self.record.is_none() && !mutant::is(Mutant::AbsenceIsVacancy) => LeaseVerdict::Absent,
             None if now >= self.silent_until || mutant::is(Mutant::SilenceCostsNothing) => LeaseVerdict::Vacant,
             None => LeaseVerdict::Silence { until: self.silent_until },
+        }
+    }
+
+    /// What a takeover by time or by release must find.
+    pub fn stood(&self) -> Stood {
+        match (&self.record, &self.version) {
+            (Some(record), _) if record.leader.is_some() || self.released => Stood::Record(record.clone()),
+            (Some(_), Some(version)) => Stood::Untouched(version.clone()),
+            (_, None) | (None, _) => Stood::Nothing,
         }
     }
 
@@ -192,7 +232,7 @@ pub struct OwnLease {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{HolderMark, Released, Version};
+    use crate::model::{HolderMark, Released};
 
     const TTL: Duration = Duration::from_secs(30);
     fn at(s: u64) -> BootInstant {
@@ -240,15 +280,41 @@ mod tests {
         assert!(t.observe(Some(&object(record(None, "x"))), at(105), TTL));
         assert_eq!(t.verdict(at(105), TTL), LeaseVerdict::Released);
         assert!(t.observe(None, at(106), TTL));
-        assert_eq!(t.verdict(at(107), TTL), LeaseVerdict::Silence { until: at(136) });
-        assert_eq!(t.verdict(at(136), TTL), LeaseVerdict::Vacant);
+        assert_eq!(t.verdict(at(1000), TTL), LeaseVerdict::Absent, "nothing that is not there stands still");
+        assert!(t.observe(Some(&object(LeaseRecord::default())), at(1000), TTL));
+        assert_eq!(t.verdict(at(1001), TTL), LeaseVerdict::Silence { until: at(1030) });
+        assert_eq!(t.verdict(at(1030), TTL), LeaseVerdict::Vacant);
+        assert_eq!(t.stood(), Stood::Untouched(Version("1".into())));
+    }
+
+    #[test]
+    fn an_object_that_names_nobody_and_is_touched_costs_the_ttl_again() {
+        let bare = |version: &str| LeaderRecord::of(Version(version.into()), LeaseRecord::default());
+        let mut t = LeaseTracker::new(at(0), TTL);
+        assert!(t.observe(Some(&bare("1")), at(10), TTL));
+        assert!(!t.observe(Some(&bare("1")), at(10), TTL));
+        assert!(t.observe(Some(&bare("2")), at(39), TTL), "somebody may have led in between");
+        assert_eq!(t.verdict(at(41), TTL), LeaseVerdict::Silence { until: at(69) });
+        assert_eq!(t.stood(), Stood::Untouched(Version("2".into())));
+    }
+
+    #[test]
+    fn silence_lasts_the_longer_of_the_own_ttl_and_that_of_the_last_holder() {
+        let long = LeaseRecord { ttl: Some("100".into()), ..record(Some("a"), "x") };
+        let mut t = LeaseTracker::new(at(0), TTL);
+        assert!(t.observe(Some(&object(long)), at(10), TTL));
+        assert!(t.observe(None, at(20), TTL));
+        assert!(t.observe(Some(&object(LeaseRecord::default())), at(30), TTL));
+        assert_eq!(t.verdict(at(31), TTL), LeaseVerdict::Silence { until: at(130) });
     }
 
     #[test]
     fn a_process_that_just_started_waits_a_full_ttl_when_it_sees_nothing() {
-        let t = LeaseTracker::new(at(50), TTL);
-        assert_eq!(t.verdict(at(79), TTL), LeaseVerdict::Silence { until: at(80) });
-        assert_eq!(t.verdict(at(80), TTL), LeaseVerdict::Vacant);
+        let mut t = LeaseTracker::new(at(50), TTL);
+        assert_eq!(t.verdict(at(79), TTL), LeaseVerdict::Absent);
+        assert!(t.observe(Some(&object(LeaseRecord::default())), at(51), TTL));
+        assert_eq!(t.verdict(at(80), TTL), LeaseVerdict::Silence { until: at(81) });
+        assert_eq!(t.verdict(at(81), TTL), LeaseVerdict::Vacant);
     }
 
     #[test]
@@ -298,8 +364,9 @@ mod tests {
     #[test]
     fn what_came_and_went_while_nobody_looked_costs_the_ttl_again() {
         let mut t = LeaseTracker::new(at(0), TTL);
+        assert!(t.observe(Some(&object(LeaseRecord::default())), at(1), TTL));
         assert_eq!(t.verdict(at(40), TTL), LeaseVerdict::Vacant);
-        assert!(t.observe(None, at(41), TTL), "a list after a gap, and still no object");
+        assert!(t.observe(Some(&object(LeaseRecord::default())), at(41), TTL), "a list after a gap, and still nobody");
         assert_eq!(t.verdict(at(42), TTL), LeaseVerdict::Silence { until: at(71) });
         assert!(t.observe(Some(&object(record(Some("a"), "x"))), at(80), TTL));
         assert!(

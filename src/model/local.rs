@@ -412,6 +412,8 @@ pub struct Local {
     pub last_attempt: Option<BootInstant>,
     /// Any other store write in flight (initialize, config, history, failover).
     pub store_write: bool,
+    /// When the last fresh read of the configuration object whose answer is in the view was sent.
+    pub config_read: Option<BootInstant>,
     /// Proof of death for the standing record.
     pub death_proof: Option<DeathProof>,
     /// A `ProveDeath` is in flight.
@@ -492,6 +494,7 @@ impl Local {
             claim: None,
             last_attempt: None,
             store_write: false,
+            config_read: None,
             death_proof: None,
             proving: false,
             proof_wanted: None,

@@ -33,7 +33,7 @@ pub use decision::{
     Action, Decision, Permission, Reason, Rewrite, StartRole, StopMode, TaskKind, TaskOutcome, Upstream, Warning,
 };
 pub use divergence::{Compared, RewindState};
-pub use lease::{LeaseRecord, LeaseTracker, LeaseVerdict, OwnLease};
+pub use lease::{LeaseRecord, LeaseTracker, LeaseVerdict, OwnLease, Stood};
 pub use local::{
     BootstrapFailed, ClusterState, ControlData, DataDir, DeathProof, Handover, InFlight, KeeperLink, LeaseRefused,
     Local, PeerAnswer, PeerRole, PeerRound, PlannedRestart, PostgresView, Probe, ProofWanted, Reinit, Request,

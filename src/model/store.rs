@@ -172,6 +172,8 @@ pub enum StoreWrite {
         /// Decimal.
         system_id: String,
     },
+    /// Makes the leader object, naming nobody. One that is there already stays as it is.
+    LeaderObject,
     /// Removes `initialize`.
     CancelInitialize {
         /// Version of the config object.
@@ -207,6 +209,7 @@ impl StoreWrite {
             StoreWrite::ClaimInitialize { .. } => "the initialize key",
             StoreWrite::SystemId { .. } => "the system identifier",
             StoreWrite::CancelInitialize { .. } => "removing the initialize key",
+            StoreWrite::LeaderObject => "the leader object",
             StoreWrite::Config { .. } => "the dynamic configuration",
             StoreWrite::History { .. } => "the timeline history",
             StoreWrite::SetRequest(_) => "the failover request",

@@ -9,7 +9,7 @@ use patroni::dcs::kube::Mode;
 use patroni::dcs::schema;
 use patroni::driver::clock;
 use patroni::member::{Answer, Effect, Id, Identity, InForce, Input, Member, Step};
-use patroni::model::{HolderMark, LeaseRecord, MemberName, ProofOfDeath, Settings, StoreLink, View};
+use patroni::model::{HolderMark, LeaseRecord, MemberName, ProofOfDeath, Settings, Stood, StoreLink, View};
 use serde_json::{Value, json};
 
 use super::world::*;
@@ -154,7 +154,7 @@ async fn death_is_proven_by_every_container_and_a_valid_mark_only() {
         let other = HolderMark { renew_time: "other".into(), ..mark.clone() };
         w.annotate_leader(json!({"patroni.holder": schema::holder_text(&other)}));
         none(prove(&mark.uid, &mark.containers).await, "annotation not valid");
-        let want = Acquire { proven_dead: true, ..acquire(Some(record.clone())) };
+        let want = Acquire { stood: Stood::ProvenDead(record.clone()) };
         assert_eq!(lost(b.acquire(want.clone()).await).as_deref(), Some("a"));
         w.annotate_leader(json!({"patroni.holder": schema::holder_text(&mark)}));
         written(b.acquire(want).await);

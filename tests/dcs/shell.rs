@@ -9,7 +9,9 @@ use patroni::dcs::kube::KubeStore;
 use patroni::driver::clock;
 use patroni::member::lease::{Job, JobEnd, Lease, Start, Writer};
 use patroni::member::{Effect, Id};
-use patroni::model::{BootInstant, LeaderRecord, LeaderStatus, LeaderWritten, LeaseRecord, Lsn, ReadFailed, Shutdown};
+use patroni::model::{
+    BootInstant, LeaderRecord, LeaderStatus, LeaderWritten, LeaseRecord, Lsn, ReadFailed, Shutdown, Stood,
+};
 use tokio::sync::mpsc;
 
 use super::world::{DEADLINE, ttl};
@@ -48,8 +50,7 @@ impl Deref for Shell {
 /// A wish to take the lock.
 #[derive(Clone)]
 pub struct Acquire {
-    pub stood: Option<LeaseRecord>,
-    pub proven_dead: bool,
+    pub stood: Stood,
 }
 
 /// A wish to renew it.
@@ -60,7 +61,7 @@ pub struct Renew {
 }
 
 pub fn acquire(stood: Option<LeaseRecord>) -> Acquire {
-    Acquire { stood, proven_dead: false }
+    Acquire { stood: stood.map_or(Stood::Nothing, Stood::Record) }
 }
 
 pub fn renew(optime: u64) -> Renew {
@@ -92,8 +93,7 @@ impl Shell {
     }
 
     pub async fn acquire(&self, want: Acquire) -> JobEnd {
-        let Acquire { stood, proven_dead } = want;
-        self.run(Job::Acquire { stood, proven_dead, claim: None }, DEADLINE).await
+        self.run(Job::Acquire { stood: want.stood, claim: None }, DEADLINE).await
     }
 
     pub async fn renew(&self, want: Renew) -> JobEnd {

@@ -4,7 +4,7 @@
 
 use patroni::dcs::Dcs as _;
 use patroni::kubemem::FaultRule;
-use patroni::model::LeaseRecord;
+use patroni::model::{LeaseRecord, Stood, StoreWrite, Version, WriteResult};
 use serde_json::{Value, json};
 
 use super::world::*;
@@ -116,5 +116,24 @@ async fn a_member_whose_pod_is_leaving_does_not_make_the_object_again() {
         assert_eq!(lost(a.renew(renew(1)).await), None, "{mode:?}");
         assert!(w.server.store().get(w.kind(), "default", w.leader_name()).is_err());
         assert!(a.view().borrow().cluster.leader.is_none());
+    }
+}
+
+#[tokio::test]
+async fn an_object_that_is_not_there_is_made_naming_nobody_and_taken_in_the_version_that_stood() {
+    for mode in MODES {
+        let w = World::new(mode).await;
+        let (a, b) = (w.store("a").await, w.store("b").await);
+        let WriteResult::Written(version) = a.write(StoreWrite::LeaderObject).await else { panic!("{mode:?}") };
+        let WriteResult::Written(same) = b.write(StoreWrite::LeaderObject).await else { panic!("{mode:?}") };
+        assert_eq!(version, same, "one that is there stays as it is");
+        let view = see(&b, "the object", |v| v.cluster.leader.is_some()).await;
+        assert_eq!(view.cluster.leader.as_ref().map(|l| l.lease.clone()), Some(LeaseRecord::default()));
+        w.annotate_leader(json!({"somebody": "was here"}));
+        let untouched = |version: &Version| Acquire { stood: Stood::Untouched(version.clone()) };
+        assert_eq!(lost(b.acquire(untouched(&version)).await), None, "touched since: {mode:?}");
+        let stands = b.leader().await.unwrap().version;
+        written(b.acquire(untouched(&stands)).await);
+        assert_eq!(lost(a.acquire(untouched(&stands)).await).as_deref(), Some("b"), "{mode:?}");
     }
 }

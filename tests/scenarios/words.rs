@@ -48,6 +48,17 @@ pub fn task_kind(word: &str) -> Option<TaskKind> {
     })
 }
 
+/// What a takeover writes over.
+fn over(stood: &Stood) -> String {
+    let named = |r: &LeaseRecord| r.leader.as_ref().map_or("nobody".to_owned(), |l| l.to_string());
+    match stood {
+        Stood::Record(record) => named(record),
+        Stood::ProvenDead(record) => format!("{} (proven dead)", named(record)),
+        Stood::Untouched(version) => format!("nobody, untouched since version {version}"),
+        Stood::Nothing => "no object".into(),
+    }
+}
+
 /// One action, short and stable.
 pub fn brief(action: &Action) -> String {
     let t = |at: BootInstant| (at.as_secs_f64() - EPOCH_S) * 10.0;
@@ -57,12 +68,9 @@ pub fn brief(action: &Action) -> String {
         }
         Action::Permit(Permission::None) => "Permit none".into(),
         Action::Permit(Permission::Unfenced) => "Permit unfenced".into(),
-        Action::AcquireLease { stood, proven_dead, claim } => format!(
-            "AcquireLease over {}{}{}",
-            stood.as_ref().map_or("no object".into(), |r| r.leader.as_ref().map_or("nobody".into(), |l| l.to_string())),
-            if *proven_dead { " (proven dead)" } else { "" },
-            claim.map_or(String::new(), |t| format!(" claiming {t}"))
-        ),
+        Action::AcquireLease { stood, claim } => {
+            format!("AcquireLease over {}{}", over(stood), claim.map_or(String::new(), |t| format!(" claiming {t}")))
+        }
         Action::ClaimTimeline(number) => format!("ClaimTimeline {number}"),
         Action::Promote { claim } => format!("Promote{}", claim.map_or(String::new(), |t| format!(" to {t}"))),
         Action::StartPostgres { role, upstream } => format!("Start {role:?} from {}", source(upstream)),

@@ -30,6 +30,7 @@ impl World {
         }
         match effect {
             Effect::ReadLeader
+            | Effect::ReadConfig
             | Effect::WriteLeader(_)
             | Effect::ReadPod { .. }
             | Effect::WriteStore(_)
@@ -43,6 +44,7 @@ impl World {
             Effect::Stop { mode } => self.stop(pod, id, mode),
             Effect::Promote { renewal, claim } => {
                 self.pods[pod].claim = claim.map(|c| c.0);
+                self.pods[pod].promote_ordered = self.t;
                 self.ask_keeper(pod, Ask::Promote { renewal: renewal.as_nanos() }, AskedKeeper::Kept(id));
             }
             Effect::Start { role, upstream, renewal, .. } => self.prepare(pod, id, role, upstream, renewal),
@@ -113,6 +115,7 @@ impl World {
     fn perform_on_store(&mut self, pod: usize, id: Id, effect: Effect) {
         let asked = match effect {
             Effect::ReadLeader => self.request(pod, Request::Read(Object::Leader), Why::ReadLeader(id)),
+            Effect::ReadConfig => self.request(pod, Request::Read(Object::Config), Why::ReadConfig(id)),
             Effect::WriteLeader(write) => self.request(pod, Request::WriteLeader(write), Why::WriteLeader(id)),
             Effect::ReadPod { name } => self.request(pod, Request::ReadPod(name), Why::ReadPod(id)),
             Effect::WriteStore(write) => {
@@ -152,6 +155,10 @@ impl World {
     pub fn store_answer(&mut self, pod: usize, why: Why, got: Result<Got, Failure>) {
         let (id, answer) = match why {
             Why::ReadLeader(id) => (id, Answer::Leader(read(got, |o| o.map(|entry| Box::new(entry.leader()))))),
+            Why::ReadConfig(id) => {
+                let Some(view) = self.pods[pod].sidecar.as_ref().map(|s| s.desk.view()) else { return };
+                (id, Answer::Config(read(got, |_| ()).map(|()| view)))
+            }
             Why::WriteLeader(id) => {
                 let written = leader_written(got);
                 if written == LeaderWritten::Wrote {

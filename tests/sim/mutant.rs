@@ -28,6 +28,8 @@ const LEASE: &[Fault] = &[F::ApiCut, F::ApiStalls, F::FreezeSidecar, F::FreezePo
 const DEATH: &[Fault] =
     &[F::KillSidecar, F::KillPod { reported: true }, F::KillPod { reported: false }, F::PostgresCrash];
 const OBJECT: &[Fault] = &[F::LeaderStripped, F::LeaderDeleted, F::KillSidecar, F::ApiCut];
+const ABSENT: &[Fault] = &[F::LeaderDeleted, F::ApiCut, F::ApiStalls, F::FreezeSidecar, F::KillSidecar];
+const STALE: &[Fault] = &[F::ApiStalls, F::ApiCut, F::FreezePod, F::KillPod { reported: false }, F::NetworkCut];
 const MOVE: &[Fault] = &[F::Switchover, F::SwitchoverTo, F::Terminate, F::StopAll];
 const DIVERGE: &[Fault] = &[F::FreezePod, F::NetworkCut, F::KillPod { reported: false }, F::ApiCut, F::Switchover];
 
@@ -53,7 +55,8 @@ pub const CASES: &[Case] = &[
     case(IgnoresTheTtl, LEASE, plain, &["S1", "S2"]),
     case(BareObjectIsReleased, OBJECT, plain, &["S1", "S2", "S7"]),
     case(SilenceCostsNothing, OBJECT, plain, &["S1", "S2", "S7"]),
-    case(StartKnowsAll, OBJECT, plain, &["S1", "S2", "S7"]),
+    case(AbsenceIsVacancy, ABSENT, bad_api, &["S1", "S2", "S7"]),
+    case(AnyVersionWillDo, ABSENT, bad_api, &["S1", "S2", "S7"]),
     case(LeaseFromConfirmation, LEASE, bad_api, &["S1", "S2"]),
     case(UnknownIsConfirmed, LEASE, bad_api, &["S1", "S2"]),
     case(TakesWithoutComparing, LEASE, plain, &["S1", "S2"]),
@@ -74,9 +77,10 @@ pub const CASES: &[Case] = &[
     case(OathIsForgotten, MOVE, |p| (p.slow_network, p.slow_starts) = (true, true), &["S5"]),
     case(LagIsIgnored, &[F::NetworkCut, F::KillPod { reported: false }, F::FreezePod], plain, &["S5"]),
     case(PositionsAcrossTimelines, DIVERGE, plain, &["S5", "S6"]),
+    case(HistoryOnTrust, STALE, bad_api, &["S5", "S6"]),
     case(NumbersAreNotShared, DIVERGE, plain, &["S6"]),
     case(InitdbDespiteData, &[F::StoreWiped, F::DataWiped], plain, &["S7"]),
-    case(UnfencedForEver, &[F::ApiCutForAll, F::ApiRefuses, F::ApiCut], early, &["S9"]),
+    case(UnfencedForEver, &[F::ApiCutForAll, F::FreezeSidecar], early, &["S9"]),
     case(RemovesUnasked, DIVERGE, bad_tools, &["S10"]),
     case(HalfMadeIsWhole, DIVERGE, bad_tools, &["S10"]),
     case(DivergenceIsDenied, DIVERGE, plain, &["L1"]),

@@ -26,6 +26,7 @@ const STEPS_MAX: u32 = 400;
 #[derive(Clone, Debug)]
 pub enum Why {
     ReadLeader(Id),
+    ReadConfig(Id),
     WriteLeader(Id),
     ReadPod(Id),
     Store(Id, Object),

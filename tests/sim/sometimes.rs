@@ -95,7 +95,7 @@ macro_rules! effects {
 }
 
 effects! {
-    ReadLeader, WriteLeader, ReadPod, WriteStore, Publish, StripLabels, AskPeers, Permit, Stop, Start, Promote, Script, Task,
+    ReadLeader, ReadConfig, WriteLeader, ReadPod, WriteStore, Publish, StripLabels, AskPeers, Permit, Stop, Start, Promote, Script, Task,
     Cancel, Probe, Look, Compare, Checkpoint, SyncSlots, PendingRestart, ReadHistory, Reconfigure, SaveFiles, EndBootstrap,
     KeepPublished, Configure, Callback, Answer, Exit,
 }

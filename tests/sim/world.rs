@@ -153,6 +153,8 @@ pub struct Pod {
     pub containers: BTreeMap<&'static str, String>,
     /// The number that the promotion under way was ordered with: the gaps below it hold placeholders.
     pub claim: Option<u32>,
+    /// When its last promotion was ordered.
+    pub promote_ordered: Ns,
     /// When the last postmaster was gone with everything below it, by the clock of the pod.
     pub last_death: Option<u64>,
     /// Its clock stood until then: nothing is promised for a while.
@@ -402,6 +404,7 @@ fn pod(seed: u64, i: usize, chance: &mut Rng, plan: &Plan) -> Pod {
         pids: 100,
         containers: BTreeMap::new(),
         claim: None,
+        promote_ordered: 0,
         last_death: None,
         paused: 0,
         full_until: 0,

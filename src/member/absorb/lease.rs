@@ -163,8 +163,11 @@ impl State {
     /// Sends a permission with the note that lets a restarted sidecar go on with my lease.
     pub(in crate::member) fn permit(&mut self, permission: Permission) {
         let evidence = match permission {
-            // There is no lease yet: the wish itself is the evidence.
+            // There is no lease yet: the wish itself is the evidence, and then the end of the new cluster's scripts.
             Permission::Unfenced => self.now.boot,
+            Permission::Writer { .. } if self.local.own.is_none() => {
+                self.local.task_end.as_ref().map_or(BootInstant::default(), |end| end.at)
+            }
             Permission::None | Permission::Writer { .. } => self.evidence(),
         };
         let note = self.local.own.as_ref().map(|own| own.record.clone());

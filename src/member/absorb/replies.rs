@@ -99,6 +99,7 @@ impl State {
                 }
             }
             About::Peers { asked_at } => self.peers_answered(asked_at, answer),
+            About::Config => self.config_read(sent, answer),
             About::ProofPod => self.pod_read(answer),
             About::ProofLeader { how } => self.proof_read(how, answer),
             About::Probe => self.looked(answer, sent),

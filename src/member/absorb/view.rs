@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use super::super::effect::Effect;
 use super::super::flights::{About, Lane};
-use super::super::input::InForce;
+use super::super::input::{Answer, Fail, InForce};
 use super::super::lease;
 use super::super::state::State;
-use crate::model::{InFlight, LeaderRecord, OwnLease, StoreLink, Timeline, View};
+use crate::model::{BootInstant, InFlight, LeaderRecord, OwnLease, StoreLink, Timeline, View};
 
 /// An early renewal after a view that contradicts my lease, at most this often.
 const CONTRADICTED_PAUSE: Duration = Duration::from_millis(500);
@@ -35,6 +35,22 @@ impl State {
         self.earlier_life();
         self.contradicted(view);
         self.new_document();
+    }
+
+    /// The configuration object was read afresh.
+    pub(super) fn config_read(&mut self, sent: BootInstant, answer: Result<Answer, Fail>) {
+        match answer {
+            Ok(Answer::Config(Ok(view))) => {
+                self.worked("read the history");
+                self.view(&view);
+                self.local.config_read = Some(sent);
+            }
+            Ok(Answer::Config(Err(e))) => {
+                self.failed("read the history");
+                self.warn(format!("cannot read the history of the cluster: {}", e.text()));
+            }
+            Ok(_) | Err(_) => self.failed("read the history"),
+        }
     }
 
     fn observe_lease(&mut self, view: &View) {

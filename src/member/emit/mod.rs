@@ -55,6 +55,7 @@ impl State {
             Action::ClaimInitialize { .. }
             | Action::WriteSystemId { .. }
             | Action::CancelInitialize { .. }
+            | Action::MakeLeaderObject
             | Action::WriteHistory { .. }
             | Action::UpdateHistory
             | Action::ClearRequest { .. }
@@ -69,6 +70,7 @@ impl State {
                     self.send(Effect::Checkpoint, About::Checkpoint);
                 }
             }
+            Action::ReadConfig => self.read_config(),
             Action::AskPeers { members } => self.ask(&members),
             Action::Begin(kind) => self.begin(kind),
             Action::CancelTask => {

@@ -13,9 +13,9 @@ impl State {
     #[expect(clippy::wildcard_enum_match_arm, reason = "of the lease's actions, those that are not ready are dropped")]
     pub(super) fn act_on_lease(&mut self, action: Action) {
         match action {
-            Action::AcquireLease { stood, proven_dead, claim } if self.rested("acquire") && !self.lease.busy() => {
+            Action::AcquireLease { stood, claim } if self.rested("acquire") && !self.lease.busy() => {
                 self.local.claim = claim;
-                self.lease_job(InFlight::Acquire, Job::Acquire { stood, proven_dead, claim });
+                self.lease_job(InFlight::Acquire, Job::Acquire { stood, claim });
             }
             Action::RenewLease => self.renew(None),
             Action::ClaimTimeline(number) => self.renew(Some(number)),
@@ -62,6 +62,7 @@ impl State {
             Action::ClaimInitialize { expect } => (StoreWrite::ClaimInitialize { expect }, About::Claim),
             Action::WriteSystemId { expect, system_id } => plain(StoreWrite::SystemId { expect, system_id }),
             Action::CancelInitialize { expect } => plain(StoreWrite::CancelInitialize { expect }),
+            Action::MakeLeaderObject => plain(StoreWrite::LeaderObject),
             Action::WriteHistory { rows } => {
                 let expect = self.cluster.config.as_ref().map(|c| c.version.clone());
                 plain(StoreWrite::History { expect, rows })
@@ -79,6 +80,12 @@ impl State {
         };
         self.local.store_write = true;
         self.send(Effect::WriteStore(write), about);
+    }
+
+    pub(super) fn read_config(&mut self) {
+        if !self.flights.busy(Lane::Config) && self.rested("read the history") {
+            self.send(Effect::ReadConfig, About::Config);
+        }
     }
 
     fn read_history(&mut self) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::Version;
+use crate::model::{HolderMark, Version};
 
 const TTL: Duration = Duration::from_secs(30);
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -156,7 +156,7 @@ impl World {
     /// Holds the lock since `0`, and its view shows it.
     fn leading() -> World {
         let mut w = World::new();
-        w.start(Job::Acquire { stood: None, proven_dead: false, claim: None }, ms(0));
+        w.start(Job::Acquire { stood: Stood::Nothing, claim: None }, ms(0));
         assert_eq!(w.answer_read(ms(0)), None);
         let id = w.land();
         let end = w.answer(id, LeaderWritten::Wrote, ms(5));
@@ -266,7 +266,7 @@ fn a_conflict_is_read_and_only_the_read_says_lost() {
 fn a_refused_acquisition_ends_at_once_and_a_refused_renewal_is_tried_again_with_pauses() {
     let refused = || LeaderWritten::Refused("Forbidden".into());
     let mut w = World::new();
-    w.start(Job::Acquire { stood: None, proven_dead: false, claim: None }, ms(0));
+    w.start(Job::Acquire { stood: Stood::Nothing, claim: None }, ms(0));
     assert_eq!(w.answer_read(ms(1)), None);
     assert_eq!(w.answer_write(refused(), ms(2)), Some(JobEnd::Refused("Forbidden".into())));
 
@@ -290,7 +290,7 @@ fn a_refused_acquisition_ends_at_once_and_a_refused_renewal_is_tried_again_with_
     }
     // An acquisition that can have written something is looked up instead.
     let mut w = World::new();
-    w.start(Job::Acquire { stood: None, proven_dead: false, claim: None }, ms(0));
+    w.start(Job::Acquire { stood: Stood::Nothing, claim: None }, ms(0));
     assert_eq!(w.answer_read(ms(1)), None);
     assert_eq!(w.answer_write(LeaderWritten::Unsure("503".into()), ms(2)), None);
     assert_eq!(w.due(ms(500)), None);
@@ -551,13 +551,31 @@ impl Course {
             Event::See => self.w.see(),
             Event::Renew => self.begin(Job::Renew { status: LeaderStatus::default(), fulfilled: false, claim: None }),
             Event::Acquire => {
-                let stood = self.w.stored.as_ref().map(|s| s.lease.clone());
-                self.begin(Job::Acquire { stood, proven_dead: false, claim: None });
+                let stood = self.w.stored.as_ref().map_or(Stood::Nothing, |s| Stood::Record(s.lease.clone()));
+                self.begin(Job::Acquire { stood, claim: None });
             }
             Event::Release => self.begin(Job::Release { shutdown: None }),
         }
         self.held.extend(self.w.stored.as_ref().map(|s| s.lease.clone()));
     }
+}
+
+#[test]
+fn an_object_that_names_nobody_is_taken_in_the_very_version_that_stood() {
+    let untouched = |version: &str| Job::Acquire { stood: Stood::Untouched(Version(version.into())), claim: None };
+    let mut w = World::new();
+    w.put(LeaseRecord::default(), None);
+    let stood = w.stored.clone().unwrap().version;
+    w.put(LeaseRecord::default(), None);
+    w.start(untouched(&stood.0), ms(0));
+    let Some(JobEnd::Lost(None, _)) = w.answer_read(ms(1)) else { panic!("somebody may have led in between") };
+    let stands = w.stored.clone().unwrap().version;
+    w.start(untouched(&stands.0), ms(2));
+    assert_eq!(w.answer_read(ms(3)), None);
+    assert_eq!(w.writes(), 1);
+    let mut w = World::new();
+    w.start(untouched("1"), ms(0));
+    let Some(JobEnd::Lost(None, _)) = w.answer_read(ms(1)) else { panic!("what is not there stands in no version") };
 }
 
 proptest! {

@@ -1,0 +1,86 @@
+//! What is wanted of the leader object, by whom, and how it ends.
+
+use std::time::Duration;
+
+use crate::model::{BootInstant, HolderMark, LeaderStatus, LeaseRecord, MemberName, Shutdown, Stood, Timeline};
+
+/// What is wanted of the leader object.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Job {
+    /// Take it, if a fresh read still shows `stood`.
+    Acquire {
+        /// What a fresh read must show.
+        stood: Stood,
+        /// The number the promotion that follows will take.
+        claim: Option<Timeline>,
+    },
+    /// Renew it.
+    Renew {
+        /// Position and slots.
+        status: LeaderStatus,
+        /// I am a running primary beyond the position of the oath that stands: it is fulfilled.
+        fulfilled: bool,
+        /// The number the promotion that follows will take; `None` leaves what stands.
+        claim: Option<Timeline>,
+    },
+    /// Give it up.
+    Release {
+        /// A clean shutdown: the oath.
+        shutdown: Option<Shutdown>,
+    },
+}
+
+/// How a job ended.
+#[derive(Clone, Debug, PartialEq)]
+#[must_use]
+pub enum JobEnd {
+    /// The store has it.
+    Written {
+        /// The record that stands.
+        record: LeaseRecord,
+        /// When the attempt that stands was sent: the lease counts from here.
+        sent: BootInstant,
+    },
+    /// A fresh read shows something else; who holds it, and one line.
+    Lost(Option<MemberName>, String),
+    /// The store refused it definitely; nothing was written. One line.
+    Refused(String),
+    /// Nobody knows. It may even land later; a later read that shows one of our attempts is ours.
+    Unknown(String),
+}
+
+/// Who writes.
+#[derive(Clone, Debug, Default)]
+pub struct Writer {
+    /// Name of this member.
+    pub me: Option<MemberName>,
+    /// UID of its pod, empty while unknown.
+    pub uid: String,
+    /// A random word per start of the process.
+    pub session: String,
+}
+
+impl Writer {
+    /// The mark that belongs to a record. The store's client fills in the container IDs.
+    pub(super) fn mark(&self, record: &LeaseRecord) -> HolderMark {
+        HolderMark {
+            uid: self.uid.clone(),
+            session: self.session.clone(),
+            acquire_time: record.acquire_time.clone().unwrap_or_default(),
+            renew_time: record.renew_time.clone().unwrap_or_default(),
+            ..HolderMark::default()
+        }
+    }
+}
+
+/// What begins a job.
+pub struct Start {
+    /// What is wanted.
+    pub job: Job,
+    /// The ttl to write.
+    pub ttl: Duration,
+    /// For everything together.
+    pub deadline: Duration,
+    /// My lease, and until when it is unexpired by my own clock.
+    pub own: Option<(LeaseRecord, BootInstant)>,
+}
