@@ -113,6 +113,13 @@ impl World {
             // A new cluster that waits for its lock: nobody is sent there, and it may come to nothing.
             return;
         }
+        self.check_branch(pod, branch);
+        self.judge.newest = Some((branch, pod));
+        self.judge.acked.clone_from(&self.pods[pod].disk);
+    }
+
+    /// S2 and S6: whoever acknowledges does so on the newest branch there is, and alone.
+    fn check_branch(&mut self, pod: usize, branch: Branch) {
         match self.judge.newest {
             Some((newest, who)) if newest.making == branch.making && who != pod => {
                 self.violation(format!("S2 m{pod} and m{who} both acknowledge on timeline {}", branch.timeline));
@@ -134,8 +141,6 @@ impl World {
             }
             _ => {}
         }
-        self.judge.newest = Some((branch, pod));
-        self.judge.acked.clone_from(&self.pods[pod].disk);
     }
 
     /// S5 and S7, when a promotion has ended.

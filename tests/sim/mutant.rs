@@ -29,7 +29,6 @@ const DEATH: &[Fault] =
     &[F::KillSidecar, F::KillPod { reported: true }, F::KillPod { reported: false }, F::PostgresCrash];
 const OBJECT: &[Fault] = &[F::LeaderStripped, F::LeaderDeleted, F::KillSidecar, F::ApiCut];
 const ABSENT: &[Fault] = &[F::LeaderDeleted, F::ApiCut, F::ApiStalls, F::FreezeSidecar, F::KillSidecar];
-const STALE: &[Fault] = &[F::ApiStalls, F::ApiCut, F::FreezePod, F::KillPod { reported: false }, F::NetworkCut];
 const MOVE: &[Fault] = &[F::Switchover, F::SwitchoverTo, F::Terminate, F::StopAll];
 const DIVERGE: &[Fault] = &[F::FreezePod, F::NetworkCut, F::KillPod { reported: false }, F::ApiCut, F::Switchover];
 
@@ -77,7 +76,7 @@ pub const CASES: &[Case] = &[
     case(OathIsForgotten, MOVE, |p| (p.slow_network, p.slow_starts) = (true, true), &["S5"]),
     case(LagIsIgnored, &[F::NetworkCut, F::KillPod { reported: false }, F::FreezePod], plain, &["S5"]),
     case(PositionsAcrossTimelines, DIVERGE, plain, &["S5", "S6"]),
-    case(HistoryOnTrust, STALE, bad_api, &["S5", "S6"]),
+    case(HistoryOnTrust, DIVERGE, bad_api, &["S5", "S6"]),
     case(NumbersAreNotShared, DIVERGE, plain, &["S6"]),
     case(InitdbDespiteData, &[F::StoreWiped, F::DataWiped], plain, &["S7"]),
     case(UnfencedForEver, &[F::ApiCutForAll, F::FreezeSidecar], early, &["S9"]),
