@@ -18,7 +18,7 @@ use std::sync::Arc;
 use super::View;
 use super::objects::{Kind, Names, Pod, Subset, object_labels, version_number};
 use super::options::StoreOptions;
-use super::schema;
+use super::schema::{self, ConfigParts};
 use crate::model::{BootInstant, Cluster, LeaderRecord, LeaseRecord, Member, MemberName, OwnPod, StoreLink, Version};
 use crate::mutant::{self, Mutant};
 
@@ -55,6 +55,10 @@ pub struct KindEntry {
     pub(super) labelled: bool,
     pub(super) subsets: Vec<Subset>,
     epoch: u32,
+    /// What it says as the leader or as the config object, with the warnings of reading it: most changes of a cluster leave
+    /// the one or the other alone.
+    as_leader: OnceCell<Box<(LeaderRecord, Vec<String>)>>,
+    as_config: OnceCell<Box<(ConfigParts, Vec<String>)>>,
 }
 
 impl KindEntry {
@@ -67,6 +71,8 @@ impl KindEntry {
             labelled: labels.iter().all(|(k, v)| carried.get(k) == Some(v)),
             subsets: object.subsets.unwrap_or_default(),
             epoch: 0,
+            as_leader: OnceCell::new(),
+            as_config: OnceCell::new(),
         }
     }
     /// The version to expect in a write.
@@ -83,7 +89,23 @@ impl KindEntry {
     }
     /// Read as the leader object.
     pub fn leader(&self) -> LeaderRecord {
-        schema::leader_from(&self.version.0, &self.annotations, self.addresses(), &mut Vec::new())
+        self.leader_told(&mut Vec::new())
+    }
+    fn leader_told(&self, warnings: &mut Vec<String>) -> LeaderRecord {
+        let read = self.as_leader.get_or_init(|| {
+            let mut told = Vec::new();
+            Box::new((schema::leader_from(&self.version.0, &self.annotations, self.addresses(), &mut told), told))
+        });
+        warnings.extend(read.1.iter().cloned());
+        read.0.clone()
+    }
+    fn config_told(&self, warnings: &mut Vec<String>) -> ConfigParts {
+        let read = self.as_config.get_or_init(|| {
+            let mut told = Vec::new();
+            Box::new((schema::config_from(&self.version.0, &self.annotations, &mut told), told))
+        });
+        warnings.extend(read.1.iter().cloned());
+        read.0.clone()
     }
     /// The addresses clients are sent to.
     pub fn addresses(&self) -> Vec<String> {
@@ -518,15 +540,8 @@ impl Cache {
 
     fn read_cluster(&self) -> (Arc<Cluster>, Vec<String>) {
         let mut warnings: Vec<String> = Vec::new();
-        let leader = self
-            .kinds
-            .get(&self.names.leader)
-            .map(|k| schema::leader_from(&k.version.0, &k.annotations, k.addresses(), &mut warnings));
-        let config = self
-            .kinds
-            .get(&self.names.config)
-            .map(|k| schema::config_from(&k.version.0, &k.annotations, &mut warnings))
-            .unwrap_or_default();
+        let leader = self.kinds.get(&self.names.leader).map(|k| k.leader_told(&mut warnings));
+        let config = self.kinds.get(&self.names.config).map(|k| k.config_told(&mut warnings)).unwrap_or_default();
         let failover = self
             .kinds
             .get(&self.names.failover)

@@ -126,15 +126,14 @@ impl Cursor {
     }
 
     fn read_history(&mut self, store: &Store, until: u64) {
-        match store.changes_after(self.kind, self.position) {
+        let mut seen = Vec::new();
+        match store.changes_after(self.kind, self.position, until, |change| seen.extend(self.see(change))) {
             Err(expired) => {
                 self.queue.push_back(Event { kind: "ERROR", object: Arc::new(expired.to_value()) });
                 self.over = true;
             }
-            Ok((changes, position)) => {
-                self.position = position.min(until).max(self.position);
-                let seen: Vec<Event> =
-                    changes.iter().filter(|c| c.version <= until).filter_map(|change| self.see(change)).collect();
+            Ok(position) => {
+                self.position = position;
                 self.queue.extend(seen);
             }
         }

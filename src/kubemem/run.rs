@@ -122,7 +122,7 @@ fn create(store: &Store, call: &Call) -> Result<Answer, Status> {
 }
 
 fn namespace_exists(store: &Store, call: &Call) -> Result<(), Status> {
-    if call.target.kind.namespaced { store.get("namespaces", "", &call.target.namespace).map(|_| ()) } else { Ok(()) }
+    if call.target.kind.namespaced { store.stands("namespaces", "", &call.target.namespace) } else { Ok(()) }
 }
 
 fn refuse_dry_run(call: &Call) -> Result<(), Status> {

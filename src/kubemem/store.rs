@@ -175,6 +175,11 @@ impl Store {
         self.read(Self::known(resource)?, namespace, name).map(|found| (*found).clone())
     }
 
+    /// Is there such an object? 404 when not.
+    pub(crate) fn stands(&self, resource: &str, namespace: &str, name: &str) -> Result<(), Status> {
+        self.read(Self::known(resource)?, namespace, name).map(drop)
+    }
+
     /// Replaces an object, status included; conditional when it carries a resourceVersion (409).
     pub fn update(&self, resource: &str, namespace: &str, object: Value) -> Result<Value, Status> {
         let name = object["metadata"]["name"].as_str().unwrap_or("").to_owned();
@@ -341,11 +346,11 @@ impl Store {
             new["status"] = status;
             new["metadata"] = metadata;
         } else if part == Part::Main && kind.status {
-            new["status"] = old["status"].clone();
+            keep(&mut new, "status", &old["status"]);
         }
         for field in ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "resourceVersion"]
         {
-            new["metadata"][field] = old["metadata"][field].clone();
+            keep(&mut new["metadata"], field, &old["metadata"][field]);
         }
         validate::normalize(kind, &mut new);
         validate::validate(kind, &new, self.loopback)?;
@@ -450,16 +455,26 @@ impl Store {
         Ok(page)
     }
 
-    /// Changes of one kind after `version`, with the position reached. 410 when `version` is compacted.
-    pub(crate) fn changes_after(&self, kind: &'static Kind, version: u64) -> Result<(Vec<Change>, u64), Status> {
+    /// Shows every change of one kind after `version` and up to `until`, in order. Returns the position reached; 410 when
+    /// `version` is compacted.
+    pub(crate) fn changes_after(
+        &self,
+        kind: &'static Kind,
+        version: u64,
+        until: u64,
+        mut see: impl FnMut(&Change),
+    ) -> Result<u64, Status> {
         let inner = lock(&self.inner);
         if version < inner.compacted {
             let message = format!("too old resource version: {version} ({})", inner.compacted);
             return Err(Status::expired(message));
         }
-        let start = inner.history.partition_point(|change| change.version <= version);
-        let changes = inner.history.range(start..).filter(|change| change.kind == kind).cloned().collect();
-        Ok((changes, inner.version.max(version)))
+        if version < inner.version {
+            let start = inner.history.partition_point(|change| change.version <= version);
+            let shown = inner.history.range(start..).take_while(|change| change.version <= until);
+            shown.filter(|change| change.kind == kind).for_each(&mut see);
+        }
+        Ok(inner.version.min(until).max(version))
     }
 }
 
@@ -482,9 +497,22 @@ fn as_it_stood(
     all
 }
 
+/// Puts back what stood; null: nothing did.
+fn keep(object: &mut Value, key: &str, stood: &Value) {
+    if object[key] != *stood {
+        object[key] = stood.clone();
+    }
+}
+
+fn say(object: &mut Value, key: &str, text: &str) {
+    if object[key] != *text {
+        object[key] = json!(text);
+    }
+}
+
 fn set_type(kind: &Kind, object: &mut Value) {
-    object["kind"] = json!(kind.kind);
-    object["apiVersion"] = json!(kind.api_version());
+    say(object, "kind", kind.kind);
+    say(object, "apiVersion", &kind.api_version());
 }
 
 /// Puts an object into the namespace of its URL, or refuses when it names another.
@@ -498,7 +526,7 @@ fn place(kind: &Kind, namespace: &str, object: &mut Value) -> Result<(), Status>
             "the namespace of the provided object does not match the namespace sent on the request",
         ));
     }
-    object["metadata"]["namespace"] = json!(namespace);
+    say(&mut object["metadata"], "namespace", namespace);
     Ok(())
 }
 

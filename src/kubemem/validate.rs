@@ -29,14 +29,11 @@ pub(crate) fn normalize(kind: &Kind, object: &mut Value) {
     }
     match kind.plural {
         "endpoints" => {
-            for subset in object["subsets"].as_array_mut().into_iter().flatten() {
-                default_protocol(&mut subset["ports"]);
-            }
-            drop_nulls(object);
+            let subsets = object.get_mut("subsets").and_then(Value::as_array_mut);
+            subsets.into_iter().flatten().filter_map(|subset| subset.get_mut("ports")).for_each(default_protocol);
         }
         "services" => {
-            default_protocol(&mut object["spec"]["ports"]);
-            drop_nulls(object);
+            object.get_mut("spec").and_then(|spec| spec.get_mut("ports")).into_iter().for_each(default_protocol);
         }
         _ => {}
     }
@@ -302,7 +299,7 @@ pub(crate) fn validate_pod_spec(kind: &Kind, name: &str, old: &Value, new: &Valu
         }
         spec
     };
-    if fixed(old) == fixed(new) {
+    if old["spec"] == new["spec"] || fixed(old) == fixed(new) {
         return Ok(());
     }
     let why = "pod updates may not change fields other than `spec.containers[*].image`,\

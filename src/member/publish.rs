@@ -39,7 +39,7 @@ fn due(
     now: BootInstant,
 ) -> bool {
     let Some((old, at)) = last else { return true };
-    if without_positions(old) != without_positions(status) {
+    if !same_but_positions(old, status) {
         return true;
     }
     let age = now.since(*at);
@@ -48,8 +48,31 @@ fn due(
     age >= s.ttl || (age >= s.loop_wait && moved > 0 && (needed || moved > POSITION_STEP))
 }
 
-fn without_positions(status: &MemberStatus) -> MemberStatus {
-    MemberStatus { xlog_location: None, receive_lsn: None, replay_lsn: None, ..status.clone() }
+/// Every field is named: one that is new has to be put on one of the two sides.
+fn same_but_positions(a: &MemberStatus, b: &MemberStatus) -> bool {
+    let MemberStatus {
+        conn_url,
+        api_url,
+        state,
+        role,
+        proxy_url,
+        checkpoint_pending,
+        tags,
+        pending_restart,
+        pending_restart_reason,
+        xlog_location: _,
+        receive_lsn: _,
+        replay_lsn: _,
+        replication_state,
+        timeline,
+        scheduled_restart,
+        is_leader,
+    } = a;
+    (state, role, is_leader, timeline) == (&b.state, &b.role, &b.is_leader, &b.timeline)
+        && (conn_url, api_url, proxy_url) == (&b.conn_url, &b.api_url, &b.proxy_url)
+        && (tags, replication_state, checkpoint_pending) == (&b.tags, &b.replication_state, &b.checkpoint_pending)
+        && (pending_restart, pending_restart_reason, scheduled_restart)
+            == (&b.pending_restart, &b.pending_restart_reason, &b.scheduled_restart)
 }
 
 /// Does anybody read positions from the store: a member that is not ours, or one that streams from me?

@@ -4,10 +4,12 @@
 //! [`wanted`] says which slots this node should have. [`Retention`] is the leader's memory of members it has seen.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::effect::Effect;
 use super::flights::{About, Lane};
+use super::input::InForce;
 use super::state::State;
 use crate::model::{BootInstant, Cluster, Lsn, MemberName, Settings, WantedSlot};
 
@@ -21,6 +23,8 @@ pub(super) struct SlotsKept {
     retention: Retention,
     leading: bool,
     last: Option<(BootInstant, Vec<WantedSlot>)>,
+    /// What the last look at the cluster looked at: the same gives the same slots.
+    looked: Option<(Arc<Cluster>, Arc<InForce>, bool)>,
     complained: String,
 }
 
@@ -35,14 +39,22 @@ impl State {
         if self.flights.busy(Lane::Slots) {
             return;
         }
+        let now = self.now.boot;
+        let period = self.in_force.settings.loop_wait;
+        let fresh = self.slots.last.as_ref().is_some_and(|(at, _)| now.since(*at) < period);
+        let looked = (self.cluster.clone(), self.in_force.clone(), leading);
+        let same = self.slots.looked.as_ref().is_some_and(|(cluster, in_force, led)| {
+            Arc::ptr_eq(cluster, &looked.0) && Arc::ptr_eq(in_force, &looked.1) && *led == leading
+        });
+        if fresh && same {
+            return;
+        }
         let want = match self.wanted_slots(leading) {
             Ok(want) => want,
             Err(why) => return self.complain_of_slots(why),
         };
-        let now = self.now.boot;
-        let period = self.in_force.settings.loop_wait;
-        let fresh = self.slots.last.as_ref().is_some_and(|(at, last)| *last == want && now.since(*at) < period);
-        if fresh {
+        self.slots.looked = Some(looked);
+        if fresh && self.slots.last.as_ref().is_some_and(|(_, last)| *last == want) {
             return;
         }
         self.slots.last = Some((now, want.clone()));
@@ -98,7 +110,10 @@ impl Retention {
         ttl: Duration,
     ) -> (Vec<String>, Vec<String>) {
         for name in present {
-            self.last_seen.insert(name.clone(), now);
+            match self.last_seen.get_mut(name) {
+                Some(seen) => *seen = now,
+                None => drop(self.last_seen.insert(name.clone(), now)),
+            }
         }
         if !self.inherited {
             self.inherited = true;
