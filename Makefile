@@ -20,6 +20,10 @@ DEMO_ARGS ?=
 NODES ?= 1
 SEEDS ?= 1000
 FROM ?= 1
+# Of the simulation in `make test`: so many seeds, and the first of them. `.ci/run` takes others every day.
+SIM_SEEDS ?= 40
+SIM_FROM ?= 1
+SIM := $(CARGO) test --profile sim --features test-mutants --test sim --
 UNSCALED := $(CURDIR)/target/unscaled
 VENV := $(CURDIR)/target/patroni-venv
 PROGRAMS := patroni postgres-keeper patronictl
@@ -32,18 +36,19 @@ demo:
 	@target/release/patroni-demo $(if $(STORY),--story) $(DEMO_ARGS)
 
 test: prepare unscaled image
-	$(CARGO) test --lib --test scenarios --test sim
+	$(CARGO) test --lib --test scenarios
+	SIM_SEEDS=$(SIM_SEEDS) SIM_FROM=$(SIM_FROM) $(SIM)
 	PATRONI_UNSCALED_BIN_DIR=$(UNSCALED) $(CARGO) test --features test-time-scale --test '*' --no-fail-fast -- $(WORDS)
 	$(if $(WORDS),,PATRONI_UNSCALED_BIN_DIR=$(UNSCALED) tests/kube/with_api.sh $(CARGO) test --features test-time-scale \
 		--test kube_api --test cluster --no-fail-fast -- a_real_server endpoints:: configmaps::)
 
 # Whole clusters of the shipping machines under drawn faults: `make sim SEEDS=1000 FROM=1`.
 sim:
-	SIM_SEEDS=$(SEEDS) SIM_FROM=$(FROM) $(CARGO) test --test sim -- --nocapture
+	SIM_SEEDS=$(SEEDS) SIM_FROM=$(FROM) $(SIM) --nocapture
 
 # Everything there is: all tests in real pods, a fleet of Patroni and ours, more seeds of the simulation. About an hour more on two cores.
 test-full:
-	PATRONI_VENV=$$(tests/support/patroni.sh $(VENV)) PATRONI_PODS=full SIM_SEEDS=$${SIM_SEEDS:-300} $(MAKE) test
+	PATRONI_VENV=$$(tests/support/patroni.sh $(VENV)) PATRONI_PODS=full SIM_SEEDS=$(SIM_SEEDS)0 $(MAKE) test
 	tests/kube/with_api.sh --oldest $(CARGO) test --features test-time-scale --test kube_api -- a_real_server
 
 # The same programs without the time scale, for the tests that run at true speed. Cargo keeps one copy of a program per

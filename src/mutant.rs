@@ -1,7 +1,7 @@
 //! Rules that can be taken out, one at a time: a test that would not see the loss of a rule does not test it.
 //!
-//! The switch is of the thread and is there in debug builds only; in a release build [`is`] is the constant `false` and
-//! every line that asks it is compiled away. `tests/sim.rs` runs whole clusters with each of these and demands that a
+//! The switch is of the thread and is there in debug builds and with the feature `test-mutants` only; in a release build [`is`]
+//! is the constant `false` and every line that asks it is compiled away. `tests/sim.rs` runs whole clusters with each of these and demands that a
 //! checker of the cluster finds it; `decide::check`, which would refuse most of them, is off meanwhile.
 
 macro_rules! mutants {
@@ -91,13 +91,13 @@ mutants! {
     RestoreIsNotSeen,
 }
 
-#[cfg(debug_assertions)]
+#[cfg(any(debug_assertions, feature = "test-mutants"))]
 thread_local! {
     static PRESENT: std::cell::Cell<Option<Mutant>> = const { std::cell::Cell::new(None) };
 }
 
 /// Takes a rule out in this thread, or puts all back.
-#[cfg(debug_assertions)]
+#[cfg(any(debug_assertions, feature = "test-mutants"))]
 pub fn set(mutant: Option<Mutant>) {
     PRESENT.set(mutant);
 }
@@ -114,12 +114,12 @@ pub fn any() -> bool {
     present().is_some()
 }
 
-#[cfg(debug_assertions)]
+#[cfg(any(debug_assertions, feature = "test-mutants"))]
 fn present() -> Option<Mutant> {
     PRESENT.get()
 }
 
-#[cfg(not(debug_assertions))]
+#[cfg(not(any(debug_assertions, feature = "test-mutants")))]
 const fn present() -> Option<Mutant> {
     None
 }

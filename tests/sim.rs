@@ -2,8 +2,9 @@
 //! ship, over models of Postgres, disks, networks and clocks, with faults from a seed. Checkers see the whole cluster; a
 //! safety rule that is taken out (a mutant) must be caught.
 //!
-//! `SIM_SEEDS=N cargo test --test sim` runs more seeds, `SIM_SEED=K` exactly one. A seed that fails is run again without one
-//! fault after the other, as long as the same rule breaks; what is left is printed, one line per event.
+//! `make sim SEEDS=N FROM=K` runs more seeds, in a build of its own; `SIM_SEED=K cargo test --test sim` runs exactly one and
+//! prints it. A seed that fails is run again without one fault after the other, as long as the same rule breaks; what is left
+//! is printed, one line per event.
 //! `SIM_MUTANT=Name` runs one mutant and prints its run.
 
 #![cfg(not(feature = "test-time-scale"))]
@@ -50,6 +51,10 @@ use mutant::{CASES, Case, rule_of};
 use patroni::mutant as rules;
 use sometimes::Sometimes;
 use world::World;
+
+/// A third of a run is spent in the allocator, with that of the system more than half.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Seeds that failed once.
 const KEPT: &str = include_str!("seeds/sim.txt");
@@ -130,7 +135,10 @@ fn the_cluster_keeps_its_promises_under_every_seed() {
         let w = without(seed, None, &BTreeSet::new());
         known.fetch_add(u64::from(w.judge.known), Ordering::Relaxed);
         if std::env::var_os("SIM_SHOW").is_some() {
-            println!("seed {seed}: {} events, {} commits", w.events, w.judge.acknowledged);
+            println!("seed {seed}: {} events, {} commits, trace {:016x}", w.events, w.judge.acknowledged, w.digest);
+        }
+        if variable("SIM_SEED").is_some() && w.broken.is_none() {
+            show(&w, "nothing broke");
         }
         sometimes.lock().unwrap().add(&w.sometimes);
         w.broken

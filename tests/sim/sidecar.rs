@@ -262,6 +262,10 @@ impl World {
     fn wakes(&mut self, pod: usize) {
         let t = self.t;
         let Some(s) = &mut self.pods[pod].sidecar else { return };
+        if t < s.woken {
+            // An earlier plan; the one that holds is still to come.
+            return;
+        }
         s.woken = u64::MAX;
         if t >= s.wake { self.step(pod, Input::Due) } else { self.plan_wake(pod) }
     }

@@ -2,6 +2,7 @@
 //! is one that nobody has tried.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use patroni::member::Effect;
 
@@ -58,20 +59,24 @@ impl Sometimes {
         for name in run.effects.keys() {
             *self.effects.entry(name).or_default() += 1;
         }
-        for needle in needles() {
-            if run.reasons.keys().any(|text| text.contains(needle)) {
-                *self.reasons.entry(needle.to_owned()).or_default() += 1;
+        for needle in NEEDLES.iter() {
+            let seen = self.reasons.get(*needle).copied().unwrap_or(0);
+            // What was seen often enough is not looked for any more.
+            if seen < SEEDS_LEAST && run.reasons.keys().any(|text| text.contains(needle)) {
+                self.reasons.insert((*needle).to_owned(), seen + 1);
             }
         }
     }
     /// What was seen too rarely.
     pub fn never(&self) -> Vec<String> {
         let effects = EFFECTS.iter().filter(|e| self.effects.get(*e).is_none_or(|n| *n < SEEDS_LEAST));
-        let reasons = needles().filter(|n| self.reasons.get(*n).is_none_or(|n| *n < SEEDS_LEAST));
+        let reasons = NEEDLES.iter().filter(|n| self.reasons.get(**n).is_none_or(|n| *n < SEEDS_LEAST));
         let told = |text: &&str| !EXCEPTIONS.iter().any(|(word, _)| text.contains(word));
-        effects.copied().chain(reasons).filter(told).map(str::to_owned).collect()
+        effects.chain(reasons).copied().filter(told).map(str::to_owned).collect()
     }
 }
+
+static NEEDLES: LazyLock<Vec<&str>> = LazyLock::new(|| needles().collect());
 
 /// The longest piece without a placeholder of every text that a decision waits with.
 fn needles() -> impl Iterator<Item = &'static str> {
