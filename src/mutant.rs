@@ -89,6 +89,10 @@ mutants! {
     KeeperStaysLost,
     /// Versions that went back are taken for old news.
     RestoreIsNotSeen,
+    /// A renewal that was not answered counts as a lost lock.
+    SilenceIsALostLock,
+    /// A former leader keeps its label until it removes it itself.
+    LabelsStay,
 }
 
 #[cfg(any(debug_assertions, feature = "test-mutants"))]

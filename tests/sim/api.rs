@@ -82,6 +82,7 @@ impl World {
             return;
         }
         self.announced = version;
+        self.check_labels();
         for server in 0..self.servers.len() {
             let t = self.t;
             let s = &mut self.servers[server];
@@ -135,7 +136,7 @@ impl World {
     /// Sends a request of the desk. `None`: it cannot be said; the failure is the answer.
     pub fn request(&mut self, pod: usize, request: Request, why: Why) -> Result<(), Failure> {
         let Some(side) = &mut self.pods[pod].sidecar else { return Ok(()) };
-        let sent = side.desk.encode(request)?;
+        let mut sent = side.desk.encode(request)?;
         side.requests_made += 1;
         let second = self.t / SEC;
         side.rate = if side.rate.0 == second { (second, side.rate.1 + 1) } else { (second, 1) };
@@ -145,7 +146,7 @@ impl World {
             Why::Watch(feed) => Some((feed, side.feeds[feed as usize].number)),
             _ => None,
         };
-        let body = sent.call.body.clone().unwrap_or(Value::Null);
+        let body = sent.call.body.take().unwrap_or(Value::Null);
         let call = Call::new(sent.call.method, &sent.call.uri(), sent.call.content_type, body);
         let write = sent.call.method != "GET";
         side.asked.insert(request, Asked { sent, why });
@@ -175,6 +176,9 @@ impl World {
                 self.after(20 * MS, Event::Sidecar { pod: landing.pod, life, to });
             }
             return;
+        }
+        if t < self.slow_until {
+            takes += p.net.below(self.slow_until - t);
         }
         let luck = if bad { p.net.below(60) } else { 60 };
         match luck {
@@ -353,8 +357,8 @@ impl World {
             return;
         }
         f.heard = t;
-        let Some(sent) = f.watch.clone() else { return };
-        let followed = side.desk.watch_event(&sent, event.kind, &event.object, at);
+        let Some(sent) = &f.watch else { return };
+        let followed = side.desk.watch_event(sent, event.kind, &event.object, at);
         self.followed(pod, feed, followed);
     }
 

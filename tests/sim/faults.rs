@@ -4,6 +4,7 @@
 use patroni::keeper::core::End;
 use patroni::keeper::protocol::StopMode;
 use patroni::member::Signal;
+use patroni::model::Timings;
 use serde_json::json;
 
 use super::keeper::ToKeeper;
@@ -15,8 +16,10 @@ use super::sidecar::ToSidecar;
 use super::world::{Event, MS, Ns, SEC, World};
 
 /// Three members from nothing are streaming long before.
-const CALM: Ns = 60 * SEC;
+pub const CALM: Ns = 60 * SEC;
 pub const FAULTS_END: Ns = 360 * SEC;
+/// Between two outages of which each alone is too short to demote anybody: the lock is confirmed anew meanwhile.
+const BLIP_REST: Ns = 15 * SEC;
 /// ttl + 2·loop_wait + 10 s (L1), and for late writes, starts, rewinds and clones, which L1 leaves out.
 const HEALED: Ns = (30 + 20 + 10 + 30) * SEC;
 
@@ -63,6 +66,8 @@ pub enum Fault {
     FreezeWatchers,
     /// The container that Postgres is in.
     FreezeContainer,
+    /// The API is away or slow, for less than `min(retry_timeout, D − N)` (L2).
+    ApiBlip,
 }
 
 /// Who can be stopped.
@@ -153,6 +158,8 @@ pub struct Plan {
     pub bad_tools: bool,
     /// Clocks that are a hundredth too fast or too slow.
     pub bad_clocks: bool,
+    /// Nothing goes wrong but the API, each time for too short a time to demote anybody (L2).
+    pub blips: bool,
 }
 
 impl Plan {
@@ -184,13 +191,24 @@ impl Plan {
             deaf: false,
             bad_tools: false,
             bad_clocks: false,
+            blips: false,
         };
         plan.draw_more(Rng::new(seed, 0, 6), &on);
         if let Some(profile) = profile {
             plan.faults = profile.faults.to_vec();
             (profile.twist)(&mut plan);
+        } else if on.is_empty() {
+            plan.blips = Rng::new(seed, 0, 13).one_in(16);
+        }
+        if plan.blips {
+            plan.only_blips();
         }
         plan
+    }
+
+    fn only_blips(&mut self) {
+        self.faults = vec![Fault::ApiBlip];
+        (self.bad_api, self.stalls, self.early, self.deaf) = (false, false, false, false);
     }
 
     fn draw_more(&mut self, mut chance: Rng, on: &str) {
@@ -254,6 +272,9 @@ impl World {
             (0..self.pods.len()).find(|i| self.pods[*i].sidecar.as_ref().is_some_and(|s| s.leads_until > self.t));
         let pod = if self.chance.one_in(2) { leader.unwrap_or(any) } else { any };
         let long = self.chance.between(2 * SEC, 60 * SEC);
+        if self.plan.blips && self.t < self.blip_until + BLIP_REST {
+            return;
+        }
         let number = self.faults_seen;
         self.faults_seen += 1;
         if self.left_out.contains(&number) {
@@ -297,6 +318,7 @@ impl World {
             Fault::Terminate => self.terminate(pod),
             Fault::DataWiped => self.wipe_data(pod, leader),
             Fault::StopAll => self.stop_all(long),
+            Fault::ApiBlip => self.blip(pod),
             other => self.inject_more(other, pod, long, leader),
         }
     }
@@ -331,6 +353,25 @@ impl World {
             let delay = self.chance.between(0, 5 * SEC);
             self.sidecar_gets(pod, delay, ToSidecar::WatchBreaks);
         }
+    }
+
+    /// The API is away for one member or for all, shows nothing new, or takes its time.
+    fn blip(&mut self, pod: usize) {
+        let long = self.chance.between(SEC / 2, self.least_outage());
+        self.blip_until = self.t + long;
+        match self.chance.below(4) {
+            0 => self.cut_api(pod, long),
+            1 => (0..self.pods.len()).for_each(|i| self.cut_api(i, long)),
+            2 => self.servers.iter_mut().for_each(|server| server.stalled = self.blip_until),
+            _ => self.slow_until = self.blip_until,
+        }
+    }
+
+    /// L2: an outage shorter than this demotes nobody.
+    fn least_outage(&self) -> Ns {
+        let s = &self.settings;
+        let spare = Timings::new(s, s.ttl, false).map_or(SEC, |t| (t.demote - t.renew).as_nanos() as Ns);
+        spare.min(s.retry_timeout.as_nanos() as Ns)
     }
 
     pub fn kind(&self) -> (&'static str, &'static str) {

@@ -5,6 +5,7 @@ use patroni::keeper::protocol::{Permission, Role};
 use patroni::model::LeaderRecord;
 
 use super::disk::{Branch, Disk, Marker};
+use super::faults::CALM;
 use super::tasks::Work;
 use super::world::{MS, Ns, SEC, World};
 
@@ -28,7 +29,13 @@ pub struct Judge {
     pub released: Ns,
     /// The data as the last acknowledged commit left it.
     acked: Option<Disk>,
+    /// Since when more than one pod carries the leader's label.
+    labelled: Option<Ns>,
 }
+
+/// Two pods carry the leader's label no longer than this while the holder of the lock is well: it takes the other one's away
+/// with its next renewal, a loop_wait later at most, and that takes two answers of the API.
+const LABELS_SETTLE: Ns = 13 * SEC;
 
 impl World {
     /// `named`: by the leader object of before; it may not have heard of that yet.
@@ -79,8 +86,8 @@ impl World {
             // A clock that stood.
             return;
         }
-        if p.pg.as_ref().is_some_and(|g| g.by_hand.is_some_and(|since| t < since + 9 * SEC)) {
-            // The keeper looks once a second, and a slow volume takes its time.
+        if p.pg.as_ref().is_some_and(|g| g.by_hand.is_some_and(|since| t < since.max(k.frozen) + 9 * SEC)) {
+            // The keeper looks once a second, as soon as it runs, and a slow volume takes its time.
             return;
         }
         // Not covered: what the kernel cannot end while the keeper does not run. A backend that hears no signal, what a killed
@@ -141,6 +148,47 @@ impl World {
             }
             _ => {}
         }
+    }
+
+    /// L2, when a primary is told to stop.
+    pub fn check_demotion(&mut self, pod: usize) {
+        if self.plan.blips && self.t > CALM {
+            self.violation(format!("L2 m{pod} is demoted, and the API was never away for long"));
+        }
+    }
+
+    /// L3: at any write, who is labelled as the leader. Services send their clients there.
+    pub fn check_labels(&mut self) {
+        let Ok(pods) = self.store.list("pods", "default") else { return };
+        let leads =
+            |pod: &serde_json::Value| matches!(pod["metadata"]["labels"]["role"].as_str(), Some("master" | "primary"));
+        let led: Vec<&str> =
+            pods.iter().filter(|pod| leads(pod)).filter_map(|pod| pod["metadata"]["name"].as_str()).collect();
+        let t = self.t;
+        if led.len() < 2 {
+            self.judge.labelled = None;
+            return;
+        }
+        let since = *self.judge.labelled.get_or_insert(t);
+        let holder = (0..self.pods.len()).find(|i| self.pods[*i].sidecar.as_ref().is_some_and(|s| s.leads_until > t));
+        let Some(holder) = holder.filter(|holder| self.holds_well(*holder)) else {
+            // Nobody who could take one away; it has its time from the next write on.
+            self.judge.labelled = Some(t);
+            return;
+        };
+        if t > since + LABELS_SETTLE {
+            self.violation(format!("L3 m{holder} leads, and {} are labelled as leaders for long", led.join(" and ")));
+        }
+    }
+
+    /// It has held the lock, and nothing kept it from the API.
+    fn holds_well(&self, pod: usize) -> bool {
+        let p = &self.pods[pod];
+        let before = self.t.saturating_sub(LABELS_SETTLE);
+        let api = p.api_cut < before && self.refuses_until < before && self.slow_until < before && !self.plan.bad_api;
+        let fresh = self.servers.iter().all(|server| server.stalled < before);
+        let side = p.sidecar.as_ref().is_some_and(|s| s.frozen < before && s.began < before && s.member.is_some());
+        api && fresh && side && !self.plan.stalls
     }
 
     /// S5 and S7, when a promotion has ended.
@@ -342,6 +390,7 @@ impl World {
         let primaries: Vec<usize> = (0..n).filter(|i| self.writable(*i)).collect();
         let idle: Vec<String> = (0..n)
             .filter(|i| !self.writable(*i) && !self.streams(*i, primaries.first()) && !self.needs_a_person(*i))
+            .filter(|i| primaries.first().is_none_or(|leader| !self.looks_the_same(*i, *leader)))
             .map(|i| format!("m{i} ({})", self.state_of(i)))
             .collect();
         if primaries.is_empty() && idle.iter().any(|why| why.contains("accepts the loss")) {
@@ -365,6 +414,15 @@ impl World {
     fn needs_a_person(&self, pod: usize) -> bool {
         let p = &self.pods[pod];
         matches!(&p.marker, Some(Marker::Bootstrap(of)) if p.disk.is_some() && *of != p.uid)
+    }
+
+    /// It was promoted by hand where the leader's timeline begins, and to the same number while nobody could ask it: two
+    /// branches whose history files say the same. Only the WAL itself differs; a person makes a new copy.
+    fn looks_the_same(&self, pod: usize, leader: usize) -> bool {
+        let (Some(mine), Some(theirs)) = (&self.pods[pod].disk, &self.pods[leader].disk) else { return false };
+        let named = |d: &Disk| d.log.iter().map(|b| (b.timeline, b.start)).collect::<Vec<_>>();
+        let by_hand = mine.log.iter().any(|b| self.judge.by_hand.contains(&b.making) && !theirs.log.contains(b));
+        by_hand && named(theirs).starts_with(&named(mine))
     }
 
     fn streams(&self, pod: usize, leader: Option<&usize>) -> bool {

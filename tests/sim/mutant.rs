@@ -88,6 +88,8 @@ pub const CASES: &[Case] = &[
     case(NeverRests, &[F::ApiRefuses], plain, &["L3"]),
     case(KeeperStaysLost, &[F::FreezeKeeper], plain, &["L1"]),
     case(RestoreIsNotSeen, &[F::StoreRestored], plain, &["L1"]),
+    case(SilenceIsALostLock, &[F::ApiBlip], |p| p.blips = true, &["L2"]),
+    case(LabelsStay, &[F::KillPod { reported: false }, F::FreezePod], |p| p.bad_api = false, &["L3"]),
 ];
 
 /// How a mutant's rules name a violation: `seed 7: at 80.12: S1 …`.

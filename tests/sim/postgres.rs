@@ -217,6 +217,7 @@ impl World {
             return;
         }
         g.stop = Some(mode);
+        let demoted = g.phase == Phase::Primary;
         let takes = match mode {
             // PostgreSQL kills children that hear nothing five seconds after an immediate stop.
             StopMode::Smart | StopMode::Fast if g.deaf => p.luck.between(20 * SEC, 60 * SEC),
@@ -232,6 +233,9 @@ impl World {
             StopMode::Kill => End::Signal(9),
         };
         self.pg_event(pod, takes, PgEvent::Exits(end));
+        if demoted {
+            self.check_demotion(pod);
+        }
     }
 
     fn pg_exits(&mut self, pod: usize, end: End) {

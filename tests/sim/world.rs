@@ -195,6 +195,10 @@ pub struct World {
     pub plan: Plan,
     /// Requests that change something are refused until then.
     pub refuses_until: Ns,
+    /// Requests take their time until then, all of it at most.
+    pub slow_until: Ns,
+    /// The API was away or slow for a moment that ended then.
+    pub blip_until: Ns,
     /// The store of an earlier moment.
     pub backup: Option<Snapshot>,
     pub dump: Vec<serde_json::Value>,
@@ -253,6 +257,8 @@ impl World {
             endpoints: chance.one_in(2),
             plan,
             refuses_until: 0,
+            slow_until: 0,
+            blip_until: 0,
             backup: None,
             dump: Vec::new(),
             left_out: BTreeSet::new(),

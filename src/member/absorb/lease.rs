@@ -75,7 +75,9 @@ impl State {
                 self.confirm(record, sent);
                 let labelled =
                     |(name, m): (&MemberName, &crate::model::Member)| *name != self.local.me && m.role_label.is_some();
-                if self.cluster.members.iter().any(labelled) && !self.flights.busy(super::super::flights::Lane::Labels)
+                if self.cluster.members.iter().any(labelled)
+                    && !self.flights.busy(super::super::flights::Lane::Labels)
+                    && !mutant::is(Mutant::LabelsStay)
                 {
                     self.send(Effect::StripLabels, About::Strip);
                 }
@@ -90,6 +92,9 @@ impl State {
             }
             JobEnd::Refused(why) | JobEnd::Unknown(why) => {
                 self.warn(format!("the leader lock could not be renewed: {why}"));
+                if mutant::is(Mutant::SilenceIsALostLock) {
+                    self.lose();
+                }
             }
         }
     }
