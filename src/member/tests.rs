@@ -435,6 +435,29 @@ fn a_new_cluster_that_the_store_names_outlives_the_end_of_its_server() {
     assert!(s.reason.ends_with("going on as an ordinary member"), "{}", s.reason);
 }
 
+/// The same, and the write of the system identifier lands when the bootstrap is being given up already.
+#[test]
+fn a_new_cluster_that_the_store_names_late_is_kept_too() {
+    let mut t = Trial::new(|_| ());
+    t.feed(Input::Keeper(News::Met(Standing::default())), 0.5);
+    let s = &mut t.member.state;
+    s.local.bootstrapping = true;
+    s.local.task_end = Some(TaskEnd { kind: TaskKind::PostBootstrap, at: at(0.4).boot, result: TaskOutcome::Done });
+    let Input::View(named) = view(None) else { unreachable!() };
+    let initializer = Some(Initializer { uid: "uid-a".into(), session: s.local.session.clone() });
+    let unnamed = Cluster { initialize: Initialize::InProgress, initializer, ..(*named.cluster).clone() };
+    t.feed(Input::View(Arc::new(View { cluster: Arc::new(unnamed), ..(*named).clone() })), 1.0);
+    t.looks(1.1, &DataDir::HalfMade, None);
+    assert!(t.member.state.local.bootstrap_failed.is_some(), "its server has ended");
+    t.feed(Input::View(named), 2.0);
+    t.looks(2.1, &DataDir::HalfMade, None);
+    assert!(!t.has(|e| matches!(e, Effect::Task(_))), "{:#?}", t.effects());
+    t.answer(2.2, Answer::Published(true), |e| matches!(e, Effect::KeepPublished { .. }));
+    t.looks(3.0, &standby_data(), None);
+    assert!(!t.has(|e| matches!(e, Effect::Task(_))), "{:#?}", t.effects());
+    assert!(!t.member.state.local.bootstrapping || t.member.state.reason.contains("keeping it"));
+}
+
 /// What came of an order that failed is not known: back at the leader of before, it is told again whom to follow.
 #[test]
 fn whoever_was_to_follow_another_and_may_do_so_is_told_again() {

@@ -8,7 +8,7 @@ use super::super::flights::{About, Lane};
 use super::super::input::{Answer, Fail, InForce};
 use super::super::lease;
 use super::super::state::State;
-use crate::model::{BootInstant, InFlight, LeaderRecord, OwnLease, StoreLink, Timeline, View};
+use crate::model::{BootInstant, DataDir, InFlight, LeaderRecord, OwnLease, StoreLink, Timeline, View};
 
 /// An early renewal after a view that contradicts my lease, at most this often.
 const CONTRADICTED_PAUSE: Duration = Duration::from_millis(500);
@@ -18,8 +18,14 @@ impl State {
         for warning in &view.warnings {
             self.warn_once(warning.clone());
         }
+        let named = view.cluster.initialize.system_id() != self.cluster.initialize.system_id();
         self.cluster = view.cluster.clone();
         self.local.store = view.link;
+        if named && self.local.data == DataDir::HalfMade && !self.local.postgres.alive {
+            // The system identifier was written after all, or is another one: the data stays until it is known whose it is.
+            self.not_published = false;
+            self.look_soon();
+        }
         if view.me.uid == self.local.uid {
             self.pod_leaves = view.me.leaving;
         }
