@@ -21,7 +21,7 @@ NODES ?= 1
 SEEDS ?= 1000
 FROM ?= 1
 # Of the simulation in `make test`: so many seeds, and the first of them. `.ci/run` takes others every day.
-SIM_SEEDS ?= 40
+SIM_SEEDS ?= 5000
 SIM_FROM ?= 1
 SIM := $(CARGO) test --profile sim --features test-mutants --test sim --
 UNSCALED := $(CURDIR)/target/unscaled
