@@ -103,6 +103,8 @@ pub const TESTS: &[Test] = tests![
     scaled endpoints outage::without_the_api_a_primary_stops_in_time_and_the_cluster_heals,
     scaled configmaps outage::without_the_api_a_primary_stops_in_time_and_the_cluster_heals,
     scaled endpoints outage::a_short_outage_of_the_api_demotes_nobody,
+    scaled endpoints outage::a_deleted_leader_object_costs_a_leader_nothing_and_its_heirs_a_ttl,
+    scaled configmaps outage::a_deleted_leader_object_costs_a_leader_nothing_and_its_heirs_a_ttl,
     scaled endpoints rejoin::a_diverged_leader_is_rewound,
     scaled endpoints rejoin::a_diverged_leader_is_cloned_anew_where_rewind_is_off,
     scaled endpoints rejoin::a_replica_whose_data_vanished_is_cloned_anew,
@@ -277,6 +279,14 @@ pub fn keep_logs(cluster: &Cluster) {
                 println!("kept {}", kept.display());
             }
         }
+    }
+}
+
+/// Kind and name of the leader object of a cluster under test.
+pub fn leader_object(mode: StoreMode) -> (&'static str, &'static str) {
+    match mode {
+        StoreMode::Endpoints => ("endpoints", "test"),
+        StoreMode::ConfigMaps => ("configmaps", "test-leader"),
     }
 }
 

@@ -4,7 +4,7 @@ use patroni::demo::cluster::Options;
 use patroni::demo::{Res, processes};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::{Allowed, Trial, must};
+use super::{Allowed, Trial, leader_object, must};
 
 /// "a sidecar that dies and comes back within the lease re-adopts the running Postgres: no outage, no restart".
 pub async fn a_restarted_sidecar_adopts_its_postgres(options: Options) -> Res<()> {
@@ -100,4 +100,34 @@ async fn cut_for_a_moment(trial: &mut Trial, leader: usize) -> Res<()> {
         acks.iter().all(|a| a.member == leader && a.timeline == acks[0].timeline),
         "the leader changed or was promoted anew",
     )
+}
+
+/// "A leader object that is not there is made anew, naming nobody, and taken once it has stood untouched for a ttl."
+pub async fn a_deleted_leader_object_costs_a_leader_nothing_and_its_heirs_a_ttl(options: Options) -> Res<()> {
+    let (mut trial, leader) = Trial::begin(options).await?;
+    let result = delete_leader_object(&mut trial, leader).await;
+    trial.end(result, Allowed::Tail).await
+}
+
+async fn delete_leader_object(trial: &mut Trial, leader: usize) -> Res<()> {
+    let o = trial.cluster.options.clone();
+    let (kind, object) = leader_object(o.mode);
+    let began = Instant::now();
+    trial.cluster.api.delete(kind, object).await?;
+    sleep(o.lease()).await;
+    let named = trial.cluster.api.annotations(kind, object).await?.get("leader").cloned();
+    must(named.as_ref() == Some(&trial.cluster.members[leader].name), format!("the object names {named:?}"))?;
+    must(trial.client.acks().iter().all(|a| a.member == leader), "another member accepted writes")?;
+    let gap = trial.client.longest_gap(began);
+    must(gap < o.lease(), format!("no write for {:.2} s", gap.as_secs_f64()))?;
+
+    trial.cluster.kill_member(leader).await?;
+    trial.cluster.api.delete(kind, object).await?;
+    let deleted = Instant::now();
+    let first = trial.client.wait_for_ack(deleted, o.lease() + o.healed_within(), |a| a.member != leader).await?;
+    let waited = first.at.saturating_duration_since(deleted);
+    must(waited > o.lease(), format!("taken after {:.2} s", waited.as_secs_f64()))?;
+    trial.cluster.start_member(leader).await?;
+    trial.whole().await?;
+    Ok(())
 }

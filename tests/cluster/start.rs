@@ -7,7 +7,7 @@ use patroni::demo::cluster::{Cluster, Options, StoreMode};
 use patroni::demo::{Doing, Res, fail};
 use serde_json::Value;
 
-use super::{Allowed, Trial, keep_logs, must};
+use super::{Allowed, Trial, keep_logs, leader_object, must};
 
 /// "The sidecars of a cluster elect a leader through one annotated Endpoints or ConfigMap object".
 pub async fn three_members_start_from_nothing(options: Options) -> Res<()> {
@@ -18,10 +18,7 @@ pub async fn three_members_start_from_nothing(options: Options) -> Res<()> {
 
 async fn looks_like_patroni(cluster: &mut Cluster, leader: usize) -> Res<()> {
     let name = cluster.members[leader].name.clone();
-    let (kind, object) = match cluster.options.mode {
-        StoreMode::Endpoints => ("endpoints", "test"),
-        StoreMode::ConfigMaps => ("configmaps", "test-leader"),
-    };
+    let (kind, object) = leader_object(cluster.options.mode);
     let lease = cluster.api.annotations(kind, object).await?;
     must(lease.get("leader") == Some(&name), format!("{object} names {:?}, {name} leads", lease.get("leader")))?;
     must(lease.contains_key("ttl"), "the lease has no ttl")?;
