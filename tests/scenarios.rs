@@ -378,7 +378,15 @@ impl World {
                     }
                 }
                 "keeper" if value == "lost" => l.keeper = KeeperLink::Lost { since: boot(self.now) },
-                "keeper" => l.keeper = KeeperLink::Connected { permission: Permission::None },
+                "keeper" => {
+                    let (stop_at, kill_at) = (boot(self.now), boot(self.now));
+                    let permission = match value {
+                        "unfenced" => Permission::Unfenced,
+                        "writer" => Permission::Writer { stop_at, kill_at },
+                        _ => Permission::None,
+                    };
+                    l.keeper = KeeperLink::Connected { permission };
+                }
                 "bootstrapping" => l.bootstrapping = value != "no",
                 "stepped-down" => l.stepped_down = Some(boot(self.now)),
                 "newest-history" => l.postgres.newest_history = Timeline(value.parse().unwrap()),

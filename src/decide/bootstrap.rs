@@ -110,9 +110,11 @@ fn publish_new_cluster(ctx: &Ctx<'_>) -> Decision {
     }
     let d =
         ctx.wait("initializing a new cluster: writing its configuration, system identifier and lock").wake_by(until);
-    let unfenced = matches!(ctx.local.keeper, KeeperLink::Connected { permission: Permission::Unfenced });
-    if unfenced && !mutant::is(Mutant::UnfencedForEver) {
-        return d.then_all(waits_for_lock(ctx).map(Action::Permit));
+    // Nothing is published before the keeper itself says that it has the deadlines: one that hangs would keep the new primary
+    // running beside whoever leads next.
+    let fenced = matches!(ctx.local.keeper, KeeperLink::Connected { permission: Permission::Writer { .. } });
+    if !fenced && !mutant::is(Mutant::UnfencedForEver) {
+        return if ctx.keeper_lost() { d } else { d.then_all(waits_for_lock(ctx).map(Action::Permit)) };
     }
     if ctx.local.store_write || ctx.local.lease_write.is_some() {
         return d;

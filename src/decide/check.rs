@@ -7,8 +7,8 @@
 
 use super::{Ctx, Hold};
 use crate::model::{
-    Action, BootInstant, Cluster, DataDir, Decision, Local, Now, PeerAnswer, Permission, Role, Settings, Shutdown,
-    StartRole, StartRoleSeen, Stood, TaskKind, Timeline, Timings,
+    Action, BootInstant, Cluster, DataDir, Decision, KeeperLink, Local, Now, PeerAnswer, Permission, Role, Settings,
+    Shutdown, StartRole, StartRoleSeen, Stood, TaskKind, Timeline, Timings,
 };
 
 /// Checks every action of a decision.
@@ -174,6 +174,10 @@ impl<'a> Raw<'a> {
         };
         if !standing {
             return Some("taking over from another record than the one that stood");
+        }
+        let fenced = matches!(local.keeper, KeeperLink::Connected { permission: Permission::Writer { .. } });
+        if local.bootstrapping && !fenced {
+            return Some("a new cluster takes its lock before the keeper has its deadlines");
         }
         if local.promised_until.is_some_and(|until| self.now < until) && !local.bootstrapping {
             return Some("racing against a promise");
