@@ -51,6 +51,10 @@ mutants! {
     DeadmanIsNotConfirmed,
     /// A warden that hangs is left alone.
     StuckWardenStays,
+    /// A silent keeper proves at once that no writer lives, not after the last kill and PostgreSQL's own.
+    SilenceIsImpatient,
+    /// A silent keeper proves that no writer lives, whatever the own session with Postgres says.
+    SilenceNeedsNoSession,
     /// A postmaster counts as dead while its backends live.
     DeadBeforeItsBackends,
     /// An order to stop counts as the end.

@@ -295,8 +295,11 @@ impl World {
         if let Some(death) = opt("death") {
             pg.last_death = Some(boot(death.parse().unwrap()));
         }
-        pg.following = opt("following")
-            .map(|name| Upstream::Member { name: name.into(), conn_url: format!("postgres://{name}:5432/postgres") });
+        pg.followed_at = boot(self.now);
+        pg.following = opt("following").map(|name| match name {
+            "nobody" => Upstream::Nobody,
+            name => Upstream::Member { name: name.into(), conn_url: format!("postgres://{name}:5432/postgres") },
+        });
         pg.probe = (pg.alive && args[0] != "starting").then(|| Probe {
             at: boot(self.now),
             in_recovery,
@@ -387,6 +390,10 @@ impl World {
                     };
                     l.keeper = KeeperLink::Connected { permission };
                 }
+                "kill-at" => l.deadman.kill_at = boot(value.parse().unwrap()),
+                "fence" => l.deadman.fence = if value == "full" { Fence::Full } else { Fence::Partial },
+                "unfenced" => l.deadman.unfenced = value != "no",
+                "session" => l.deadman.gone = (value == "broken").then(|| boot(self.now)),
                 "bootstrapping" => l.bootstrapping = value != "no",
                 "stepped-down" => l.stepped_down = Some(boot(self.now)),
                 "newest-history" => l.postgres.newest_history = Timeline(value.parse().unwrap()),

@@ -168,5 +168,7 @@ fn of_cluster(d: &mut Map<String, Value>, snapshot: &Snapshot) {
     }
     if snapshot.fence_lost {
         d.insert("fence".into(), json!("lost"));
+    } else if snapshot.fence_partial {
+        d.insert("fence".into(), json!("partial"));
     }
 }

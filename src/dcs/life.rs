@@ -3,7 +3,8 @@
 //! Kubernetes shows a restarted container late. Whoever publishes the ID of the one before names something dead, and its
 //! death would "prove" that of a running primary. What counts is the container that keeps Postgres: its ID is published
 //! only while it is shown running since the moment at which this life began, neither earlier nor, as after a wall clock was
-//! set back, later. In doubt none is published, which costs the ttl at a takeover and nothing else.
+//! set back, later. The same holds of the container that this program is in, by its own beginning: whoever holds a lock is
+//! dead when both are. In doubt none is published, which costs the ttl at a takeover and nothing else.
 
 use std::collections::BTreeMap;
 
@@ -41,8 +42,14 @@ impl OwnLife {
             |name: &str| early(name).is_some_and(|early| early <= SLACK_MICROS) && self.over.get(name) != ids.get(name);
         // Another container of the pod may have been started again since; the one of the keeper cannot be younger than it.
         let no_later = |name: &str| early(name).is_some_and(|early| early >= -SLACK_MICROS);
+        // The container of this program, whatever its name.
+        let mine =
+            |name: &str| pod.running_since(name).is_some_and(|at| at.micros_until(life.program).abs() <= SLACK_MICROS);
         let known = match &life.container {
-            Some(name) => ids.contains_key(name) && of_this_life(name) && no_later(name),
+            Some(name) => {
+                let other = ids.len() == 1 || ids.keys().any(|other| other != name && mine(other));
+                ids.contains_key(name) && of_this_life(name) && no_later(name) && other
+            }
             None => {
                 !ids.is_empty() && ids.keys().all(|name| of_this_life(name)) && ids.keys().any(|name| no_later(name))
             }
@@ -70,7 +77,8 @@ mod tests {
         .unwrap()
     }
     fn life(container: Option<&str>, began: &str) -> Life {
-        Life { container: container.map(str::to_owned), began: parse_wall(began).unwrap() }
+        let program = parse_wall("2026-01-01T10:00:00Z").unwrap();
+        Life { container: container.map(str::to_owned), began: parse_wall(began).unwrap(), program }
     }
 
     #[test]
@@ -97,6 +105,16 @@ mod tests {
             own.begin(life(container, "2026-01-01T10:00:20Z"));
             assert!(own.containers(&shown).is_empty());
         }
+    }
+
+    #[test]
+    fn a_container_of_an_earlier_program_is_not_named() {
+        let mut own = OwnLife::default();
+        let began = "2026-01-01T10:00:00Z";
+        own.begin(Life { program: parse_wall("2026-01-01T10:05:00Z").unwrap(), ..life(Some("postgres"), began) });
+        assert!(own.containers(&pod(("c://1", began), ("c://2", began))).is_empty(), "its end is not mine");
+        let shown = pod(("c://1", began), ("c://3", "2026-01-01T10:04:59Z"));
+        assert_eq!(own.containers(&shown)["patroni"], "c://3");
     }
 
     #[test]

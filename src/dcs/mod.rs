@@ -92,6 +92,8 @@ pub struct Life {
     pub container: Option<String>,
     /// When it began, by the clock the kubelet of this machine writes `startedAt` with.
     pub began: WallTime,
+    /// When this program began, by the same clock.
+    pub program: WallTime,
 }
 
 /// The store. Every method ends within the store's retry budget and says what its one request came to; nothing is ever sent

@@ -7,8 +7,8 @@
 
 use super::{Ctx, Hold};
 use crate::model::{
-    Action, BootInstant, Cluster, DataDir, Decision, KeeperLink, Local, Now, PeerAnswer, Permission, Role, Settings,
-    Shutdown, StartRole, StartRoleSeen, Stood, TaskKind, Timeline, Timings,
+    Action, BootInstant, Cluster, DataDir, Decision, Fence, KeeperLink, Local, Now, PeerAnswer, Permission, Role,
+    Settings, Shutdown, StartRole, StartRoleSeen, Stood, TaskKind, Timeline, Timings, Upstream,
 };
 
 /// Checks every action of a decision.
@@ -147,7 +147,9 @@ impl<'a> Raw<'a> {
             Some(number) if number <= own => return Some("promoting to a timeline that is not newer than my own"),
             Some(_) => {}
         }
-        if self.local.postgres.started_as == Some(StartRoleSeen::Primary) {
+        // A promotion that an earlier life ordered may not have begun: it may be ordered again.
+        let standby = self.local.postgres.probe.as_ref().is_some_and(|p| p.in_recovery);
+        if self.local.postgres.started_as == Some(StartRoleSeen::Primary) && !standby {
             return Some("promoting what runs as a primary");
         }
         self.writer()
@@ -182,7 +184,16 @@ impl<'a> Raw<'a> {
         if local.promised_until.is_some_and(|until| self.now < until) && !local.bootstrapping {
             return Some("racing against a promise");
         }
-        self.held(stood).or_else(|| self.history()).or_else(|| self.number(claim))
+        self.held(stood).or_else(|| self.history()).or_else(|| self.number(claim)).or_else(|| self.growing())
+    }
+
+    /// On a timeline that has ended, more of it may be what the cluster has not.
+    fn growing(&self) -> Option<&'static str> {
+        let pg = &self.local.postgres;
+        let probe = pg.probe.as_ref().filter(|p| p.in_recovery && p.timeline < self.cluster.timeline())?;
+        let looked = probe.at >= pg.followed_at && !probe.streaming;
+        let cut = pg.following == Some(Upstream::Nobody) && looked;
+        (!cut).then_some("leading while more of an ended timeline may come")
     }
 
     /// The history that this member leads by is not older than what anybody has said.
@@ -240,7 +251,8 @@ impl<'a> Raw<'a> {
         let standby = pg.started_as == Some(StartRoleSeen::Standby)
             && pg.promoting.is_none()
             && pg.probe.as_ref().is_none_or(|p| p.in_recovery);
-        if pg.alive && !standby {
+        let silent = matches!(self.local.keeper, KeeperLink::Lost { .. });
+        if (pg.alive && !standby || silent && self.local.deadman.in_doubt) && !(silent && self.ended_by_the_kernel()) {
             return Some("releasing the lock under a running primary");
         }
         let sworn = shutdown?;
@@ -254,6 +266,16 @@ impl<'a> Raw<'a> {
         };
         let true_words = clean == Some(sworn.position) && sworn.members.contains(&self.local.me) && !pg.alive;
         (!true_words).then_some("an oath about a shutdown that was none")
+    }
+}
+
+impl Raw<'_> {
+    /// Nothing was ever allowed that the kernel has not ended by now, with what hears no signal; and my session has seen it.
+    fn ended_by_the_kernel(&self) -> bool {
+        let known = &self.local.deadman;
+        let bounded = known.fence == Fence::Full && !known.unfenced;
+        let seen = known.gone.is_some_and(|at| at <= self.now);
+        bounded && seen && self.now >= known.kill_at + std::time::Duration::from_secs(6)
     }
 }
 
@@ -352,6 +374,30 @@ mod tests {
             let acquire = Action::AcquireLease { stood, claim: None };
             assert!(broken_rule(&ctx, &acquire).is_some());
         }
+    }
+
+    #[test]
+    fn a_silent_keeper_lets_the_lock_go_when_the_kernel_has_ended_whatever_it_let_run() {
+        let settings = Settings::default();
+        let cluster = Cluster::default();
+        let refused = |change: fn(&mut Local), now: u64| {
+            let mut local = Local::at_start("a".into(), "s".into(), at(0), Duration::from_secs(30));
+            local.postgres.alive = true;
+            local.postgres.started_as = Some(StartRoleSeen::Primary);
+            local.keeper = KeeperLink::Lost { since: at(60) };
+            let bounded = crate::model::Deadman { fence: Fence::Full, kill_at: at(80), ..Default::default() };
+            local.deadman = crate::model::Deadman { gone: Some(at(81)), ..bounded };
+            change(&mut local);
+            let ctx = Ctx::new(&cluster, &local, &settings, Now { boot: at(now), wall: WallTime(0) });
+            broken_rule(&ctx, &Action::ReleaseLease { shutdown: None }).is_some()
+        };
+        assert!(!refused(|_| {}, 86));
+        assert!(refused(|_| {}, 85), "PostgreSQL may not have killed its deaf children");
+        assert!(refused(|l| l.keeper = KeeperLink::Connected { permission: Permission::None }, 86));
+        assert!(refused(|l| l.deadman.fence = Fence::Partial, 86));
+        assert!(refused(|l| l.deadman.unfenced = true, 86));
+        assert!(refused(|l| l.deadman.gone = None, 86));
+        assert!(refused(|l| (l.postgres.alive, l.deadman.in_doubt, l.deadman.gone) = (false, true, None), 86));
     }
 
     #[test]

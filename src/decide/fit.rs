@@ -118,8 +118,8 @@ impl<'a> Field<'a> {
         let earlier = ctx.local.peers.iter().flat_map(|round| round.answers.values());
         let told = answers.values().chain(earlier).map(PeerAnswer::known_timeline).chain(mine);
         field.heard = told.max().unwrap_or_default().max(field.heard);
-        // A claim binds numbers whether or not its promotion came about.
-        let claimed = cluster.leader.as_ref().and_then(|l| l.claim.as_ref()).map_or(Timeline(0), |c| c.timeline);
+        // A claim binds numbers whether or not its promotion came about, and whether or not its object is still there.
+        let claimed = ctx.local.lease.claimed;
         // What the pods have published outlives a wiped store.
         let published = cluster.members.values().filter_map(|m| m.timeline).max().unwrap_or_default();
         field.heard = field.heard.max(claimed).max(published);

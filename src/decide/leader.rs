@@ -1,6 +1,6 @@
 //! What the lock holder does, and what stops a primary that is none.
 
-use super::{Ctx, Hold, fit, requests};
+use super::{Ctx, Hold, fit, requests, silence};
 use crate::model::{
     Action, Decision, Handover, LeaseVerdict, OwnLease, Permission, Role, StopMode, StoreLink, Timeline,
 };
@@ -73,6 +73,9 @@ pub(super) fn lead(ctx: &Ctx<'_>, own: &OwnLease) -> Decision {
 /// again would kill the same recovery again. One that refuses only my login is up.
 fn starting(ctx: &Ctx<'_>) -> Decision {
     let pg = &ctx.local.postgres;
+    if ctx.keeper_lost() {
+        return ctx.wait(format!("Postgres does not answer{}", silence::in_words(ctx)));
+    }
     if let Some(why) = &pg.login_refused {
         return ctx.wait(format!(
             "no action. I am ({}), the leader with the lock; Postgres is up but refuses my login: {why}",
@@ -205,7 +208,7 @@ fn primary(ctx: &Ctx<'_>, timeline: Timeline) -> Decision {
     if let Some(d) = requests::failover_request(ctx) {
         return upkeep_of_primary(ctx, d, timeline);
     }
-    let fence = if ctx.keeper_lost() { " (fence: lost, the keeper does not answer)" } else { "" };
+    let fence = silence::in_words(ctx);
     let mut d = ctx.wait(format!("no action. I am ({}), the leader with the lock{fence}", ctx.local.me));
     if ctx.cluster.initialize.system_id().is_some_and(|id| Some(id) != ctx.my_system_id()) {
         d = d.warn(format!(

@@ -4,7 +4,7 @@
 //! wins, with the fence before everything else:
 //!
 //! ```text
-//! leave ─ fence ─ shutdown ─ hand-over ─ task ─ bootstrap ─ data directory ─ requests ─ recover ─ lead | follow | race
+//! leave ─ silence ─ fence ─ shutdown ─ hand-over ─ task ─ bootstrap ─ data directory ─ requests ─ recover ─ lead | follow | race
 //! ```
 //! [`Ctx::upkeep`] then adds what every decision needs: the renewal when it is due, the proof of death when the view
 //! suggests one, the member status, and the time to look again.
@@ -20,16 +20,18 @@ mod recover;
 mod replica;
 mod requests;
 mod rewind;
+mod silence;
 
 use std::time::Duration;
 
 use crate::model::{
     Action, BootInstant, Cluster, DataDir, Decision, KeeperLink, LeaseVerdict, Local, Member, MemberName, Now,
-    OwnLease, Permission, ProofOfDeath, Settings, StartRoleSeen, Stood, StoreLink, Timings, Upstream, backoff,
+    OwnLease, Permission, ProofOfDeath, Settings, Stood, StoreLink, Timings, Upstream, backoff,
 };
 use crate::mutant::{self, Mutant};
 
 pub use check::check;
+pub(crate) use silence::{Silence, judge as judge_silence};
 
 /// How long before the expiry of a silent lease the peers are asked. A holder has killed its Postgres 2 s before its
 /// lease ends (K = E − 1 = T − 2), so positions read after that are final; asking then, and not at the expiry, hides
@@ -41,8 +43,6 @@ const ROUND_MAX_AGE: Duration = Duration::from_secs(4);
 
 /// Pause between two attempts of something that failed and has no event to wait for.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
-/// The last permission given may have been a ttl long; after this much more, its stop and its kill are over too.
-const KEEPER_GONE: Duration = Duration::from_secs(6);
 
 /// The longest pause between two attempts to take a lease that the store refuses to give.
 const LEASE_PAUSE_MAX: Duration = Duration::from_secs(10);
@@ -106,6 +106,9 @@ impl<'a> Ctx<'a> {
         if let Some(d) = requests::leave(self) {
             return d;
         }
+        if let Some(d) = silence::let_go(self) {
+            return d;
+        }
         if let Some(d) = leader::fence(self) {
             return d;
         }
@@ -157,11 +160,13 @@ impl<'a> Ctx<'a> {
         let holding = matches!(self.hold, Hold::Leader(_) | Hold::Lapsed(_));
         if holding && !leaving {
             let renews = |a: &Action| matches!(a, Action::RenewLease | Action::ClaimTimeline(_));
-            if self.renewal_due() && !self.keeper_gone() && !d.actions.iter().any(renews) {
+            if self.renewal_due() && !d.actions.iter().any(renews) {
                 d.actions.insert(0, Action::RenewLease);
             }
-            let next = self.next_lease_moment();
-            d = d.wake_by(if self.keeper_gone() { next.max(self.now.boot + RETRY_PAUSE) } else { next });
+            d = d.wake_by(self.next_lease_moment());
+            if let silence::Silence::Until(at) = silence::judge(self.local, self.now.boot) {
+                d = d.wake_by(at);
+            }
         } else if !leaving && let Some(action) = self.proof_to_look_for() {
             d = d.then(action);
         }
@@ -325,11 +330,7 @@ impl<'a> Ctx<'a> {
 
     /// Is the living postmaster possibly a writer? Everything not provably in recovery is.
     fn writer(&self) -> bool {
-        let pg = &self.local.postgres;
-        pg.alive
-            && (pg.started_as != Some(StartRoleSeen::Standby)
-                || pg.promoting.is_some()
-                || pg.probe.as_ref().is_some_and(|p| !p.in_recovery))
+        self.local.postgres.may_write()
     }
 
     /// The store refused to give me the lease: when to ask again. Nobody is helped by hundreds of attempts a second.
@@ -337,15 +338,6 @@ impl<'a> Ctx<'a> {
         let refused = self.local.lease_refused?;
         let again = refused.at + backoff(refused.count, RETRY_PAUSE, LEASE_PAUSE_MAX);
         (self.now.boot < again && !mutant::is(Mutant::NeverRests)).then_some(again)
-    }
-
-    /// The keeper has been away for longer than any permission of it lasts: whatever it ran is stopped, and a lock that
-    /// nobody can use is not prolonged.
-    fn keeper_gone(&self) -> bool {
-        match self.local.keeper {
-            KeeperLink::Lost { since } => self.now.boot.since(since) > self.settings.ttl + KEEPER_GONE,
-            KeeperLink::Connected { .. } => false,
-        }
     }
 
     fn keeper_lost(&self) -> bool {

@@ -14,7 +14,7 @@ use super::fit::{self, Field, Standing};
 use super::{ASK_BEFORE_EXPIRY, Ctx, ROUND_MAX_AGE, Unlocked, replica};
 use crate::model::{
     Action, BootInstant, Decision, FailoverRequest, Initialize, LeaseVerdict, Lsn, Member, MemberName, PeerAnswer,
-    PeerRound, Probe, Shutdown, Stood, Timeline,
+    PeerRound, Probe, Shutdown, Stood, Timeline, Upstream,
 };
 use crate::mutant::{self, Mutant};
 
@@ -43,6 +43,8 @@ enum Outcome {
     Waiting,
     /// First read the history afresh.
     ReadHistory,
+    /// First stop receiving, and look what is there then.
+    Cut,
 }
 
 fn yields(why: impl Into<String>) -> Outcome {
@@ -67,6 +69,14 @@ pub(super) fn race(ctx: &Ctx<'_>, unlocked: &Unlocked) -> Decision {
             ))
             .wake_by(ctx.now.boot + super::RETRY_PAUSE)
             .then(Action::ReadConfig),
+        Outcome::Cut => ctx
+            .wait(format!(
+                "the lock is free ({grounds}): my timeline has ended, taking no more WAL of it before I lead"
+            ))
+            .wake_by(ctx.now.boot + super::RETRY_PAUSE)
+            .then_if(ctx.local.postgres.following != Some(Upstream::Nobody), || Action::Follow {
+                upstream: Upstream::Nobody,
+            }),
         Outcome::Waiting => ctx.wait(format!("the lock is free ({grounds}): waiting for the other members' answers")),
         Outcome::Yield { why, until, .. } => replica::idle(ctx, format!("not taking the lock: {why}"))
             .wake_by(ctx.now.boot + ctx.settings.loop_wait.min(YIELD_PAUSE))
@@ -228,6 +238,7 @@ fn candidate(ctx: &Ctx<'_>, unlocked: &Unlocked, probe: &Probe) -> Outcome {
     match field.primary() {
         Some(name) => yields_to(name, format!("primary ({name}) is still alive")),
         None if history_may_be_old(ctx, unlocked, &field) => Outcome::ReadHistory,
+        None if may_grow(ctx, probe) => Outcome::Cut,
         None => Outcome::Win { claim: claim(&field, probe), lost: None },
     }
 }
@@ -349,7 +360,16 @@ fn contest(ctx: &Ctx<'_>, unlocked: &Unlocked, probe: &Probe, wish: Wish<'_>) ->
             Ordering::Equal | Ordering::Less => {}
         }
     }
-    Outcome::Win { claim: claim(&field, probe), lost }
+    if may_grow(ctx, probe) { Outcome::Cut } else { Outcome::Win { claim: claim(&field, probe), lost } }
+}
+
+/// My timeline has ended, I am not past its end, and who sends me WAL may be: a former leader that came back has more of it
+/// than belongs to the cluster. What I have counts once nothing can come any more.
+fn may_grow(ctx: &Ctx<'_>, probe: &Probe) -> bool {
+    let ended = probe.in_recovery && probe.timeline < ctx.cluster.timeline();
+    let pg = &ctx.local.postgres;
+    let cut = pg.following == Some(Upstream::Nobody) && probe.at >= pg.followed_at && !probe.streaming;
+    ended && !cut
 }
 
 /// The oath. `Ok`: it does not stand in my way; in words, what is lost if I lead.

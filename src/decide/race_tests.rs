@@ -123,8 +123,14 @@ fn answer(m: &One) -> PeerAnswer {
     }
 }
 
-/// What member `i` makes of it, all answers given.
+/// What member `i` makes of it, all answers given and nothing received any more.
 fn outcome_of(d: &Drawn, cluster: &Cluster, i: usize, now: u64) -> Outcome {
+    receiving(d, cluster, i, now, (Upstream::Nobody, now, false))
+}
+
+/// The same with an upstream, since when, and whether WAL still comes from it.
+fn receiving(d: &Drawn, cluster: &Cluster, i: usize, now: u64, from: (Upstream, u64, bool)) -> Outcome {
+    let (upstream, since, streaming) = from;
     let m = &d.members[i];
     let mut settings = Settings { check_timeline: d.strict, maximum_lag_on_failover: 40, ..Settings::default() };
     settings.tags.nofailover = m.nofailover;
@@ -148,10 +154,11 @@ fn outcome_of(d: &Drawn, cluster: &Cluster, i: usize, now: u64) -> Outcome {
         position: Lsn(m.position),
         received: Lsn(m.position),
         replayed: Lsn(m.position),
-        streaming: false,
+        streaming,
         replay_paused: false,
         system_id: ID.into(),
     });
+    (local.postgres.following, local.postgres.followed_at) = (Some(upstream), at(since));
     let answers: BTreeMap<MemberName, PeerAnswer> =
         (0..3).filter(|j| *j != i && d.members[*j].up).map(|j| (NAMES[j].into(), answer(&d.members[j]))).collect();
     local.peers = Some(PeerRound { asked_at: at(now), answers });
@@ -195,10 +202,28 @@ proptest! {
                         who = usize::MAX;
                         break;
                     }
-                    Outcome::Ask(_) | Outcome::Waiting | Outcome::ReadHistory => prop_assert!(false, "all have answered"),
+                    Outcome::Ask(_) | Outcome::Waiting | Outcome::ReadHistory | Outcome::Cut => {
+                        prop_assert!(false, "all have answered, and nothing comes any more");
+                    }
                 }
             }
             prop_assert!(who == usize::MAX, "a circle: {outcomes:?}");
+        }
+    }
+
+    /// Whoever would win on a timeline that has ended takes nothing more of it first: a former leader that came back sends
+    /// what the cluster does not have.
+    #[test]
+    fn nobody_leads_an_ended_timeline_while_more_of_it_may_come(d in drawn()) {
+        let cluster = cluster(&d);
+        let member = Upstream::Member { name: "z".into(), conn_url: "postgres://z:5432/postgres".into() };
+        for i in (0..3).filter(|i| d.members[*i].up) {
+            let Outcome::Win { .. } = outcome_of(&d, &cluster, i, 101) else { continue };
+            let ended = Timeline(d.members[i].timeline) < cluster.timeline();
+            for from in [(member.clone(), 50, false), (Upstream::Nobody, 101, true), (Upstream::Nobody, 102, false)] {
+                let waits = matches!(receiving(&d, &cluster, i, 101, from), Outcome::Cut);
+                prop_assert_eq!(waits, ended);
+            }
         }
     }
 

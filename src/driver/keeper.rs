@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::dcs::{Dcs, Life, schema};
 use crate::keeper::protocol::{self, Ask, Program, SOCKET_PATH_MAX, State, UnfencedReason};
 use crate::member::{Fail, News, Standing};
-use crate::model::{BootInstant, LeaseRecord, Permission, StartRole, StopMode, WallTime};
+use crate::model::{BootInstant, Fence, LeaseRecord, Permission, StartRole, StopMode, WallTime};
 use crate::postgres::keeper_client::{KeeperClient, KeeperError, KeeperEvent, spawn_keeper};
 use crate::postgres::{Command, Setup};
 
@@ -127,10 +127,10 @@ impl Link {
         let ask = Ask::Start { role, program, data_dir, renewal: renewal.as_nanos(), socket_locks };
         self.client.command(ask).await.map_err(fail)
     }
-    /// How the living postmaster was started; `None`: there is none, or the keeper does not say.
-    pub async fn running(&self) -> Option<StartRole> {
+    /// How the living postmaster was started, and what ends it; `None`: there is none, or the keeper does not say.
+    pub async fn running(&self) -> Option<(StartRole, Fence)> {
         match self.client.ask(Ask::Status).await {
-            Ok(protocol::Answer::State(state)) => role_of(&state),
+            Ok(protocol::Answer::State(state)) => Some((role_of(&state)?, fence_of(&state))),
             Ok(_) | Err(_) => None,
         }
     }
@@ -169,13 +169,22 @@ pub(super) struct KeeperSide {
     /// The program to start when no keeper answers; `None`: it is somebody else's process.
     program: Option<PathBuf>,
     name: String,
-    /// When the keeper that the store was told of began: the same one, met again, is the same life.
+    /// When the keeper that was met last began.
     began: Option<BootInstant>,
+    /// And the one that the store was told of: the same one, met again, is the same life.
+    told: Option<BootInstant>,
+    /// When this program began.
+    program_began: BootInstant,
 }
 
 impl KeeperSide {
     /// Connects to the keeper, starting it first where it is ours.
-    pub async fn open(config: &Config, setup: &Setup) -> Result<(KeeperSide, Standing, Option<BootInstant>), String> {
+    /// `program_began`: when this program did.
+    pub async fn open(
+        config: &Config,
+        setup: &Setup,
+        program_began: BootInstant,
+    ) -> Result<(KeeperSide, Standing), String> {
         let name = format!("patroni {} ({})", config.name, std::process::id());
         let (socket, program) = match named_socket(config) {
             Some(socket) => (socket, None),
@@ -197,7 +206,9 @@ impl KeeperSide {
         let (_, back) = mpsc::channel(1);
         let began = began(&state);
         let standing = standing(&state);
-        Ok((KeeperSide { client, events, back, lost: false, socket, program, name, began }, standing, began))
+        let side =
+            KeeperSide { client, events, back, lost: false, socket, program, name, began, told: began, program_began };
+        Ok((side, standing))
     }
 
     /// The next news. Cancel-safe.
@@ -225,13 +236,25 @@ impl KeeperSide {
         }
     }
 
+    /// Which life of the pod's containers this is. A keeper of ours may be younger than the container, and older than a
+    /// restarted sidecar of bare processes: the earlier of both is in it.
+    pub fn life(&self, config: &Config) -> Option<Life> {
+        let keeper = self.began?;
+        let began = if self.separate_container() { keeper } else { keeper.min(self.program_began) };
+        let now = clock::now();
+        let wall = |at: BootInstant| Some(WallTime(now.wall.0 - i64::try_from(now.boot.since(at).as_micros()).ok()?));
+        Some(Life { container: named_container(config), began: wall(began)?, program: wall(self.program_began)? })
+    }
+
     /// The store learns which life of the pod's containers this is, when another keeper was met. A keeper of ours that was
     /// started again is in the same container as before.
-    pub fn told(&self, news: &News, config: &Config, store: &dyn Dcs) {
+    pub fn told(&mut self, news: &News, config: &Config, store: &dyn Dcs) {
         if let News::Met(_) = news
             && self.separate_container()
-            && let Some(life) = life(config, self.began, clock::boot())
+            && self.told != self.began
+            && let Some(life) = self.life(config)
         {
+            self.told = self.began;
             store.set_life(life);
         }
     }
@@ -295,6 +318,13 @@ fn role_of(state: &State) -> Option<StartRole> {
     })
 }
 
+fn fence_of(state: &State) -> Fence {
+    match state.postgres.as_ref().map(|p| p.fence) {
+        Some(protocol::Fence::Full) => Fence::Full,
+        Some(protocol::Fence::Partial) | None => Fence::Partial,
+    }
+}
+
 fn standing(state: &State) -> Standing {
     let permission = match state.permission {
         protocol::Permission::None => Permission::None,
@@ -307,6 +337,7 @@ fn standing(state: &State) -> Standing {
         permission,
         note: from_note(&state.note),
         postgres: role_of(state),
+        fence: fence_of(state),
         last_death: state.last_death.map(BootInstant::from_nanos),
         terminating: state.terminating,
     }
@@ -320,16 +351,6 @@ pub(super) fn named_socket(config: &Config) -> Option<PathBuf> {
 /// The container that Postgres and its keeper are in.
 fn named_container(config: &Config) -> Option<String> {
     config.raw.get("keeper")?.get("container")?.as_str().filter(|c| !c.is_empty()).map(str::to_owned)
-}
-
-/// Which life of the pod's containers a keeper that began then makes it. A keeper of ours may be younger than
-/// the container, and older than a restarted sidecar of bare processes: the earlier of both is in it.
-pub(super) fn life(config: &Config, keeper_began: Option<BootInstant>, sidecar_began: BootInstant) -> Option<Life> {
-    let keeper_began = keeper_began?;
-    let began = if named_socket(config).is_some() { keeper_began } else { keeper_began.min(sidecar_began) };
-    let now = clock::now();
-    let micros = i64::try_from(now.boot.since(began).as_micros()).ok()?;
-    Some(Life { container: named_container(config), began: WallTime(now.wall.0 - micros) })
 }
 
 /// Beside the data directory; where that path is too long for a socket, in `/tmp` under a name made of it.

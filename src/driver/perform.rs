@@ -13,7 +13,7 @@ use super::{Driver, clock, tasks};
 use crate::dcs::Dcs;
 use crate::keeper::protocol::Kind;
 use crate::member::{Answer, Effect, Fail, Id, Input, Looked, Reload, Script, StartEnd};
-use crate::model::{BootInstant, Callback, Compared, RewindState, Role, StartRole, Timeline, Upstream};
+use crate::model::{BootInstant, Callback, Compared, Fence, RewindState, Role, StartRole, Timeline, Upstream};
 use crate::postgres::binaries::Binaries;
 use crate::postgres::sql::{Sql, SqlError};
 use crate::postgres::{Setup, bootstrap, conf, control, datadir, history, params, remote, rewind, start};
@@ -228,16 +228,17 @@ impl Hands {
         let data_dir = self.setup.data_dir.to_string_lossy().into_owned();
         match self.keeper.start(role, &spec.command, data_dir, renewal, locks).await {
             Ok(()) => {
+                let fence = self.keeper.running().await.map_or(Fence::Partial, |(_, fence)| fence);
                 let setup = self.setup.clone();
                 let forget = move || datadir::forget_removal(&setup).map_err(|e| e.to_string());
                 if let Err(why) = blocking(forget).await {
                     warn!("the mark of a removal that never began stays beside the data directory: {why}");
                 }
-                Ok(Answer::Started(StartEnd::Started(spec.pending_restart)))
+                Ok(Answer::Started(StartEnd::Started { pending: spec.pending_restart, fence }))
             }
             // What the keeper has running decides: an order whose answer was lost may have been carried out.
             Err(fail @ Fail::Refused(_)) => match self.keeper.running().await {
-                Some(running) => Ok(Answer::Started(StartEnd::Running(running))),
+                Some((running, fence)) => Ok(Answer::Started(StartEnd::Running(running, fence))),
                 None => Err(fail),
             },
             Err(fail) => Err(fail),
@@ -279,6 +280,7 @@ impl Hands {
     async fn probe(&self) -> Looked {
         match self.sql.probe(clock::boot()).await {
             Ok(probe) => Looked::Answer(probe),
+            Err(SqlError::Refused(_)) if self.sql.has_ended() => Looked::Gone,
             Err(SqlError::Refused(_) | SqlError::StartingUp(_)) => Looked::NotReady,
             Err(e) if e.refuses_login() => Looked::LoginRefused(e.to_string()),
             Err(e) => {

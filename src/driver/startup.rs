@@ -55,12 +55,12 @@ pub async fn start(source: Source, api: Arc<ApiSettings>, config: Config) -> Res
     let session = format!("{:016x}", rand::random::<u64>());
     let peers = PeerClient::new(&settings::peers(&config))?;
     let first = settings::read(&config, &Dynamic::default(), &source.home, "", 0);
-    let connecting = connect(&config, &first, &session, &peers);
+    let connecting = connect(&config, &first, (&session, sidecar_began), &peers);
     let (kept, (store, view, pod)) = tokio::select! {
         connected = connecting => connected?,
         () = told_to_end(&mut signals) => return Ok(None),
     };
-    let Kept { keeper, standing, began, binaries } = kept;
+    let Kept { keeper, standing, binaries } = kept;
     // Cloned out of the channel: what the store notes in between changes the view, and would wait for this borrow.
     let seen = view.borrow().clone();
     let (document, text) = dynamic_document(&seen, &first.setup.data_dir, &config);
@@ -71,7 +71,7 @@ pub async fn start(source: Source, api: Arc<ApiSettings>, config: Config) -> Res
     for warning in read.warnings.iter().chain(&warnings) {
         warn!("{warning}");
     }
-    if let Some(life) = keeper::life(&config, began, sidecar_began) {
+    if let Some(life) = keeper.life(&config) {
         store.set_life(life);
     }
     let in_force = configure::in_force(&read.wishes, &read.setup, &binaries, keeper.separate_container(), false);
@@ -119,21 +119,22 @@ pub async fn start(source: Source, api: Arc<ApiSettings>, config: Config) -> Res
 struct Kept {
     keeper: KeeperSide,
     standing: Standing,
-    began: Option<BootInstant>,
     binaries: Binaries,
 }
 
 /// Whatever has to be waited for: the keeper and the programs in its container, the API server. How the server is reached
-/// is looked up first: a keeper that was started for nothing lives for a while and holds the terminal.
+/// is looked up first: a keeper that was started for nothing lives for a while and holds the terminal. `life`: the name of
+/// this process's life, and when it began.
 async fn connect(
     config: &Config,
     first: &settings::Read,
-    session: &str,
+    life: (&str, BootInstant),
     peers: &PeerClient,
 ) -> Result<(Kept, Connected), String> {
+    let (session, began) = life;
     let options = settings::store(config, &first.wishes.settings, session);
     let store = KubeStore::connect(options).await.map_err(|e| e.to_string())?;
-    let kept = keeper_and_programs(config, &first.setup).await?;
+    let kept = keeper_and_programs(config, &first.setup, began).await?;
     match connect_store(config, store, peers).await {
         Ok(connected) => Ok((kept, connected)),
         Err(why) => {
@@ -185,15 +186,15 @@ fn listen_to_signals(to: mpsc::Sender<Signal>) -> Result<(), String> {
 
 /// The keeper, what it has kept, and the programs of Postgres. Ours are looked for before a keeper is started, so that a
 /// member that cannot run leaves nothing behind.
-async fn keeper_and_programs(config: &Config, setup: &Setup) -> Result<Kept, String> {
+async fn keeper_and_programs(config: &Config, setup: &Setup, began: BootInstant) -> Result<Kept, String> {
     if keeper::named_socket(config).is_none() {
         let binaries = binaries::find(setup).await?;
-        let (keeper, standing, began) = KeeperSide::open(config, setup).await?;
-        return Ok(Kept { keeper, standing, began, binaries });
+        let (keeper, standing) = KeeperSide::open(config, setup, began).await?;
+        return Ok(Kept { keeper, standing, binaries });
     }
-    let (keeper, standing, began) = KeeperSide::open(config, setup).await?;
+    let (keeper, standing) = KeeperSide::open(config, setup, began).await?;
     let binaries = ask_for_binaries(&keeper, setup).await?;
-    Ok(Kept { keeper, standing, began, binaries })
+    Ok(Kept { keeper, standing, binaries })
 }
 
 /// The version of the programs, which are in the keeper's container.

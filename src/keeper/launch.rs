@@ -82,12 +82,17 @@ fn clear_stale_pid(data_dir: &Path, said: &mut Vec<String>) -> Result<(), String
     let exe = fs::read_link(proc_dir.join("exe")).unwrap_or_default();
     let cwd = fs::read_link(proc_dir.join("cwd")).unwrap_or_default();
     let here = fs::canonicalize(data_dir).unwrap_or_else(|_| data_dir.to_path_buf());
-    let is_postgres = exe.file_name().is_some_and(|n| n.to_string_lossy().starts_with("postgres"));
-    if is_postgres && cwd == here {
+    if is_postgres(&exe) && cwd == here {
         return Err(format!("a postmaster (pid {pid}) already runs in {}; stop it first", data_dir.display()));
     }
     said.push(format!("{}: process {pid} is no postmaster of this directory: removing the stale file", path.display()));
     fs::remove_file(&path).map_err(|e| format!("remove stale {}: {e}", path.display()))
+}
+
+/// A server, and neither this keeper nor one of its wardens.
+fn is_postgres(exe: &Path) -> bool {
+    let name = exe.file_name().map(|n| n.to_string_lossy()).unwrap_or_default();
+    name.starts_with("postgres") && !name.starts_with("postgres-keeper")
 }
 
 /// A socket's lock file names a process; in a new container, or with nobody to reap the dead, that number may belong to a
@@ -97,7 +102,7 @@ fn clear_stale_locks(paths: &[String], said: &mut Vec<String>) {
         let Ok(text) = fs::read_to_string(path) else { continue };
         let pid = text.lines().next().and_then(|l| l.trim().parse::<i32>().ok()).map_or(0, i32::abs);
         let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-        if exe.file_name().is_some_and(|n| n.to_string_lossy().starts_with("postgres")) {
+        if is_postgres(&exe) {
             continue;
         }
         match fs::remove_file(path) {

@@ -30,6 +30,8 @@ const SECOND: u64 = 1_000_000_000;
 pub(super) fn run() -> Result<(), String> {
     let signals = process::signal_fd().map_err(|e| format!("warden: take signals: {e}"))?;
     process::hurry();
+    // It was started by the name of its file in /proc, which tells nobody what it is; a refusal tells no more.
+    let _shown_otherwise = rustix::thread::set_name(c"postgres-warden");
     let socket = io::stdin().as_fd().try_clone_to_owned().map_err(|e| format!("warden: {e}"))?;
     let timer = Timer::new().map_err(|e| format!("warden: a timer of the kernel: {e}"))?;
     Warden { keeper: UnixStream::from(socket), incoming: Vec::new(), timer, child: None }.serve(&signals)

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use super::effect::{Id, Ticket};
 pub use crate::model::Command;
 use crate::model::{
-    BootInstant, DataDir, HistoryRow, LeaderRecord, LeaderWritten, LeaseRecord, MemberName, PeerAnswer, Permission,
-    PodFacts, Probe, ReadFailed, RewindState, Settings, SlotsNow, StartRole, TaskOutcome, Timeline, View, WriteResult,
+    BootInstant, DataDir, Fence, HistoryRow, LeaderRecord, LeaderWritten, LeaseRecord, MemberName, PeerAnswer,
+    Permission, PodFacts, Probe, ReadFailed, RewindState, Settings, SlotsNow, StartRole, TaskOutcome, Timeline, View,
+    WriteResult,
 };
 
 /// One thing that happened.
@@ -112,6 +113,8 @@ pub struct Standing {
     pub note: Option<(LeaseRecord, BootInstant)>,
     /// How the living postmaster was started.
     pub postgres: Option<StartRole>,
+    /// What ends it besides the keeper.
+    pub fence: Fence,
     /// The last death it has seen.
     pub last_death: Option<BootInstant>,
     /// Its container is ending.
@@ -121,10 +124,15 @@ pub struct Standing {
 /// What a start came to.
 #[derive(Clone, Debug, PartialEq)]
 pub enum StartEnd {
-    /// The postmaster was started. Parameters that wait for a restart all the same: name → (old, new).
-    Started(BTreeMap<String, (String, String)>),
+    /// The postmaster was started.
+    Started {
+        /// Parameters that wait for a restart all the same: name → (old, new).
+        pending: BTreeMap<String, (String, String)>,
+        /// What ends it besides the keeper.
+        fence: Fence,
+    },
     /// A postmaster runs already: no failed start. The keeper says how it was started.
-    Running(StartRole),
+    Running(StartRole, Fence),
     /// The files could not be written. One line.
     NotPrepared(String),
 }
@@ -136,6 +144,8 @@ pub enum Looked {
     Answer(Probe),
     /// Connections are refused: starting up, or shutting down.
     NotReady,
+    /// The session that was open has ended, and nobody listens any more.
+    Gone,
     /// It is up, but does not let me in; its words.
     LoginRefused(String),
     /// No answer in time, or an error that says nothing of the server's life: the last answer stays.

@@ -1,7 +1,7 @@
 //! The one value that others may see.
 
 use super::state::State;
-use crate::model::{DataDir, KeeperLink, MemberSnapshot, StoreLink};
+use crate::model::{DataDir, Fence, KeeperLink, MemberSnapshot, StoreLink};
 
 impl State {
     pub(super) fn snapshot(&self) -> MemberSnapshot {
@@ -36,6 +36,7 @@ impl State {
             next_step: self.wake,
             reason: self.reason.clone(),
             fence_lost: matches!(self.local.keeper, KeeperLink::Lost { .. }),
+            fence_partial: pg.alive && self.local.deadman.fence == Fence::Partial,
         }
     }
 }

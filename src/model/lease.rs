@@ -13,7 +13,7 @@
 
 use std::time::Duration;
 
-use super::{BootInstant, LeaderRecord, MemberName, Version};
+use super::{BootInstant, LeaderRecord, MemberName, Timeline, Version};
 use crate::mutant::{self, Mutant};
 
 /// The five keys of the lease. Times are opaque text.
@@ -92,6 +92,8 @@ pub struct LeaseTracker {
     pub marked: bool,
     /// The number of the last acquisition that was seen with a holder.
     pub latest: u64,
+    /// The highest timeline that was ever claimed in it. It outlives the object: a number that was given may have been taken.
+    pub claimed: Timeline,
     /// The record names nobody because its holder gave it up.
     pub released: bool,
 }
@@ -128,6 +130,7 @@ impl LeaseTracker {
             last_ttl: None,
             marked: false,
             latest: 0,
+            claimed: Timeline(0),
             released: false,
         }
     }
@@ -136,6 +139,8 @@ impl LeaseTracker {
     /// have stood, and so does one without a holder in another version. Returns true if it says something new.
     #[must_use]
     pub fn observe(&mut self, leader: Option<&LeaderRecord>, at: BootInstant, own_ttl: Duration) -> bool {
+        let claim = leader.and_then(|l| l.claim.as_ref()).map_or(Timeline(0), |c| c.timeline);
+        self.claimed = self.claimed.max(claim);
         let record = leader.map(|l| l.lease.clone());
         let by_holder = leader.is_some_and(|l| l.released_by_holder() && !self.knows_later_than(&l.lease));
         let version = leader.map(|l| l.version.clone());

@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{
-    BootInstant, Cluster, Initialize, LeaseRecord, LeaseTracker, Lsn, MemberName, OwnLease, Permission, PostgresState,
-    RestartFilter, RewindState, Role, StopMode, Tags, TaskKind, TaskOutcome, Timeline, Upstream, Version, WallTime,
+    BootInstant, Cluster, Deadman, Initialize, LeaseRecord, LeaseTracker, Lsn, MemberName, OwnLease, Permission,
+    PostgresState, RestartFilter, RewindState, Role, StopMode, Tags, TaskKind, TaskOutcome, Timeline, Upstream,
+    Version, WallTime,
 };
 
 /// The connection to the store.
@@ -43,7 +44,7 @@ pub enum KeeperLink {
         /// The standing permission.
         permission: Permission,
     },
-    /// Unreachable since then: keep renewing, never promote or start, report `fence: lost`.
+    /// Unreachable since then: never promote or start, report `fence: lost`, renew until its silence proves something.
     Lost {
         /// Since when.
         since: BootInstant,
@@ -168,6 +169,8 @@ pub struct PostgresView {
     pub streamed: Option<BootInstant>,
     /// The upstream it is configured for.
     pub following: Option<Upstream>,
+    /// When that was configured last.
+    pub followed_at: BootInstant,
     /// Primary: a checkpoint on the present timeline has been completed since promotion.
     pub checkpointed: bool,
     /// A restart is pending.
@@ -424,6 +427,8 @@ pub struct Local {
     pub proof_tried: Option<BootInstant>,
     /// The keeper.
     pub keeper: KeeperLink,
+    /// What it may have let run, should it be silent.
+    pub deadman: Deadman,
     /// The data directory, as seen last.
     pub data: DataDir,
     /// Something has happened to it since: nothing that depends on it is decided before the next look.
@@ -500,6 +505,7 @@ impl Local {
             proof_wanted: None,
             proof_tried: None,
             keeper: KeeperLink::Connected { permission: Permission::None },
+            deadman: Deadman::default(),
             data: DataDir::Empty,
             data_stale: true,
             postgres: PostgresView::at_start(now),
@@ -535,10 +541,8 @@ impl Local {
         let gone = cluster.initializer.as_ref().filter(|i| {
             cluster.initialize == Initialize::InProgress && !cluster.members.values().any(|m| m.uid == i.uid)
         });
-        self.initializer_gone = gone.map(|i| match self.initializer_gone.take() {
-            Some((uid, since)) if uid == i.uid => (uid, since),
-            Some(_) | None => (i.uid.clone(), now),
-        });
+        let before = self.initializer_gone.take();
+        self.initializer_gone = gone.map(|i| before.filter(|b| b.0 == i.uid).unwrap_or((i.uid.clone(), now)));
     }
 }
 
@@ -560,6 +564,7 @@ impl PostgresView {
             login_refused: None,
             streamed: None,
             following: None,
+            followed_at: now,
             checkpointed: false,
             pending_restart: false,
             server_version: None,

@@ -12,6 +12,7 @@ pub mod cluster;
 pub mod command;
 pub mod decision;
 pub mod divergence;
+pub mod fence;
 pub mod lease;
 pub mod local;
 pub mod member;
@@ -33,6 +34,7 @@ pub use decision::{
     Action, Decision, Permission, Reason, Rewrite, StartRole, StopMode, TaskKind, TaskOutcome, Upstream, Warning,
 };
 pub use divergence::{Compared, RewindState};
+pub use fence::{Deadman, Fence};
 pub use lease::{LeaseRecord, LeaseTracker, LeaseVerdict, OwnLease, Stood};
 pub use local::{
     BootstrapFailed, ClusterState, ControlData, DataDir, DeathProof, Handover, InFlight, KeeperLink, LeaseRefused,

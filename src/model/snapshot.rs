@@ -52,4 +52,6 @@ pub struct MemberSnapshot {
     pub reason: String,
     /// The keeper cannot be reached.
     pub fence_lost: bool,
+    /// A postmaster lives that nothing but its keeper would stop.
+    pub fence_partial: bool,
 }

@@ -1,7 +1,8 @@
 //! Questions to the local server over one connection that is opened when needed and kept.
 //!
-//! Every call has a deadline; a call that fails for any other reason than an error of the server itself drops the
-//! connection, so that the next one starts clean.
+//! Every call has a deadline; a call that fails for any other reason than an error of the server itself gives the
+//! connection up, so that the next one starts clean. One of those that were given up is kept open until another answers:
+//! that it breaks says something about the server which a new connection cannot say.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -52,6 +53,32 @@ pub struct WalSender {
 pub struct Sql {
     target: Mutex<Target>,
     connection: Mutex<Option<Connection>>,
+    sessions: std::sync::Mutex<Sessions>,
+}
+
+/// What is known of sessions that are not in use.
+#[derive(Debug, Default)]
+struct Sessions {
+    /// One was open and answered.
+    opened: bool,
+    /// One that was given up in the middle of a question.
+    given_up: Option<Connection>,
+}
+
+/// A connection in use; dropped in the middle of a question it is given up.
+struct InUse<'a>(&'a Sql, Option<Connection>);
+
+impl Drop for InUse<'_> {
+    fn drop(&mut self) {
+        if let Some(connection) = self.1.take() {
+            self.0.with_sessions(|s| {
+                // One that is open already says as much.
+                if s.given_up.as_ref().is_none_or(|c| c.client.is_closed()) {
+                    s.given_up = Some(connection);
+                }
+            });
+        }
+    }
 }
 
 /// A standby without a receiver knows its timeline from pg_control only at the next restartpoint. Its WAL knows at once:
@@ -75,11 +102,11 @@ const PROBE: &str = "SELECT pg_is_in_recovery(), \
 impl Sql {
     /// For the local server; nothing is opened yet. `application_name`: `Patroni heartbeat` or `Patroni restapi`.
     pub fn local(setup: &Setup, application_name: &str) -> Sql {
-        Sql { target: Mutex::new(Target::local(setup, application_name)), connection: Mutex::new(None) }
+        Sql::to(Target::local(setup, application_name))
     }
     /// For any server.
     pub fn to(target: Target) -> Sql {
-        Sql { target: Mutex::new(target), connection: Mutex::new(None) }
+        Sql { target: Mutex::new(target), connection: Mutex::new(None), sessions: std::sync::Mutex::default() }
     }
     /// Changes the place or the account; the open connection is dropped if that is another one.
     pub async fn retarget(&self, setup: &Setup) {
@@ -93,6 +120,18 @@ impl Sql {
     /// Drops the open connection; call when the postmaster has died.
     pub async fn close(&self) {
         *self.connection.lock().await = None;
+        self.with_sessions(|s| *s = Sessions::default());
+    }
+
+    /// A session was open that answered, and every one that was open is broken by the server.
+    pub fn has_ended(&self) -> bool {
+        let broken = |c: &Option<Connection>| c.as_ref().is_none_or(|c| c.client.is_closed());
+        self.connection.try_lock().is_ok_and(|held| broken(&held))
+            && self.with_sessions(|s| s.opened && broken(&s.given_up))
+    }
+
+    fn with_sessions<T>(&self, act: impl FnOnce(&mut Sessions) -> T) -> T {
+        act(&mut self.sessions.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 
     /// The monitoring query. `at`: now; it is put into the probe as the time of sending.
@@ -200,26 +239,24 @@ impl Sql {
     pub(super) async fn all(&self, query: &str, args: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, SqlError> {
         let target = self.target.lock().await.clone();
         let mut held = self.connection.lock().await;
-        // Taken out while in use: a call that is cancelled or fails leaves no half-used connection behind.
-        let kept = held.take().filter(|c| !c.client.is_closed());
+        // Taken out while in use: a call that is cancelled or fails leaves no half-used connection to the next one.
+        let mut in_use = InUse(self, held.take().filter(|c| !c.client.is_closed()));
         let work = async {
-            let connection = match kept {
+            let connection = match in_use.1.take() {
                 Some(connection) => connection,
                 None => connect::open(&target, DEADLINE).await?,
             };
-            let result = connection.client.query(query, args).await.map_err(|e| SqlError::of(&e));
-            Ok((connection, result))
+            in_use.1.insert(connection).client.query(query, args).await.map_err(|e| SqlError::of(&e))
         };
-        match tokio::time::timeout(DEADLINE, work).await {
+        let result = match tokio::time::timeout(DEADLINE, work).await {
             Err(_) => Err(SqlError::NoAnswer(format!("no answer within {} s", DEADLINE.as_secs()))),
-            Ok(Err(e)) => Err(e),
-            Ok(Ok((connection, result))) => {
-                if matches!(result, Ok(_) | Err(SqlError::Failed { .. })) {
-                    *held = Some(connection);
-                }
-                result
-            }
+            Ok(result) => result,
+        };
+        if matches!(result, Ok(_) | Err(SqlError::Failed { .. })) && in_use.1.is_some() {
+            *held = in_use.1.take();
+            self.with_sessions(|s| *s = Sessions { opened: true, given_up: None });
         }
+        result
     }
 }
 

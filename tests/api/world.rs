@@ -253,6 +253,7 @@ pub fn leader() -> Snapshot {
         next_step: now.boot + Duration::from_secs(10),
         reason: "I am the leader with the lock".to_owned(),
         fence_lost: false,
+        fence_partial: false,
     };
     Snapshot {
         member,

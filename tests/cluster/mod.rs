@@ -11,6 +11,7 @@ mod mixed;
 mod outage;
 mod rejoin;
 mod start;
+mod stopped;
 
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
@@ -105,6 +106,8 @@ pub const TESTS: &[Test] = tests![
     scaled endpoints outage::a_short_outage_of_the_api_demotes_nobody,
     scaled endpoints outage::a_deleted_leader_object_costs_a_leader_nothing_and_its_heirs_a_ttl,
     scaled configmaps outage::a_deleted_leader_object_costs_a_leader_nothing_and_its_heirs_a_ttl,
+    scaled endpoints stopped::with_its_sidecar_a_primary_ends_before_its_lease,
+    scaled endpoints stopped::beside_its_sidecar_a_primary_ends_and_the_lock_goes_on,
     scaled endpoints rejoin::a_diverged_leader_is_rewound,
     scaled endpoints rejoin::a_diverged_leader_is_cloned_anew_where_rewind_is_off,
     scaled endpoints rejoin::a_replica_whose_data_vanished_is_cloned_anew,

@@ -128,7 +128,8 @@ pub async fn see(store: &KubeStore, what: &str, wanted: impl Fn(&View) -> bool) 
 
 /// The life whose `postgres` container began then.
 pub fn life_since(when: &str) -> Life {
-    Life { container: Some("postgres".into()), began: patroni::dcs::schema::parse_wall(when).unwrap() }
+    let began = patroni::dcs::schema::parse_wall(when).unwrap();
+    Life { container: Some("postgres".into()), began, program: began }
 }
 
 pub async fn lead(world: &World, member: &str) -> (Arc<Shell>, LeaseRecord) {

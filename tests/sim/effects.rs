@@ -6,15 +6,15 @@ use patroni::dcs::{Answer as Got, Failure, Object, Request, leader_written, writ
 use patroni::keeper::protocol::{self, Ask, State, UnfencedReason};
 use patroni::member::{Answer, Effect, Fail, Id, Looked, Reload, Sent, StartEnd};
 use patroni::model::{
-    BootInstant, Compared, LeaderWritten, Lsn, MemberName, PeerAnswer, PeerRole, Permission, PostgresState, Probe,
-    RewindState, SlotsNow, StartRole, StopMode, Tags, Timeline, Upstream, WriteResult,
+    BootInstant, Compared, Fence, LeaderWritten, Lsn, MemberName, PeerAnswer, PeerRole, Permission, PostgresState,
+    Probe, RewindState, SlotsNow, StartRole, StopMode, Tags, Timeline, Upstream, WriteResult,
 };
 use patroni::postgres::remote::LeaderTimeline;
 use patroni::postgres::rewind::{self, Divergence, LocalEnd};
 
 use super::disk::{Disk, Marker};
 use super::postgres::{PgEvent, Phase};
-use super::sidecar::{AskedKeeper, ToSidecar, Why, note_of, running};
+use super::sidecar::{AskedKeeper, ToSidecar, Why, fence_of, note_of, running};
 use super::world::{MS, SEC, World};
 
 impl World {
@@ -258,17 +258,24 @@ impl World {
 
     pub fn start_answered(&mut self, pod: usize, id: Id, answer: Result<Option<State>, Fail>) {
         let answer = match answer {
-            Ok(_) => Ok(Answer::Started(StartEnd::Started(BTreeMap::new()))),
+            Ok(_) => return self.ask_keeper(pod, Ask::Status, AskedKeeper::Begun(id)),
             Err(Fail::Refused(why)) => return self.ask_keeper(pod, Ask::Status, AskedKeeper::Running(id, why)),
             Err(fail) => Err(fail),
         };
         self.step(pod, patroni::member::Input::Reply { id, answer });
     }
 
+    /// It was started: what does the keeper say of its fence?
+    pub fn begun_answered(&mut self, pod: usize, id: Id, answer: Result<Option<State>, Fail>) {
+        let fence = answer.ok().flatten().map_or(Fence::Partial, |state| fence_of(&state));
+        let answer = Ok(Answer::Started(StartEnd::Started { pending: BTreeMap::new(), fence }));
+        self.step(pod, patroni::member::Input::Reply { id, answer });
+    }
+
     pub fn running_answered(&mut self, pod: usize, id: Id, why: String, answer: Result<Option<State>, Fail>) {
-        let found = answer.ok().flatten().and_then(|state| running(&state));
+        let found = answer.ok().flatten().and_then(|state| Some((running(&state)?, fence_of(&state))));
         let answer = match found {
-            Some(role) => Ok(Answer::Started(StartEnd::Running(role))),
+            Some((role, fence)) => Ok(Answer::Started(StartEnd::Running(role, fence))),
             None => Err(Fail::Refused(why)),
         };
         self.step(pod, patroni::member::Input::Reply { id, answer });
@@ -291,7 +298,18 @@ impl World {
             return self.sidecar_gets(pod, at.saturating_sub(self.t), ToSidecar::Ended(id));
         }
         let takes = self.pods[pod].luck.between(200_000, 10 * MS);
-        let looked = self.look_at(pod).map_or(Looked::NotReady, Looked::Answer);
+        // The postmaster is gone, and with it my session; what it has left may live longer.
+        let gone = self.pods[pod].pg.as_ref().is_none_or(|g| g.dead);
+        let answer = self.look_at(pod);
+        let Some(s) = &mut self.pods[pod].sidecar else { return };
+        let looked = match answer {
+            Some(probe) => {
+                s.asked_postgres = true;
+                Looked::Answer(probe)
+            }
+            None if gone && s.asked_postgres => Looked::Gone,
+            None => Looked::NotReady,
+        };
         self.reply_in(pod, takes, id, Ok(Answer::Looked(looked)));
     }
 

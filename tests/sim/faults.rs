@@ -221,7 +221,7 @@ impl Plan {
             on => on.split(',').any(|word| format!("{f:?}").starts_with(word)),
         };
         self.faults.extend(more.into_iter().filter(wanted));
-        self.early = chance.one_in(6);
+        self.early = chance.one_in(3);
         self.deaf = chance.one_in(4);
         self.bad_tools = chance.one_in(3);
         self.bad_clocks = chance.one_in(3);
@@ -342,8 +342,11 @@ impl World {
             self.freeze_warden(pod, if for_ever { Ns::MAX } else { until });
         }
         if postgres {
+            // Of a whole pod nothing is promised then.
+            self.pods[pod].in_flight = !sidecar && self.writable(pod);
             self.pods[pod].pg_frozen = until;
             self.pods[pod].thawed = until;
+            self.at(until, Event::Thawed(pod));
         }
     }
 
@@ -392,8 +395,11 @@ impl World {
         let names = if fault == Fault::StoreWiped { &all[..] } else { &all[..1] };
         for name in names {
             let (held, named) = (self.published().is_some(), self.named());
-            if self.store.delete(kind, "default", name).is_ok() && *name == leader && held {
-                self.store_is_wiped(named);
+            if self.store.delete(kind, "default", name).is_ok() && *name == leader {
+                self.judge.wiped = Some(self.t);
+                if held {
+                    self.store_is_wiped(named);
+                }
             }
         }
     }
@@ -478,6 +484,8 @@ impl World {
             let p = &mut self.pods[pod];
             p.api_cut = p.api_cut.min(t);
             p.pg_frozen = p.pg_frozen.min(t);
+            self.at(t, Event::Thawed(pod));
+            let p = &mut self.pods[pod];
             p.thawed = if p.thawed == u64::MAX { p.thawed } else { p.thawed.min(t) };
             p.away = false;
             p.full_until = p.full_until.min(t);

@@ -25,6 +25,8 @@ pub struct Judge {
     pub acknowledged: u64,
     /// Makings of branches that somebody made behind everybody's back.
     pub by_hand: Vec<u32>,
+    /// Numbers that were given twice, after the leader object was gone with the claim in it.
+    twins: Vec<u32>,
     /// When the lock was given up last.
     pub released: Ns,
     /// The data as the last acknowledged commit left it.
@@ -90,18 +92,15 @@ impl World {
             // The keeper looks once a second, as soon as it runs, and a slow volume takes its time.
             return;
         }
-        // Not covered: what the kernel cannot end while the keeper does not run. A backend that hears no signal, what a killed
-        // postmaster has left, a new cluster on its way from no fence to one, a container that thaws. Covered again where its
-        // own member said that no writer of it lives.
-        let frozen = t < k.frozen + 300 * MS && k.frozen > 0 && t + 120 * SEC > k.frozen;
-        let beyond = p.pg.as_ref().is_some_and(|g| g.deaf || g.dead || g.unfenced)
-            || p.warden.is_none() && p.pg.as_ref().is_some_and(|g| g.stop.is_none());
-        let let_go = p.let_go;
+        let (frozen, beyond, let_go) = (self.keeper_stood(pod), self.beyond_the_kernel(pod), p.let_go);
         if let Permission::Unfenced { .. } = k.permission {
-            // While the scripts of a new cluster run, its sidecar alone ends it, and one that stands ends nothing. Nobody is sent
-            // there before the store names it.
-            let stands = p.sidecar.as_ref().is_none_or(|s| s.frozen > 0 && t < s.frozen + 30 * SEC);
-            if t > k.permitted_at + 50 * SEC && !frozen && !thawing && !let_go && !stands {
+            // While the scripts of a new cluster run, its sidecar alone ends it, and one that stands, or sees no store, ends
+            // nothing. Nobody is sent there before the store names it.
+            let stands = p.sidecar.as_ref().is_none_or(|s| {
+                s.member.is_none() || t < s.began + 30 * SEC || s.frozen > 0 && t < s.frozen + 30 * SEC
+            });
+            let stands = stands || p.pg.as_ref().is_some_and(|g| g.stop.is_some());
+            if t > k.permitted_at.max(k.frozen) + 50 * SEC && !frozen && !thawing && !let_go && !stands {
                 self.violation(format!("S9 m{pod} acknowledges for long without a fence"));
             }
             return;
@@ -191,25 +190,46 @@ impl World {
         let api = p.api_cut < before && self.refuses_until < before && self.slow_until < before && !self.plan.bad_api;
         let fresh = self.servers.iter().all(|server| server.stalled < before);
         let side = p.sidecar.as_ref().is_some_and(|s| s.frozen < before && s.began < before && s.member.is_some());
+        // Whoever hands over renews nothing.
+        let side = side && !p.leaving && p.pg.is_some();
         api && fresh && side && !self.plan.stalls
+    }
+
+    /// The keeper does not run, or did not a moment ago.
+    fn keeper_stood(&self, pod: usize) -> bool {
+        let (t, frozen) = (self.t, self.pods[pod].keeper.as_ref().map_or(0, |k| k.frozen));
+        t < frozen.saturating_add(300 * MS) && frozen > 0 && t + 120 * SEC > frozen
+    }
+
+    /// Not covered: what the kernel cannot end while the keeper does not run. A backend that hears no signal, what a killed
+    /// postmaster has left, a new cluster on its way from no fence to one. Covered again where its own member said that no
+    /// writer of it lives.
+    fn beyond_the_kernel(&self, pod: usize) -> bool {
+        let p = &self.pods[pod];
+        p.pg.as_ref().is_some_and(|g| g.deaf || g.dead || g.unfenced || p.warden.is_none() && g.stop.is_none())
     }
 
     /// S5 and S7, when a promotion has ended.
     pub fn promoted(&mut self, pod: usize) {
-        if self.t < self.pods[pod].paused + 60 * SEC {
-            // A clock that stood: its lease is over for everybody else.
-            return;
-        }
-        if self.pods[pod].disk.as_ref().is_some_and(|d| self.is_second(d.branch())) {
-            if self.judge.wiped.is_none() {
+        // A clock that stood: its lease is over for everybody else.
+        let woke = self.t < self.pods[pod].paused + 60 * SEC;
+        if let Some(branch) = self.pods[pod].disk.as_ref().map(|d| d.branch()).filter(|b| self.is_second(*b)) {
+            if self.judge.wiped.is_none() && !woke {
                 self.violation(format!("S6 m{pod} was promoted to a number that is given already"));
             }
+            self.judge.twins.push(branch.timeline);
+            return;
+        }
+        if woke {
             return;
         }
         self.check_fitness(pod);
         // Whose clock stood writes a lock again that is long over for everybody else, and may give it up.
         let stood = self.pods.iter().any(|p| p.paused > 0 && self.t < p.paused + 60 * SEC);
-        if let Some((wiped, _)) = self.judge.silent.filter(|_| !stood)
+        let leases = self.pods[pod].sidecar.as_ref().is_some_and(|s| s.leads_until > self.t);
+        if let Some((wiped, holder)) = self.judge.silent.filter(|_| !stood)
+            // Whoever held the lock then goes on with it as long as its lease lasts.
+            && !(holder == Some(pod) && leases)
             && self.t < wiped + 28 * SEC
             && self.t > wiped + 3 * SEC
             // A promotion that was ordered before ends when Postgres ends it; the lease that allows it is unexpired.
@@ -302,7 +322,9 @@ impl World {
         }
         let better = (0..self.pods.len())
             .find(|i| *i != pod && self.is_well(*i, pod) && self.pods[*i].disk.as_ref().is_some_and(has));
-        if let Some(better) = better {
+        // It took the lock before it stood, and went on when others had come.
+        let stood = self.pods[pod].keeper.as_ref().is_some_and(|k| k.frozen > 0 && self.t < k.frozen + 5 * SEC);
+        if let Some(better) = better.filter(|_| !stood) {
             self.violation(format!("S5 m{pod} leads without all of the last clean shutdown, m{better} has it"));
         }
     }
@@ -312,8 +334,11 @@ impl World {
         let p = &self.pods[pod];
         let before = self.t.saturating_sub(20 * SEC);
         let side = p.sidecar.as_ref().is_some_and(|s| s.frozen < before && s.began < before && s.member.is_some());
+        // Whoever hands over renews nothing.
+        let side = side && !p.leaving && p.pg.is_some();
         let server = p.pg.as_ref().is_some_and(|g| g.began < before);
-        let link = self.links[pod][from].max(self.links[from][pod]) < before;
+        // Who may write nothing says nowhere where it can be asked.
+        let link = self.links[pod][from].max(self.links[from][pod]) < before && self.refuses_until < before;
         side && server && link && p.api_cut < before && p.pg_frozen < before && self.answers(pod)
     }
 
@@ -419,13 +444,14 @@ impl World {
         matches!(&p.marker, Some(Marker::Bootstrap(of)) if p.disk.is_some() && *of != p.uid)
     }
 
-    /// It was promoted by hand where the leader's timeline begins, and to the same number while nobody could ask it: two
-    /// branches whose history files say the same. Only the WAL itself differs; a person makes a new copy.
+    /// It was promoted by hand where the leader's timeline begins, and to the same number while nobody could ask it, or the
+    /// claim of the number went with the leader object before anybody who is left had seen it: two branches whose history
+    /// files say the same. Only the WAL itself differs; a person makes a new copy.
     fn looks_the_same(&self, pod: usize, leader: usize) -> bool {
         let (Some(mine), Some(theirs)) = (&self.pods[pod].disk, &self.pods[leader].disk) else { return false };
         let named = |d: &Disk| d.log.iter().map(|b| (b.timeline, b.start)).collect::<Vec<_>>();
-        let by_hand = mine.log.iter().any(|b| self.judge.by_hand.contains(&b.making) && !theirs.log.contains(b));
-        by_hand && named(theirs).starts_with(&named(mine))
+        let twin = |b: &Branch| self.judge.by_hand.contains(&b.making) || self.judge.twins.contains(&b.timeline);
+        mine.log.iter().any(|b| twin(b) && !theirs.log.contains(b)) && named(theirs).starts_with(&named(mine))
     }
 
     fn streams(&self, pod: usize, leader: Option<&usize>) -> bool {

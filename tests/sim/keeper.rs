@@ -141,7 +141,10 @@ impl World {
             }
             ToKeeper::Request { conn, id, ask } => {
                 if let (Ask::Permit { permission, evidence, .. }, Some(k)) = (&ask, &mut self.pods[pod].keeper) {
-                    (k.permission, k.permitted_at, k.evidence) = (*permission, self.t, *evidence);
+                    // What is older than what stands is refused.
+                    if *permission == Permission::None || *evidence >= k.evidence {
+                        (k.permission, k.permitted_at, k.evidence) = (*permission, self.t, k.evidence.max(*evidence));
+                    }
                 }
                 self.core(pod, In::Request { conn, id, ask });
             }

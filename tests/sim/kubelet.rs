@@ -74,6 +74,8 @@ impl World {
                 self.start_sidecar(pod);
                 self.container_starts(pod, "patroni");
             }
+            // One report follows the other: what was started again since is not shown any more.
+            Kubelet::Report { container, id, .. } if self.pods[pod].containers.get(container) != Some(&id) => {}
             Kubelet::Report { container, id, started } => self.report(pod, container, |wall| {
                 json!({"name": container, "containerID": id, "image": "x", "imageID": "x", "ready": true,
                     "restartCount": 0, "state": {"running": {"startedAt": stamp(started, wall)}}})

@@ -31,13 +31,21 @@ const OBJECT: &[Fault] = &[F::LeaderStripped, F::LeaderDeleted, F::KillSidecar, 
 const ABSENT: &[Fault] = &[F::LeaderDeleted, F::ApiCut, F::ApiStalls, F::FreezeSidecar, F::KillSidecar];
 const MOVE: &[Fault] = &[F::Switchover, F::SwitchoverTo, F::Terminate, F::StopAll];
 const DIVERGE: &[Fault] = &[F::FreezePod, F::NetworkCut, F::KillPod { reported: false }, F::ApiCut, F::Switchover];
+/// A branch is made while somebody's watch shows nothing of it.
+const UNSEEN: &[Fault] =
+    &[F::FreezeContainer, F::FreezePod, F::KillPod { reported: true }, F::ApiCut, F::PostgresCrash];
 
 const WATCHERS: &[Fault] =
     &[F::FreezeWarden, F::FreezeSidecarKeeper, F::FreezeWatchers, F::FreezeKeeper, F::SwitchoverTo, F::KillSidecar];
 
+const SILENT: &[Fault] = &[F::FreezeContainer, F::FreezeKeeper, F::FreezeKeeperWarden, F::PostgresCrash];
+
 fn plain(_: &mut Plan) {}
 fn bad_api(plan: &mut Plan) {
     plan.bad_api = true;
+}
+fn slow_views(plan: &mut Plan) {
+    (plan.bad_api, plan.slow_network) = (true, true);
 }
 fn deaf(plan: &mut Plan) {
     plan.deaf = true;
@@ -68,6 +76,8 @@ pub const CASES: &[Case] = &[
     case(DeadmanIsNotSet, WATCHERS, plain, &["S2", "S9"]),
     case(DeadmanIsNotConfirmed, WATCHERS, plain, &["S2", "S9"]),
     case(StuckWardenStays, &[F::FreezeWarden, F::PostgresCrash, F::Switchover], plain, &["L1"]),
+    case(SilenceIsImpatient, SILENT, plain, &["S2", "S9"]),
+    case(SilenceNeedsNoSession, SILENT, plain, &["S2", "S9"]),
     case(WriterNeedsNoPermission, &[F::PromotedByHand], plain, &["S9"]),
     case(DeadBeforeItsBackends, DEATH, plain, &["S2", "S9", "S10"]),
     case(StopIsTheEnd, MOVE, deaf, &["S2", "S9"]),
@@ -76,7 +86,7 @@ pub const CASES: &[Case] = &[
     case(OathIsForgotten, MOVE, |p| (p.slow_network, p.slow_starts) = (true, true), &["S5"]),
     case(LagIsIgnored, &[F::NetworkCut, F::KillPod { reported: false }, F::FreezePod], plain, &["S5"]),
     case(PositionsAcrossTimelines, DIVERGE, plain, &["S5", "S6"]),
-    case(HistoryOnTrust, DIVERGE, bad_api, &["S5", "S6"]),
+    case(HistoryOnTrust, UNSEEN, slow_views, &["S5", "S6"]),
     case(NumbersAreNotShared, DIVERGE, plain, &["S6"]),
     case(InitdbDespiteData, &[F::StoreWiped, F::DataWiped], plain, &["S7"]),
     case(UnfencedForEver, &[F::ApiCutForAll, F::FreezeSidecar], early, &["S9"]),

@@ -78,6 +78,7 @@ impl World {
         let pid = p.pids;
         let upstream = p.disk.as_ref().map_or(Upstream::Nobody, |d| d.upstream.clone());
         let crashed = p.disk.as_ref().is_some_and(|d| d.state == ClusterState::InProduction);
+        p.let_go = false;
         p.pg = Some(Pg {
             pid,
             life,
@@ -363,6 +364,26 @@ impl World {
         self.ship(pod);
     }
 
+    /// A statement in flight is answered at the thaw, before any signal that came meanwhile is heard.
+    pub fn pg_thaws(&mut self, pod: usize) {
+        let p = &mut self.pods[pod];
+        if self.t < p.pg_frozen || !std::mem::take(&mut p.in_flight) {
+            return;
+        }
+        if p.pg.as_ref().is_some_and(|g| g.phase == Phase::Primary && !g.dead) {
+            self.commits(pod);
+        }
+    }
+
+    fn commits(&mut self, pod: usize) {
+        let grown = self.pods[pod].luck.below(20_000);
+        if let Some(d) = &mut self.pods[pod].disk {
+            d.end += grown;
+        }
+        self.acknowledged(pod);
+        self.ship(pod);
+    }
+
     /// A client that writes wherever it is let.
     pub fn client(&mut self, pod: usize) {
         let next = self.pods[pod].luck.between(100 * MS, 400 * MS);
@@ -374,12 +395,7 @@ impl World {
         let stuck = g.deaf && !g.dead && g.stop.is_some_and(|mode| mode < StopMode::Kill);
         let backend = (stuck || g.dead && self.t < g.orphans_until) && g.phase == Phase::Primary;
         if self.writable(pod) || backend {
-            let grown = self.pods[pod].luck.below(20_000);
-            if let Some(d) = &mut self.pods[pod].disk {
-                d.end += grown;
-            }
-            self.acknowledged(pod);
-            self.ship(pod);
+            self.commits(pod);
         }
     }
 }

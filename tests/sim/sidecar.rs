@@ -11,7 +11,7 @@ use patroni::keeper::protocol::{
 };
 use patroni::kubemem;
 use patroni::member::{Answer, Effect, Fail, Id, Identity, Input, Level, Member, News, Signal, Standing};
-use patroni::model::{BootInstant, LeaseRecord, MemberName, Permission, StartRole, TaskOutcome, View, WallTime};
+use patroni::model::{BootInstant, Fence, LeaseRecord, MemberName, Permission, StartRole, TaskOutcome, View, WallTime};
 
 use super::api::{Asked, Following};
 use super::keeper::ToKeeper;
@@ -47,6 +47,7 @@ pub enum AskedKeeper {
     /// Permit, stop, promote.
     Kept(Id),
     Start(Id),
+    Begun(Id),
     /// A start was refused: what runs?
     Running(Id, String),
     Reload(Id),
@@ -113,6 +114,8 @@ pub struct Sidecar {
     pub session: String,
     /// The connection to the keeper.
     pub conn: Option<u64>,
+    /// It has had an answer of the server that runs.
+    pub asked_postgres: bool,
     /// Its hello was answered: before, nothing else is sent.
     hello: bool,
     standing: Option<Standing>,
@@ -160,6 +163,7 @@ impl World {
             desk,
             session,
             conn: None,
+            asked_postgres: false,
             hello: false,
             standing: None,
             early: Vec::new(),
@@ -298,6 +302,9 @@ impl World {
         for line in step.lines {
             if line.level != Level::Debug {
                 self.sometimes.line(&line.text);
+                if line.text.ends_with("(proof by silence)") {
+                    self.pods[pod].let_go = true;
+                }
                 if line.text == "Leader key released" {
                     self.judge.released = t;
                 }
@@ -407,6 +414,9 @@ impl World {
     }
 
     fn news(&mut self, pod: usize, news: News) {
+        if let (News::Died { .. }, Some(s)) = (&news, &mut self.pods[pod].sidecar) {
+            s.asked_postgres = false;
+        }
         if let Some(s) = self.pods[pod].sidecar.as_mut().filter(|s| s.member.is_none()) {
             return s.early.push(news);
         }
@@ -440,6 +450,7 @@ impl World {
                 self.step(pod, Input::Reply { id, answer: answer.map(|_| Answer::Kept) });
             }
             AskedKeeper::Start(id) => self.start_answered(pod, id, answer),
+            AskedKeeper::Begun(id) => self.begun_answered(pod, id, answer),
             AskedKeeper::Running(id, why) => self.running_answered(pod, id, why, answer),
             AskedKeeper::Reload(id) => {
                 let answer = answer.map(|_| Answer::Rewritten { reloaded: true });
@@ -470,7 +481,8 @@ impl World {
         };
         s.hello = true;
         s.next_run = s.next_run.max(state.next_run);
-        s.desk.set_life(Life { container: Some("postgres".to_owned()), began: clock.wall(began) });
+        let (began, program) = (clock.wall(began), clock.wall(s.began));
+        s.desk.set_life(Life { container: Some("postgres".to_owned()), began, program });
         let standing = standing(&state, now);
         if s.member.is_some() || s.standing.is_some() {
             return self.news(pod, News::Met(standing));
@@ -525,6 +537,7 @@ fn standing(state: &State, now: BootInstant) -> Standing {
         permission,
         note: from_note(&state.note).filter(|(_, evidence)| *evidence <= now),
         postgres: running(state),
+        fence: fence_of(state),
         last_death: state.last_death.map(BootInstant::from_nanos),
         terminating: state.terminating,
     }
@@ -535,6 +548,13 @@ pub fn running(state: &State) -> Option<StartRole> {
         (protocol::Role::Standby, false) => StartRole::Standby,
         (protocol::Role::Standby, true) | (protocol::Role::Primary, _) => StartRole::Primary,
     })
+}
+
+pub fn fence_of(state: &State) -> Fence {
+    match state.postgres.as_ref().map(|p| p.fence) {
+        Some(protocol::Fence::Full) => Fence::Full,
+        Some(protocol::Fence::Partial) | None => Fence::Partial,
+    }
 }
 
 pub fn note_of(record: &LeaseRecord, evidence: BootInstant) -> String {

@@ -27,6 +27,11 @@ const EXCEPTIONS: &[(&str, &str)] = &[
     ("failsafe", "refused by this version"),
     ("data dir empty and currently leader", "nobody takes the data of a leader away"),
     (
+        "took over the initialization",
+        "a claim is taken over after a ttl, and a program that long is rare; a scenario takes it",
+    ),
+    ("because failover is not possible:", "a start of many minutes while nobody else can lead; scenarios take it"),
+    (
         "; the store names this data",
         "a write lands while a bootstrap is given up: once in thousands of seeds; unit tests take it",
     ),

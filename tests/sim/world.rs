@@ -54,6 +54,8 @@ pub enum Event {
         pod: usize,
         life: u64,
     },
+    /// Postgres goes on after a freeze.
+    Thawed(usize),
     /// The timer of a warden.
     Timer {
         pod: usize,
@@ -165,6 +167,8 @@ pub struct Pod {
     /// Its member gave the lock away because no writer of it can live, by the silence of its keeper.
     pub let_go: bool,
     pub pg_frozen: Ns,
+    /// A backend was frozen with a commit under way.
+    pub in_flight: bool,
     /// After a freeze of everything: statements in flight are answered at the thaw.
     pub thawed: Ns,
     /// It was told to end.
@@ -317,6 +321,7 @@ impl World {
             Event::Keeper { pod, life, to } => self.tell_keeper(pod, life, *to),
             Event::Warden { pod, life, order } => self.warden(pod, life, order),
             Event::WardenThaws { pod, life } => self.warden_thaws(pod, life),
+            Event::Thawed(pod) => self.pg_thaws(pod),
             Event::Timer { pod, life } => self.timer(pod, life),
             Event::SidecarThaws(pod) => self.sidecar_thaws(pod),
             Event::KeeperThaws(pod) => self.keeper_thaws(pod),
@@ -417,6 +422,7 @@ fn pod(seed: u64, i: usize, chance: &mut Rng, plan: &Plan) -> Pod {
         api_cut: 0,
         let_go: false,
         pg_frozen: 0,
+        in_flight: false,
         thawed: NEVER,
         leaving: false,
         away: false,

@@ -1,10 +1,10 @@
 //! The keeper's news. What it reports when it is met again is the truth, whatever was asked and not answered before: a
 //! start whose answer was lost may have happened.
 
-use super::super::input::{News, Standing};
+use super::super::input::{Answer, Fail, News, Standing, StartEnd};
 use super::super::state::State;
 use super::postgres;
-use crate::model::{BootInstant, KeeperLink, Request, StartRole, StartRoleSeen, Upstream};
+use crate::model::{BootInstant, KeeperLink, Permission, Request, StartRole, StartRoleSeen, Upstream};
 use crate::mutant::{self, Mutant};
 
 impl State {
@@ -32,6 +32,7 @@ impl State {
             self.local.keeper = KeeperLink::Connected { permission: standing.permission };
         }
         self.local.postgres.last_death = self.local.postgres.last_death.max(standing.last_death);
+        self.local.deadman.met(standing.permission, standing.fence);
         self.met_at = self.now.boot;
         let first = !std::mem::replace(&mut self.met, true);
         if !first {
@@ -73,15 +74,17 @@ impl State {
         self.probed_at = Default::default();
     }
 
-    /// An order did not reach the keeper. One that went out in an earlier session says nothing of this one; one of this
-    /// session means that the session is over, and the news that a new one begins will follow.
+    /// An order did not reach the keeper. One that went out in an earlier session says nothing of this one, nor does one of
+    /// the very moment in which this one began: its own end is news. One of this session means that the session is over, and
+    /// the news that a new one begins will follow.
     pub(in crate::member) fn unreachable(&mut self, sent: BootInstant, why: &str) {
-        if sent >= self.met_at {
+        if sent > self.met_at {
             self.keeper_lost(why);
         }
     }
 
-    /// The keeper cannot be reached. Its deadline stands: it stops Postgres by itself.
+    /// The keeper cannot be reached. Its deadline stands, and so does the kernel's. Nothing that allows a writer is sent from
+    /// here on until it is met again.
     pub(in crate::member) fn keeper_lost(&mut self, why: &str) {
         if !matches!(self.local.keeper, KeeperLink::Lost { .. }) {
             self.warn(format!("the keeper does not answer: {why}"));
@@ -89,8 +92,29 @@ impl State {
         }
     }
 
+    /// The keeper has confirmed a permission. One that was sent later, or a session that is over, is another matter.
+    pub(super) fn permission_stands(&mut self, permission: Permission) {
+        if !matches!(self.local.keeper, KeeperLink::Lost { .. }) {
+            self.local.keeper = KeeperLink::Connected { permission };
+            if self.last_permit == permission {
+                self.local.deadman.confirmed(permission);
+            }
+        }
+    }
+
+    /// What an answer to a start says of the fence. One that does not come leaves in doubt what runs.
+    pub(super) fn start_known(&mut self, answer: &Result<Answer, Fail>) {
+        let deadman = &mut self.local.deadman;
+        match answer {
+            Ok(Answer::Started(StartEnd::Started { fence, .. } | StartEnd::Running(_, fence))) => deadman.runs(*fence),
+            Err(Fail::Unreachable(_) | Fail::Interrupted) => {}
+            Ok(_) | Err(Fail::Refused(_) | Fail::NotNow(_) | Fail::TooLate) => deadman.in_doubt = false,
+        }
+    }
+
     pub(in crate::member) fn died(&mut self, at: BootInstant) {
         postgres::died(&mut self.local, at);
+        self.local.deadman.died();
         self.stop_after_script = None;
         if self.local.scheduled_restart.is_none() {
             self.scheduled = None;

@@ -115,6 +115,8 @@ impl State {
     fn confirm(&mut self, record: LeaseRecord, sent: BootInstant) {
         let ttl = record.ttl_or(self.in_force.settings.ttl);
         let sent = if mutant::is(Mutant::LeaseFromConfirmation) { self.now.boot } else { sent };
+        // An earlier attempt may land after a later one: that takes nothing back of what was confirmed.
+        let sent = self.local.own.as_ref().map_or(sent, |own| own.evidence.max(sent));
         self.local.own = Some(OwnLease { record, evidence: sent, ttl });
         self.local.reclaim = None;
         self.send_evidence();
@@ -177,6 +179,7 @@ impl State {
         };
         let note = self.local.own.as_ref().map(|own| own.record.clone());
         self.last_permit = permission;
+        self.local.deadman.permitted(permission);
         self.send(Effect::Permit { permission, evidence, note }, About::Permit { permission });
     }
 

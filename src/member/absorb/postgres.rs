@@ -13,6 +13,11 @@ fn enter(pg: &mut PostgresView, state: PostgresState, now: BootInstant) {
     }
 }
 
+/// Its upstream is configured.
+pub(super) fn follows(pg: &mut PostgresView, upstream: Upstream, now: BootInstant) {
+    (pg.following, pg.followed_at) = (Some(upstream), now);
+}
+
 /// A postmaster was started, or found running. `custom`: for the first time after a custom bootstrap method.
 pub(in crate::member) fn started(
     local: &mut Local,
@@ -37,7 +42,7 @@ pub(in crate::member) fn started(
     pg.crashed = false;
     pg.probe = None;
     (pg.login_refused, pg.streamed) = (None, None);
-    pg.following = Some(upstream);
+    follows(pg, upstream, now);
     pg.checkpointed = false;
     pg.pending_restart = false;
     let state = if restarting {
@@ -118,6 +123,10 @@ pub(in crate::member) fn probed(local: &mut Local, looked: Looked, now: BootInst
     if !pg.alive {
         return;
     }
+    local.deadman.gone = match looked {
+        Looked::Gone => local.deadman.gone.or(Some(now)),
+        Looked::Answer(_) | Looked::NotReady | Looked::LoginRefused(_) | Looked::Silent => None,
+    };
     match looked {
         Looked::Answer(mut probe) => {
             // While a standby does not stream, its timeline is read from pg_control, which is behind until the next
@@ -154,7 +163,7 @@ pub(in crate::member) fn probed(local: &mut Local, looked: Looked, now: BootInst
                 enter(pg, PostgresState::Running, now);
             }
         }
-        Looked::NotReady => {
+        Looked::NotReady | Looked::Gone => {
             pg.login_refused = None;
             pg.probe = None;
             if pg.stopping.is_none() && pg.state == PostgresState::Running {

@@ -9,8 +9,8 @@ use super::super::input::{Answer, Fail, Looked, StartEnd};
 use super::super::state::State;
 use super::postgres;
 use crate::model::{
-    BootInstant, Callback, DataDir, HistoryRow, KeeperLink, PeerRound, Permission, PostgresState, RewindState,
-    SlotsNow, StartRole, StoreWrite, TaskEnd, TaskKind, TaskOutcome, Upstream, WriteResult,
+    BootInstant, Callback, DataDir, HistoryRow, PeerRound, Permission, PostgresState, RewindState, SlotsNow, StartRole,
+    StoreWrite, TaskEnd, TaskKind, TaskOutcome, Upstream, WriteResult,
 };
 use crate::mutant::{self, Mutant};
 
@@ -36,7 +36,8 @@ impl State {
         if flight.late {
             // The member has gone on without it; that it has ended is all there is to learn. What it may have done shows
             // with the next look, but for a postmaster that runs now.
-            if let (About::Start { role, .. }, Ok(Answer::Started(StartEnd::Started(_)))) = (&flight.about, &answer) {
+            if let (About::Start { role, .. }, Ok(Answer::Started(StartEnd::Started { .. }))) = (&flight.about, &answer)
+            {
                 self.found_running(*role, false);
             }
             self.look_soon();
@@ -123,9 +124,7 @@ impl State {
     fn permitted(&mut self, permission: Permission, sent: BootInstant, answer: Result<Answer, Fail>) {
         match answer {
             Ok(_) => {
-                if !matches!(self.local.keeper, KeeperLink::Lost { .. }) {
-                    self.local.keeper = KeeperLink::Connected { permission };
-                }
+                self.permission_stands(permission);
             }
             Err(Fail::Unreachable(why)) => self.unreachable(sent, &why),
             Err(Fail::Interrupted) => {
@@ -155,8 +154,9 @@ impl State {
 
     fn start_answered(&mut self, role: StartRole, upstream: Upstream, custom: bool, answer: Result<Answer, Fail>) {
         let now = self.now.boot;
+        self.start_known(&answer);
         match answer {
-            Ok(Answer::Started(StartEnd::Started(pending))) => {
+            Ok(Answer::Started(StartEnd::Started { pending, .. })) => {
                 let how = match role {
                     StartRole::Primary => "as primary",
                     StartRole::Standby => "as a standby",
@@ -168,7 +168,7 @@ impl State {
                 self.pending_restart = pending;
                 self.probed_at = BootInstant::default();
             }
-            Ok(Answer::Started(StartEnd::Running(running))) => self.found_running(running, false),
+            Ok(Answer::Started(StartEnd::Running(running, _))) => self.found_running(running, false),
             Ok(Answer::Started(StartEnd::NotPrepared(why))) | Err(Fail::Refused(why)) => {
                 postgres::start_failed(&mut self.local, now);
                 self.error(format!("could not start Postgres: {why}"));
@@ -191,6 +191,7 @@ impl State {
     }
 
     fn promote_answered(&mut self, sent: BootInstant, answer: Result<Answer, Fail>) {
+        self.local.deadman.in_doubt &= matches!(answer, Err(Fail::Unreachable(_) | Fail::Interrupted));
         match answer {
             Ok(_) => {
                 self.info("promoting Postgres");
@@ -230,7 +231,7 @@ impl State {
                         Upstream::Nobody => "nobody".to_owned(),
                     };
                     self.info(format!("following {whom}"));
-                    self.local.postgres.following = Some(upstream);
+                    postgres::follows(&mut self.local.postgres, upstream, self.now.boot);
                     self.worked("follow");
                 } else if reloaded {
                     self.info("Reloading PostgreSQL configuration.");
@@ -361,7 +362,7 @@ impl State {
         // Stamped with its sending, whatever clock the answer came with.
         let looked = match looked {
             Looked::Answer(probe) => Looked::Answer(crate::model::Probe { at: sent, ..probe }),
-            other @ (Looked::NotReady | Looked::LoginRefused(_) | Looked::Silent) => other,
+            other @ (Looked::NotReady | Looked::Gone | Looked::LoginRefused(_) | Looked::Silent) => other,
         };
         let was = self.local.postgres.state.clone();
         postgres::probed(&mut self.local, looked, self.now.boot);
@@ -401,6 +402,7 @@ impl State {
             self.looked_at = BootInstant::default();
             return;
         }
+        let answered = answer.is_ok();
         let (data, newest) = match answer {
             Ok(Answer::Data { data, newest_history }) => (data, Some(newest_history)),
             Ok(_) | Err(Fail::TooLate) => return,
@@ -424,11 +426,12 @@ impl State {
             self.local.postgres.newest_history = newest;
         }
         postgres::data(&mut self.local, data);
-        // A bootstrap that ended between the last write to the store and the removal of its mark is whole: the store has its
-        // system identifier, others may have cloned it, and it must not be cleared as half-made.
+        // A bootstrap that ended between the last write to the store and the removal of its mark is whole, also if another
+        // pod did it: the store has its system identifier, others may have cloned it, and it must not be cleared as half-made.
         // While it runs, what follows is written beside it; once it has ended, its data is the cluster's or nobody's.
         let running = self.local.bootstrapping && self.local.postgres.alive;
-        if self.local.data == DataDir::HalfMade
+        let marked = matches!(self.local.data, DataDir::HalfMade | DataDir::Unusable(_)) && answered;
+        if marked
             && !running
             && let Some(id) = self.cluster.initialize.system_id()
             && !self.not_published

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::super::effect::{Effect, Reload};
 use super::super::flights::{About, Lane};
 use super::super::state::State;
-use crate::model::{BootInstant, DataDir, PostgresState, Request, StartRole, StartRoleSeen, Upstream};
+use crate::model::{BootInstant, DataDir, KeeperLink, PostgresState, Request, StartRole, StartRoleSeen, Upstream};
 
 /// The kubelet signals the containers of a pod one by one: how long a sidecar waits for the keeper to say that it is ending
 /// too. Nothing is lost by waiting, Postgres goes on; twice what was seen on a busy machine.
@@ -18,6 +18,8 @@ const POLL_FAST: Duration = Duration::from_millis(50);
 /// A start that takes longer is crash recovery or replay: asked less often.
 const POLL_SLOW: Duration = Duration::from_millis(500);
 const POLL_FAST_FOR: Duration = Duration::from_secs(5);
+/// While the keeper is silent, its end shows in my own session and nowhere else.
+const POLL_SILENT: Duration = Duration::from_secs(1);
 
 impl State {
     /// Everything that time alone brings.
@@ -112,6 +114,9 @@ impl State {
     /// Between two tries of the monitoring query when nothing happens.
     fn probe_period(&self) -> Duration {
         let pg = &self.local.postgres;
+        if self.keeper_is_silent() {
+            return POLL_SILENT.min(self.in_force.settings.loop_wait);
+        }
         if pg.probe.is_none() || pg.promoting.is_some() {
             let since = pg.promoting.unwrap_or(pg.since);
             return if self.now.boot.since(since) < POLL_FAST_FOR { POLL_FAST } else { POLL_SLOW };
@@ -119,11 +124,21 @@ impl State {
         self.in_force.settings.loop_wait
     }
 
+    fn keeper_is_silent(&self) -> bool {
+        matches!(self.local.keeper, KeeperLink::Lost { .. })
+    }
+
+    /// A server that stops is not asked, unless nobody else says what becomes of it.
+    fn asks_postgres(&self) -> bool {
+        let pg = &self.local.postgres;
+        pg.alive && (pg.stopping.is_none() || self.keeper_is_silent())
+    }
+
     /// Whatever happened, decisions want to know Postgres as it is: it is asked with every event, not oftener than every
     /// 200 ms, and while nothing happens as often as its state changes by itself.
     fn due_probe(&mut self) {
         let pg = &self.local.postgres;
-        if !pg.alive || pg.stopping.is_some() || self.flights.busy(Lane::Probe) {
+        if !self.asks_postgres() || self.flights.busy(Lane::Probe) {
             return;
         }
         let age = self.now.boot.since(self.probed_at);
@@ -152,7 +167,6 @@ impl State {
     /// When the member wants to be woken although no decision asks for it.
     pub(in crate::member) fn own_wake(&self) -> BootInstant {
         let now = self.now.boot;
-        let pg = &self.local.postgres;
         let mut wake = now + self.in_force.settings.loop_wait;
         let mut by = |at: Option<BootInstant>| wake = at.map_or(wake, |at| wake.min(at));
         by(self.flights.deadline());
@@ -161,7 +175,7 @@ impl State {
         by(self.pending_at.filter(|_| !self.flights.busy(Lane::Pending)));
         // Due and not done: this step did not want it (a member that is about to exit publishes nothing).
         by(self.publish_wake().filter(|at| *at > now));
-        if pg.alive && pg.stopping.is_none() && !self.flights.busy(Lane::Probe) {
+        if self.asks_postgres() && !self.flights.busy(Lane::Probe) {
             by(Some(self.probed_at + self.probe_period()));
         }
         by(self.failures.values().map(|(until, _)| *until).filter(|until| *until > now).min());

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | permission `none`, stop, cancel | always |
 //! | start or promotion of a writer | the permission that the lease allows stands, as the keeper has answered |
-//! | release | permission `none` stands, as the keeper has answered |
+//! | release | permission `none` stands, as the keeper has answered; or its silence proves that no writer lives |
 //! | write of another object | no other one is under way, and the last refusal is a moment ago |
 //! | task | no other one is under way or not known to have ended |
 

@@ -48,6 +48,7 @@ impl State {
         let fresh = matches!(&self.local.task_end, Some(end) if end.kind == TaskKind::Bootstrap);
         let first_custom = self.local.bootstrapping && fresh && self.in_force.custom_bootstrap;
         let renewal = self.evidence();
+        self.local.deadman.starts(role == StartRole::Primary);
         self.send(
             Effect::Start { role, upstream: upstream.clone(), first_custom, renewal },
             About::Start { role, upstream, first_custom },
@@ -89,6 +90,7 @@ impl State {
         self.local.postgres.checkpointed = false;
         self.promoted_to = claim.zip(self.local.postgres.probe.as_ref().map(|p| p.timeline));
         let renewal = self.evidence();
+        self.local.deadman.in_doubt = true;
         self.send(Effect::Promote { renewal, claim }, About::Promote);
     }
 

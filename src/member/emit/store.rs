@@ -6,6 +6,7 @@ use super::super::effect::Effect;
 use super::super::flights::{About, Lane};
 use super::super::lease::{Job, Start};
 use super::super::state::State;
+use crate::decide::{Silence, judge_silence};
 use crate::model::{Action, BootInstant, InFlight, MemberName, Permission, ProofWanted, StoreWrite};
 use crate::mutant::{self, Mutant};
 
@@ -19,11 +20,11 @@ impl State {
             }
             Action::RenewLease => self.renew(None),
             Action::ClaimTimeline(number) => self.renew(Some(number)),
-            // The permission is gone before the lock is, by the keeper's own answer.
+            // The permission is gone before the lock is, by the keeper's own answer, or by what its silence proves.
             Action::ReleaseLease { shutdown }
                 if self.standing() == Permission::None
-                    && self.fence_known()
-                    && !self.flights.busy(Lane::Permission) =>
+                    && (self.fence_known() && !self.flights.busy(Lane::Permission)
+                        || judge_silence(&self.local, self.now.boot) == Silence::Proof) =>
             {
                 self.lease_job(InFlight::Release, Job::Release { shutdown });
             }
