@@ -205,10 +205,10 @@ impl Dcs for KubeStore {
             Ok(entry.map(|entry| entry.leader()))
         })
     }
-    fn read_config(&self) -> Reply<'_, Result<Arc<View>, ReadFailed>> {
+    fn read_config(&self) -> Reply<'_, Result<(), ReadFailed>> {
         Box::pin(async move {
             self.fresh(Object::Config, self.limit()).await.map_err(Failure::into_read)?;
-            Ok(self.shared.with(|desk| desk.view()))
+            Ok(())
         })
     }
     fn write_leader(&self, write: LeaderWrite) -> Reply<'_, LeaderWritten> {

@@ -103,8 +103,8 @@ pub trait Dcs: Send + Sync {
     fn view(&self) -> tokio::sync::watch::Receiver<Arc<View>>;
     /// Reads the leader object afresh; the answer enters the view.
     fn read_leader(&self) -> Reply<'_, Result<Option<LeaderRecord>, ReadFailed>>;
-    /// Reads the configuration object afresh; the view that this leads to.
-    fn read_config(&self) -> Reply<'_, Result<Arc<View>, ReadFailed>>;
+    /// Reads the configuration object afresh; what it says is in the view before the answer.
+    fn read_config(&self) -> Reply<'_, Result<(), ReadFailed>>;
     /// One conditional write of the leader object.
     fn write_leader(&self, write: LeaderWrite) -> Reply<'_, LeaderWritten>;
     /// Reads a pod afresh.

@@ -283,7 +283,8 @@ fn asked<'r>(
 /// A watch proves nothing: where somebody knows more than the history in the view, it is read afresh before it decides who is
 /// fit to lead.
 fn history_may_be_old(ctx: &Ctx<'_>, unlocked: &Unlocked, field: &Field<'_>) -> bool {
-    let fresh = |at: BootInstant| at >= unlocked.positions_final && ctx.now.boot.since(at) <= ROUND_MAX_AGE;
+    // Whoever wrote to it last held the lock: nothing comes any more.
+    let fresh = |at: BootInstant| at >= unlocked.emptied;
     field.history_may_be_old() && !ctx.local.config_read.is_some_and(fresh) && !mutant::is(Mutant::HistoryOnTrust)
 }
 

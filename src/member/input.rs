@@ -157,8 +157,8 @@ pub enum Looked {
 pub enum Answer {
     /// To `ReadLeader`; `Ok(None)`: there is no object.
     Leader(Result<Option<Box<LeaderRecord>>, ReadFailed>),
-    /// To `ReadConfig`: the view with what was read.
-    Config(Result<Arc<View>, ReadFailed>),
+    /// To `ReadConfig`: what was read is in a view that was told before.
+    Config(Result<(), ReadFailed>),
     /// To `WriteLeader`.
     LeaderWritten(LeaderWritten),
     /// To `ReadPod`; `Ok(None)`: there is no pod.

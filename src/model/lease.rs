@@ -145,7 +145,10 @@ impl LeaseTracker {
         let by_holder = leader.is_some_and(|l| l.released_by_holder() && !self.knows_later_than(&l.lease));
         let version = leader.map(|l| l.version.clone());
         let named = record.as_ref().is_some_and(|r| r.leader.is_some());
-        let touched = !named && version != self.version && !mutant::is(Mutant::AnyVersionWillDo);
+        // Every acquisition counts `transitions` up. An object that has lost them says nothing of who held it meanwhile: there
+        // any change starts the wait anew.
+        let uncounted = record.as_ref().is_none_or(|r| r.transitions.is_none());
+        let touched = !named && uncounted && version != self.version && !mutant::is(Mutant::AnyVersionWillDo);
         self.version = version;
         if self.record == record && at <= self.since && !touched {
             self.released |= by_holder;
@@ -301,6 +304,16 @@ mod tests {
         assert!(t.observe(Some(&bare("2")), at(39), TTL), "somebody may have led in between");
         assert_eq!(t.verdict(at(41), TTL), LeaseVerdict::Silence { until: at(69) });
         assert_eq!(t.stood(), Stood::Untouched(Version("2".into())));
+    }
+
+    #[test]
+    fn an_object_that_counts_its_holders_may_be_touched() {
+        let mut t = LeaseTracker::new(at(0), TTL);
+        let bare = |version: &str| LeaderRecord::of(Version(version.into()), record(None, "x"));
+        assert!(t.observe(Some(&bare("1")), at(10), TTL));
+        assert!(!t.observe(Some(&bare("2")), at(10), TTL), "nobody has taken it in between");
+        assert_eq!(t.verdict(at(41), TTL), LeaseVerdict::Vacant);
+        assert_eq!(t.stood(), Stood::Untouched(Version("2".into())), "what is taken is the version seen last");
     }
 
     #[test]

@@ -155,10 +155,7 @@ impl World {
     pub fn store_answer(&mut self, pod: usize, why: Why, got: Result<Got, Failure>) {
         let (id, answer) = match why {
             Why::ReadLeader(id) => (id, Answer::Leader(read(got, |o| o.map(|entry| Box::new(entry.leader()))))),
-            Why::ReadConfig(id) => {
-                let Some(view) = self.pods[pod].sidecar.as_ref().map(|s| s.desk.view()) else { return };
-                (id, Answer::Config(read(got, |_| ()).map(|()| view)))
-            }
+            Why::ReadConfig(id) => (id, Answer::Config(read(got, |_| ()))),
             Why::WriteLeader(id) => {
                 let written = leader_written(got);
                 if written == LeaderWritten::Wrote {

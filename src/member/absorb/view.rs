@@ -44,12 +44,11 @@ impl State {
         self.new_document();
     }
 
-    /// The configuration object was read afresh.
+    /// The configuration object was read afresh, and what was read is in the view already.
     pub(super) fn config_read(&mut self, sent: BootInstant, answer: Result<Answer, Fail>) {
         match answer {
-            Ok(Answer::Config(Ok(view))) => {
+            Ok(Answer::Config(Ok(()))) => {
                 self.worked("read the history");
-                self.view(&view);
                 self.local.config_read = Some(sent);
             }
             Ok(Answer::Config(Err(e))) => {
