@@ -72,6 +72,8 @@ pub(super) struct Standing {
     pub(super) known: Timeline,
     pub(super) position: Lsn,
     pub(super) priority: i64,
+    /// It has not seen the store for a ttl: it cannot take a lock.
+    pub(super) cut_off: bool,
 }
 
 /// Everybody who answered, and what follows for each.
@@ -87,6 +89,8 @@ pub(super) struct Field<'a> {
     newest: Timeline,
     /// The number of every timeline that anybody has heard of is at most this.
     heard: Timeline,
+    /// Whoever has not seen the store since, in seconds since 1970, is cut off from it.
+    store_since: i64,
 }
 
 impl<'a> Field<'a> {
@@ -102,12 +106,14 @@ impl<'a> Field<'a> {
             mine: None,
             newest: Timeline(0),
             heard: recorded.max(ctx.local.postgres.newest_history),
+            store_since: ctx.now.wall.0 / 1_000_000 - i64::try_from(ctx.settings.ttl.as_secs()).unwrap_or(i64::MAX),
         };
         field.mine = ctx.local.postgres.probe.as_ref().map(|probe| Standing {
             timeline: if probe.timeline.0 == 0 { recorded } else { probe.timeline },
             known: probe.timeline.max(ctx.local.postgres.newest_history).max(recorded),
             position: probe.position,
             priority: ctx.settings.tags.failover_priority,
+            cut_off: false,
         });
         let mine = field.mine.filter(|_| of_me(ctx).is_none());
         let others = answers.values().filter(|a| barred(a).is_none()).filter_map(|a| field.of(a));
@@ -139,11 +145,12 @@ impl<'a> Field<'a> {
 
     fn of(&self, answer: &PeerAnswer) -> Option<Standing> {
         match answer {
-            PeerAnswer::Fit { position, timeline, known_timeline, tags, .. } => {
+            PeerAnswer::Fit { position, timeline, known_timeline, tags, store_seen, .. } => {
                 let unknown = self.mine.map_or(self.recorded, |m| m.timeline.max(self.recorded));
                 let timeline = if timeline.0 == 0 { unknown } else { *timeline };
                 let known = timeline.max(*known_timeline).max(self.recorded);
-                Some(Standing { timeline, known, position: *position, priority: tags.failover_priority })
+                let cut_off = store_seen.is_some_and(|at| at < self.store_since);
+                Some(Standing { timeline, known, position: *position, priority: tags.failover_priority, cut_off })
             }
             PeerAnswer::Unfit { .. } | PeerAnswer::Down { .. } | PeerAnswer::Unreachable(_) => None,
         }

@@ -340,8 +340,13 @@ fn contest(ctx: &Ctx<'_>, unlocked: &Unlocked, probe: &Probe, wish: Wish<'_>) ->
         Ok(lost) => lost,
         Err(outcome) => return outcome,
     };
+    let passed_over = match ahead_and_cut_off(ctx, unlocked, &field, &me) {
+        Ok(lost) => lost,
+        Err(outcome) => return outcome,
+    };
+    let lost = lost.or(passed_over);
     for (name, theirs) in field.all_fit() {
-        if lag(ctx, theirs.position) > allowed {
+        if lag(ctx, theirs.position) > allowed || theirs.cut_off {
             continue;
         }
         let former = unlocked.gone.as_ref() == Some(name);
@@ -373,13 +378,36 @@ fn may_grow(ctx: &Ctx<'_>, probe: &Probe) -> bool {
     ended && !cut
 }
 
+/// Whoever has more than I and cannot take a lock is waited for as long as a lease, and then passed over; in words, what is
+/// lost by that.
+fn ahead_and_cut_off(
+    ctx: &Ctx<'_>,
+    unlocked: &Unlocked,
+    field: &Field<'_>,
+    me: &Standing,
+) -> Result<Option<String>, Outcome> {
+    let ahead = |s: &Standing| s.cut_off && field.compare(s, me) == Ordering::Greater;
+    let in_reach = |s: &Standing| lag(ctx, s.position) <= ctx.settings.maximum_lag_on_failover;
+    let Some((name, theirs)) = field.all_fit().find(|(_, s)| ahead(s) && in_reach(s)) else { return Ok(None) };
+    let until = unlocked.emptied + ctx.settings.ttl;
+    if ctx.now.boot < until {
+        return Err(Outcome::Yield {
+            why: format!("{name} is ahead of me, and does not reach the API server: waiting for it for a ttl"),
+            to: None,
+            until: Some(until),
+        });
+    }
+    let bytes = theirs.position.ahead_of(me.position);
+    Ok(Some(format!("{name} is {bytes} bytes ahead, and has not reached the API server for a ttl: going on without")))
+}
+
 /// The oath. `Ok`: it does not stand in my way; in words, what is lost if I lead.
 fn sworn(ctx: &Ctx<'_>, unlocked: &Unlocked, field: &Field<'_>, me: &Standing) -> Result<Option<String>, Outcome> {
     let Some(oath) = field.oath().filter(|_| !field.has_oath(me) && !mutant::is(Mutant::OathIsForgotten)) else {
         return Ok(None);
     };
     let all = format!("everything up to {}, the last clean shutdown", oath.position);
-    if let Some((name, _)) = field.all_fit().find(|(_, s)| field.has_oath(s)) {
+    if let Some((name, _)) = field.all_fit().find(|(_, s)| field.has_oath(s) && !s.cut_off) {
         return Err(yields_to(name, format!("{name} has {all}")));
     }
     let silent = silent_of(ctx, field, oath);
@@ -409,6 +437,7 @@ fn sworn(ctx: &Ctx<'_>, unlocked: &Unlocked, field: &Field<'_>, me: &Standing) -
 /// in an earlier round was before the shutdown: only the answers of this field count, and who could not be asked is silent.
 fn silent_of<'o>(ctx: &Ctx<'_>, field: &Field<'_>, oath: &'o Shutdown) -> Vec<&'o MemberName> {
     let answered = |name: &MemberName| match field.answer(name) {
+        Some(PeerAnswer::Fit { .. }) if field.fit(name).is_ok_and(|s| s.cut_off) => false,
         Some(PeerAnswer::Fit { .. } | PeerAnswer::Unfit { .. }) => true,
         Some(PeerAnswer::Down { .. } | PeerAnswer::Unreachable(_)) | None => false,
     };

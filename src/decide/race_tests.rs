@@ -120,6 +120,7 @@ fn answer(m: &One) -> PeerAnswer {
         known_timeline: Timeline(m.heard),
         tags: Tags { nofailover: m.nofailover, failover_priority: m.priority, ..Tags::default() },
         watchdog_failed: m.watchdog_failed,
+        store_seen: None,
     }
 }
 

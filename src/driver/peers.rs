@@ -209,6 +209,7 @@ fn judge(document: &Map<String, Value>) -> PeerAnswer {
         known_timeline: known_timeline(document),
         tags: document.get("tags").and_then(Value::as_object).map(tags).unwrap_or_default(),
         watchdog_failed: document.get("watchdog_failed").and_then(Value::as_bool).unwrap_or(false),
+        store_seen: document.get("dcs_last_seen").and_then(Value::as_i64),
     }
 }
 
@@ -281,7 +282,9 @@ mod tests {
             r#"{"role":"replica","timeline":3,"tags":{"nofailover":true},"patroni":{"known_timeline":4},
                 "xlog":{"received_location":100,"replayed_location":140,"paused":false}}"#,
         ));
-        let PeerAnswer::Fit { role, position, timeline, known_timeline, tags, watchdog_failed } = answer else {
+        let PeerAnswer::Fit { role, position, timeline, known_timeline, tags, watchdog_failed, store_seen: None } =
+            answer
+        else {
             panic!("{answer:?}")
         };
         assert_eq!((role, position, timeline), (PeerRole::Standby, Lsn(140), Timeline(3)));

@@ -13,7 +13,11 @@ impl State {
             settings: self.in_force.settings.clone(),
             store_read: self.local.store != StoreLink::NotRead,
             dcs_available: self.store_available(),
-            dcs_last_seen: self.dcs_last_seen,
+            // A watch that is followed shows whatever changes, and mostly nothing does.
+            dcs_last_seen: match self.local.store {
+                StoreLink::Following => self.now.wall.0 / 1_000_000,
+                StoreLink::NotRead | StoreLink::Broken { .. } => self.dcs_last_seen,
+            },
             leader_until: self.leader_until(),
             alive: pg.alive,
             state: pg.state.clone(),

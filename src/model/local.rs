@@ -239,6 +239,8 @@ pub enum PeerAnswer {
         tags: Tags,
         /// `watchdog_failed`.
         watchdog_failed: bool,
+        /// `dcs_last_seen`, seconds since 1970.
+        store_seen: Option<i64>,
     },
     /// Answered, its Postgres runs, and it gives no position on purpose: it says itself that it may not lead.
     Unfit {
@@ -408,8 +410,7 @@ pub struct Local {
     pub reclaim: Option<LeaseRecord>,
     /// A lease write in flight.
     pub lease_write: Option<InFlight>,
-    /// The number claimed by the last acquisition that was sent. Belongs to `own` once that is confirmed; the view may show
-    /// it later.
+    /// The number claimed by the last acquisition that was sent: of `own`, once that is confirmed.
     pub claim: Option<Timeline>,
     /// When the last attempt to renew was sent.
     pub last_attempt: Option<BootInstant>,

@@ -13,7 +13,7 @@ pub fn shutdown(text: &str) -> Shutdown {
     }
 }
 
-/// `standby:POSITION[:PRIORITY][@TIMELINE][^KNOWN][!nofailover|!watchdog]`.
+/// `standby:POSITION[:PRIORITY][@TIMELINE][^KNOWN][!nofailover|!watchdog|!cut-off]`.
 pub fn fit_answer(role: &str, rest: &str) -> PeerAnswer {
     let (rest, bar) = rest.split_once('!').unwrap_or((rest, ""));
     let (rest, known) = rest.split_once('^').unwrap_or((rest, "0"));
@@ -26,6 +26,7 @@ pub fn fit_answer(role: &str, rest: &str) -> PeerAnswer {
         known_timeline: Timeline(known.parse().unwrap()),
         tags: Tags { failover_priority: priority.parse().unwrap(), nofailover: bar == "nofailover", ..Tags::default() },
         watchdog_failed: bar == "watchdog",
+        store_seen: (bar == "cut-off").then_some(-3600),
     }
 }
 

@@ -361,6 +361,7 @@ impl World {
             known_timeline: shown.known_timeline,
             tags: Tags::default(),
             watchdog_failed: false,
+            store_seen: Some(shown.dcs_last_seen),
         })
     }
 
