@@ -439,6 +439,7 @@ impl World {
             }
             "checkpointed" => l.handover.as_mut().unwrap().checkpoint_done = true,
             "exiting" => l.handover.as_mut().unwrap().in_any_case = true,
+            "terminate" if value == "none" => l.request = None,
             "terminate" => l.request = Some(Request::Terminate { leave_postgres: value == "leave" }),
             "restart" => {
                 let filter = RestartFilter { role: (!value.is_empty()).then(|| value.into()), ..Default::default() };

@@ -276,8 +276,12 @@ impl Raw<'_> {
     fn ended_by_the_kernel(&self) -> bool {
         let known = &self.local.deadman;
         let bounded = known.fence == Fence::Full && !known.unfenced;
-        let seen = known.gone.is_some_and(|at| at <= self.now);
-        bounded && seen && self.now >= known.kill_at + std::time::Duration::from_secs(6)
+        let over = known.kill_at + std::time::Duration::from_secs(6);
+        let gone = known.gone.is_some_and(|at| at <= self.now);
+        let pg = &self.local.postgres;
+        let asked = pg.started_as == Some(StartRoleSeen::Standby);
+        let recovers = asked && pg.probe.as_ref().is_some_and(|p| p.in_recovery && p.at >= over);
+        bounded && (gone || recovers) && self.now >= over
     }
 }
 

@@ -14,13 +14,17 @@ use super::fit::{self, Field, Standing};
 use super::{ASK_BEFORE_EXPIRY, Ctx, ROUND_MAX_AGE, Unlocked, replica};
 use crate::model::{
     Action, BootInstant, Decision, FailoverRequest, Initialize, LeaseVerdict, Lsn, Member, MemberName, PeerAnswer,
-    PeerRound, Probe, Shutdown, Stood, Timeline, Upstream,
+    PeerRound, Probe, Shutdown, Stood, StopMode, Timeline, Upstream,
 };
 use crate::mutant::{self, Mutant};
 
 /// A member that has everything of a clean shutdown is waited for at least this long: a pod is scheduled, pulls its image
 /// and starts Postgres in less.
 const OATH_WAIT_LEAST: Duration = Duration::from_secs(60);
+
+/// PostgreSQL ends its receiver where it waits for WAL: not while its replay is paused or delayed. After so long the server is
+/// started again.
+const CUT_WAIT: Duration = Duration::from_secs(5);
 
 /// The longest pause before looking again after giving way.
 const YIELD_PAUSE: Duration = Duration::from_secs(2);
@@ -69,6 +73,14 @@ pub(super) fn race(ctx: &Ctx<'_>, unlocked: &Unlocked) -> Decision {
             ))
             .wake_by(ctx.now.boot + super::RETRY_PAUSE)
             .then(Action::ReadConfig),
+        Outcome::Cut if ctx.now.boot >= ctx.local.postgres.followed_at.max(unlocked.emptied) + CUT_WAIT => ctx
+            .wait(format!(
+                "the lock is free ({grounds}): my timeline has ended and WAL of it still comes, starting Postgres again without"
+            ))
+            .then_if(ctx.local.postgres.stopping.is_none(), || Action::StopPostgres {
+                mode: StopMode::Fast,
+                why: "its receiver does not end",
+            }),
         Outcome::Cut => ctx
             .wait(format!(
                 "the lock is free ({grounds}): my timeline has ended, taking no more WAL of it before I lead"

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::fit::Field;
-use super::{Ctx, Hold, RETRY_PAUSE, ROUND_MAX_AGE};
+use super::{Ctx, Hold, RETRY_PAUSE, ROUND_MAX_AGE, silence};
 use crate::model::{
     Action, BootInstant, DataDir, Decision, FailoverRequest, Handover, InFlight, MemberName, PeerAnswer, Permission,
     Request, RestartFilter, Role, Shutdown, StopMode, TaskKind,
@@ -20,6 +20,11 @@ const CHECKPOINT_WAIT: Duration = Duration::from_secs(60);
 pub(super) fn leave(ctx: &Ctx<'_>) -> Option<Decision> {
     match ctx.local.request {
         Some(Request::Terminate { leave_postgres: true }) => {
+            let unstopped = matches!(silence::judge(ctx.local, ctx.now.boot), silence::Silence::Nothing(_));
+            if unstopped && matches!(ctx.hold, Hold::Leader(_)) {
+                // The lock would end, and call a second writer.
+                return None;
+            }
             let message = "leaving; Postgres, lock and permission stay as they are".to_owned();
             Some(ctx.wait(message.clone()).then(Action::Exit { code: 0, message, leave_postgres: true }))
         }

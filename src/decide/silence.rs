@@ -12,7 +12,7 @@
 use std::time::Duration;
 
 use super::{Ctx, Hold};
-use crate::model::{Action, BootInstant, Decision, Fence, InFlight, KeeperLink, Local};
+use crate::model::{Action, BootInstant, Decision, Fence, InFlight, KeeperLink, Local, StartRoleSeen};
 use crate::mutant::{self, Mutant};
 
 /// After the last kill: five seconds for PostgreSQL's own, one for clocks and scheduling. True seconds on every time scale,
@@ -46,6 +46,9 @@ pub(crate) fn judge(local: &Local, now: BootInstant) -> Silence {
     if now < over && !mutant::is(Mutant::SilenceIsImpatient) {
         return Silence::Until(over);
     }
+    if recovers(local, over) {
+        return Silence::Proof;
+    }
     if may_write(local) && deadman.gone.is_none() && !mutant::is(Mutant::SilenceNeedsNoSession) {
         return Silence::Nothing("my own session with Postgres is not known to be broken");
     }
@@ -54,6 +57,13 @@ pub(crate) fn judge(local: &Local, now: BootInstant) -> Silence {
 
 fn may_write(local: &Local) -> bool {
     local.deadman.in_doubt || local.postgres.may_write()
+}
+
+/// A promotion that was ordered has not come about, and the order is worth nothing any more: it was a standby still when no
+/// permission stood.
+fn recovers(local: &Local, over: BootInstant) -> bool {
+    let started = local.postgres.started_as == Some(StartRoleSeen::Standby);
+    started && local.postgres.probe.as_ref().is_some_and(|p| p.in_recovery && p.at >= over)
 }
 
 /// The lock is mine, the keeper is silent, and no writer of mine lives: somebody else may lead, if somebody is there.
@@ -83,7 +93,7 @@ pub(super) fn in_words(ctx: &Ctx<'_>) -> String {
             " (fence: lost, the keeper does not answer: waiting for the end of its permission)".to_owned()
         }
         Silence::Nothing(why) => {
-            format!(" (fence: lost, the keeper does not answer: {why}; end it, and Postgres ends too)")
+            format!(" (fence: lost, the keeper does not answer: {why}; end its container, and Postgres ends too)")
         }
     }
 }

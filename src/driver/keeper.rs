@@ -127,11 +127,15 @@ impl Link {
         let ask = Ask::Start { role, program, data_dir, renewal: renewal.as_nanos(), socket_locks };
         self.client.command(ask).await.map_err(fail)
     }
-    /// How the living postmaster was started, and what ends it; `None`: there is none, or the keeper does not say.
-    pub async fn running(&self) -> Option<(StartRole, Fence)> {
+    /// How the living postmaster was started, and what ends it; `None`: there is none.
+    ///
+    /// # Errors
+    /// The keeper does not say.
+    pub async fn running(&self) -> Result<Option<(StartRole, Fence)>, Fail> {
         match self.client.ask(Ask::Status).await {
-            Ok(protocol::Answer::State(state)) => Some((role_of(&state)?, fence_of(&state))),
-            Ok(_) | Err(_) => None,
+            Ok(protocol::Answer::State(state)) => Ok(role_of(&state).map(|role| (role, fence_of(&state)))),
+            Ok(_) => Err(Fail::Unreachable("an answer of another kind".to_owned())),
+            Err(e) => Err(fail(e)),
         }
     }
     /// Does a program live that changes a data directory? A keeper that does not say may have one.

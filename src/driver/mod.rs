@@ -34,7 +34,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::dcs::Dcs;
 use crate::door::{Answer as Said, Asked, HandleEnds, Snapshot};
-use crate::member::{Effect, Id, Input, Level, Line, Member, News, Sent, Signal, Ticket};
+use crate::member::{Effect, Id, Input, Level, Line, Member, News, Sent, Signal, Standing, Ticket};
 use crate::model::View;
 use crate::postgres::Setup;
 use crate::postgres::binaries::Binaries;
@@ -107,7 +107,8 @@ impl Driver {
             biased;
             Some(signal) = self.signals.recv() => Input::Signal(signal),
             news = self.keeper.next() => {
-                if let News::Died { .. } = news {
+                // A session is with one postmaster: that of another one would prove nothing by its end.
+                if let News::Died { .. } | News::Met(Standing { postgres: None, .. }) = news {
                     self.sql.close().await;
                 }
                 self.keeper.told(&news, &self.wishes.config, self.store.as_ref());

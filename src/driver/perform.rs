@@ -18,6 +18,8 @@ use crate::postgres::binaries::Binaries;
 use crate::postgres::sql::{Sql, SqlError};
 use crate::postgres::{Setup, bootstrap, conf, control, datadir, history, params, remote, rewind, start};
 
+/// Why a start came to nothing that the keeper had carried out.
+const ENDED_AT_ONCE: &str = "it ended as soon as it was started: its own last lines in this log say why";
 /// Scripts and callbacks.
 const SCRIPT_DEADLINE: Duration = Duration::from_secs(300);
 
@@ -228,7 +230,11 @@ impl Hands {
         let data_dir = self.setup.data_dir.to_string_lossy().into_owned();
         match self.keeper.start(role, &spec.command, data_dir, renewal, locks).await {
             Ok(()) => {
-                let fence = self.keeper.running().await.map_or(Fence::Partial, |(_, fence)| fence);
+                let fence = match self.keeper.running().await {
+                    Ok(Some((_, fence))) => fence,
+                    Ok(None) => return Err(Fail::Refused(ENDED_AT_ONCE.to_owned())),
+                    Err(_) => Fence::Partial,
+                };
                 let setup = self.setup.clone();
                 let forget = move || datadir::forget_removal(&setup).map_err(|e| e.to_string());
                 if let Err(why) = blocking(forget).await {
@@ -238,8 +244,8 @@ impl Hands {
             }
             // What the keeper has running decides: an order whose answer was lost may have been carried out.
             Err(fail @ Fail::Refused(_)) => match self.keeper.running().await {
-                Some((running, fence)) => Ok(Answer::Started(StartEnd::Running(running, fence))),
-                None => Err(fail),
+                Ok(Some((running, fence))) => Ok(Answer::Started(StartEnd::Running(running, fence))),
+                Ok(None) | Err(_) => Err(fail),
             },
             Err(fail) => Err(fail),
         }

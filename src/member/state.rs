@@ -44,6 +44,8 @@ pub(super) struct State {
     pub met: bool,
     /// When the present session with it began.
     pub met_at: BootInstant,
+    /// A postmaster has ended of whose start nothing was heard yet.
+    pub ended_early: Option<BootInstant>,
     /// The last permission that was sent, answered or not.
     pub last_permit: Permission,
     /// Promotions in a row that failed.
@@ -115,6 +117,7 @@ impl State {
             viewed: false,
             met: false,
             met_at: BootInstant::default(),
+            ended_early: None,
             last_permit: Permission::None,
             failed_promotions: 0,
             stale_since: BootInstant::default(),

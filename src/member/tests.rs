@@ -2,6 +2,7 @@
 
 #![allow(clippy::wildcard_enum_match_arm, reason = "a test looks for the effects it is about")]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -236,6 +237,35 @@ fn a_keeper_that_does_not_answer_is_lost_and_nothing_is_promoted() {
     t.feed(Input::Keeper(News::Lost("it stalls".into())), 6.2);
     assert!(t.member.snapshot().fence_lost);
     assert!(!t.has(promote));
+}
+
+#[test]
+fn a_keeper_that_is_silent_is_allowed_nothing_more() {
+    let mut t = holding(|_| {});
+    t.feed(Input::Keeper(News::Lost("it stalls".into())), 2.0);
+    while t.has(permit) {
+        t.take(&permit);
+    }
+    let s = Duration::from_secs;
+    let shorter = Settings { ttl: s(20), loop_wait: s(5), retry_timeout: s(5), ..Settings::default() };
+    t.feed(Input::Settings(in_force(|f| f.settings = Arc::new(shorter))), 3.0);
+    for second in 4..20 {
+        t.feed(Input::Due, f64::from(second));
+        assert!(!t.has(permit), "the end of what it may let run stays where it is");
+    }
+}
+
+#[test]
+fn the_end_of_a_postmaster_may_be_told_before_its_start() {
+    let mut t = Trial::new(|_| {});
+    t.feed(Input::Keeper(News::Met(Standing::default())), 0.5);
+    t.feed(view(Some(released())), 1.0);
+    t.looks(1.1, &standby_data(), None);
+    let id = t.take(&|e: &Effect| matches!(e, Effect::Start { .. }));
+    t.feed(Input::Keeper(News::Died { how: "exit code 1".into(), at: at(1.2).boot }), 1.3);
+    let started = StartEnd::Started { pending: BTreeMap::new(), fence: Fence::Full };
+    t.feed(Input::Reply { id, answer: Ok(Answer::Started(started)) }, 1.4);
+    assert!(!t.member.snapshot().alive, "it is dead, and nobody will say so again");
 }
 
 #[test]

@@ -92,14 +92,16 @@ impl Core {
         let at = self.deadman(p, now);
         let Some(p) = &mut self.postmaster else { return };
         if p.warden.asked != at {
+            // A timer that is only moved later fires too early rather than too late. One that is moved earlier is no fence
+            // before the warden says so.
+            let later = matches!((p.warden.asked, at), (Some(set), Some(at)) if set < at);
             p.warden.asked = at;
-            p.warden.armed &= at.is_some();
+            p.warden.armed &= later;
             self.out.push(Out::Arm { warden, at });
         }
     }
 
-    /// Must whoever lets a writer go on wait for the timer? One that is set already, and is only moved, fires too early
-    /// rather than too late.
+    /// Must whoever lets a writer go on wait for the timer?
     pub(super) fn unarmed(&self, now: u64) -> bool {
         self.postmaster.as_ref().is_some_and(|p| {
             let lives = p.ended.is_none() && p.warden.gone.is_none();

@@ -1,6 +1,7 @@
 //! The keeper's news. What it reports when it is met again is the truth, whatever was asked and not answered before: a
 //! start whose answer was lost may have happened.
 
+use super::super::flights::Lane;
 use super::super::input::{Answer, Fail, News, Standing, StartEnd};
 use super::super::state::State;
 use super::postgres;
@@ -63,7 +64,9 @@ impl State {
             StartRole::Standby => StartRoleSeen::Standby,
         };
         if self.local.postgres.alive && (self.local.postgres.started_as == Some(seen) || role == StartRole::Primary) {
-            // The one I know; a standby that I promoted is reported as a primary.
+            // The one I know. A standby whose promotion was ordered is reported as a primary: it may become one at any moment,
+            // whatever became of the answer to the order.
+            self.local.postgres.started_as = Some(seen);
             return;
         }
         let line =
@@ -112,7 +115,17 @@ impl State {
         }
     }
 
+    /// A postmaster has started. The news of its end may have come before the answer to the order.
+    pub(super) fn ended_already(&mut self) {
+        if let Some(at) = self.ended_early.take() {
+            self.died(at);
+        }
+    }
+
     pub(in crate::member) fn died(&mut self, at: BootInstant) {
+        if !self.local.postgres.alive && self.flights.busy(Lane::Postgres) {
+            self.ended_early = Some(at);
+        }
         postgres::died(&mut self.local, at);
         self.local.deadman.died();
         self.stop_after_script = None;

@@ -169,6 +169,10 @@ impl State {
 
     /// Sends a permission with the note that lets a restarted sidecar go on with my lease.
     pub(in crate::member) fn permit(&mut self, permission: Permission) {
+        if matches!(self.local.keeper, KeeperLink::Lost { .. }) && permission != Permission::None {
+            // Whoever does not answer is allowed nothing more: the end of what it may let run stays where it is.
+            return;
+        }
         let evidence = match permission {
             // There is no lease yet: the wish itself is the evidence, and then the end of the new cluster's scripts.
             Permission::Unfenced => self.now.boot,

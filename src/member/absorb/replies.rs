@@ -39,6 +39,7 @@ impl State {
             if let (About::Start { role, .. }, Ok(Answer::Started(StartEnd::Started { .. }))) = (&flight.about, &answer)
             {
                 self.found_running(*role, false);
+                self.start_known(&answer);
             }
             self.look_soon();
             return;
@@ -167,6 +168,7 @@ impl State {
                 self.local.postgres.pending_restart = !pending.is_empty();
                 self.pending_restart = pending;
                 self.probed_at = BootInstant::default();
+                self.ended_already();
             }
             Ok(Answer::Started(StartEnd::Running(running, _))) => self.found_running(running, false),
             Ok(Answer::Started(StartEnd::NotPrepared(why))) | Err(Fail::Refused(why)) => {

@@ -49,6 +49,7 @@ impl State {
         let first_custom = self.local.bootstrapping && fresh && self.in_force.custom_bootstrap;
         let renewal = self.evidence();
         self.local.deadman.starts(role == StartRole::Primary);
+        self.ended_early = None;
         self.send(
             Effect::Start { role, upstream: upstream.clone(), first_custom, renewal },
             About::Start { role, upstream, first_custom },

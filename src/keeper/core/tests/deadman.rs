@@ -22,6 +22,17 @@ fn the_timer_is_set_before_a_primary_starts_and_anew_with_each_permission() {
 }
 
 #[test]
+fn a_timer_that_is_moved_earlier_is_waited_for_and_one_that_is_moved_later_is_not() {
+    let mut w = World::up(Role::Primary);
+    assert_eq!(w.at(10).writer(50), Some(Answer::Done));
+    w.stuck = true;
+    assert_eq!(w.at(11).writer(55), Some(Answer::Done), "it fires too early rather than too late");
+    assert_eq!(w.at(12).writer(20), None, "a shorter lease: nothing in the kernel ends it in time yet");
+    w.feed(In::Armed { warden: WARDEN, at: timer(32) });
+    assert_eq!(w.answer(w.ids), Some(Answer::Done));
+}
+
+#[test]
 fn standbys_and_the_unfenced_have_no_timer() {
     let mut w = World::up(Role::Standby);
     w.at(2).facts(ControlState::InRecovery, true);
