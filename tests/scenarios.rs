@@ -393,6 +393,7 @@ impl World {
                 "kill-at" => l.deadman.kill_at = boot(value.parse().unwrap()),
                 "fence" => l.deadman.fence = if value == "full" { Fence::Full } else { Fence::Partial },
                 "unfenced" => l.deadman.unfenced = value != "no",
+                "container" => l.deadman.container_ended = value == "ended",
                 "session" => l.deadman.gone = (value == "broken").then(|| boot(self.now)),
                 "bootstrapping" => l.bootstrapping = value != "no",
                 "stepped-down" => l.stepped_down = Some(boot(self.now)),

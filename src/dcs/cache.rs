@@ -151,6 +151,8 @@ pub(super) struct Cache {
     listed: [u64; 2],
     /// My own pod, whole: its UID, address and containers go into what I write. As last seen, also when it is gone.
     own_pod: Option<Pod>,
+    /// The container of my keeper and its ID.
+    kept: Option<(String, String)>,
     /// Learned from the first answer that showed a pod of my name, and never changed. Empty: not yet.
     my_uid: String,
     own: Own,
@@ -179,6 +181,7 @@ impl Cache {
             dead_pods: BTreeMap::new(),
             listed: [0; 2],
             own_pod: None,
+            kept: None,
             my_uid: String::new(),
             own: Own::There,
             epoch: 0,
@@ -193,6 +196,13 @@ impl Cache {
 
     pub fn kind(&self, name: &str) -> Option<&KindEntry> {
         self.kinds.get(name)
+    }
+    pub fn set_kept(&mut self, kept: Option<(String, String)>) {
+        self.kept = kept;
+    }
+    fn keeper_ended(&self) -> bool {
+        let (Some(pod), Some((name, id))) = (&self.own_pod, &self.kept) else { return false };
+        pod.terminated().get(name).is_some_and(|ids| ids.contains(id))
     }
     pub fn own_pod(&self) -> Option<&Pod> {
         self.own_pod.as_ref()
@@ -525,15 +535,15 @@ impl Cache {
         let leaving =
             self.own_is_gone() || self.own_pod.as_ref().is_some_and(|p| p.metadata.deletion_timestamp.is_some());
         let (link, lease_received) = (self.link(), self.lease_received);
+        let me = OwnPod { uid: self.my_uid.clone(), leaving, keeper_ended: self.keeper_ended() };
         let mut shown = self.shown.borrow_mut();
         if let Some(view) = shown.as_ref().filter(|view| {
             Arc::ptr_eq(&view.cluster, cluster)
                 && (view.link, view.lease_received) == (link, lease_received)
-                && (view.me.leaving, view.me.uid.as_str()) == (leaving, self.my_uid.as_str())
+                && view.me == me
         }) {
             return view.clone();
         }
-        let me = OwnPod { uid: self.my_uid.clone(), leaving };
         let view = View { cluster: cluster.clone(), lease_received, link, me, warnings: warnings.clone() };
         shown.insert(Arc::new(view)).clone()
     }

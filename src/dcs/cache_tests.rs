@@ -159,12 +159,33 @@ fn one_answer_below_what_was_known_is_enough_and_the_next_list_tells_the_rest() 
 }
 
 #[test]
+fn the_container_of_my_keeper_ends_when_kubernetes_says_so_of_its_own_id() {
+    let ended = |version: &str, id: &str| -> Pod {
+        serde_json::from_value(json!({"metadata": {"name": "a", "resourceVersion": version, "uid": "A"},
+            "spec": {"containers": [{"name": "postgres"}]},
+            "status": {"containerStatuses": [{"name": "postgres", "containerID": id,
+                "state": {"terminated": {"containerID": id}}}]}}))
+        .unwrap()
+    };
+    let mut c = Shown(cache());
+    c.pods(vec![pod("a", "5", "A")], "5");
+    c.0.set_kept(Some(("postgres".into(), "c://1".into())));
+    assert!(!c.0.view().me.keeper_ended);
+    c.pod(ended("6", "c://0"));
+    assert!(!c.0.view().me.keeper_ended, "the one before it");
+    c.pod(ended("7", "c://1"));
+    assert!(c.0.view().me.keeper_ended);
+    c.0.set_kept(None);
+    assert!(!c.0.view().me.keeper_ended, "another keeper was met");
+}
+
+#[test]
 fn a_namesake_is_never_mine() {
     let mut c = Shown(cache());
     c.pods(vec![pod("a", "5", "A"), pod("b", "6", "B")], "10");
-    assert_eq!(c.0.view().me, OwnPod { uid: "A".into(), leaving: false });
+    assert_eq!(c.0.view().me, OwnPod { uid: "A".into(), leaving: false, keeper_ended: false });
     c.pods(vec![pod("a", "12", "NEW")], "12");
-    assert_eq!(c.0.view().me, OwnPod { uid: "A".into(), leaving: true });
+    assert_eq!(c.0.view().me, OwnPod { uid: "A".into(), leaving: true, keeper_ended: false });
     assert_eq!(c.0.own_pod().and_then(|p| p.status.pod_ip.as_deref()), Some("ip-of-A"));
     let mark = c.0.mark_version("");
     c.0.put_pod(pod("a", "11", "A"), mark);

@@ -129,11 +129,14 @@ impl Desk {
     /// can be the one of this life.
     pub fn set_life(&mut self, life: Life) {
         self.life.begin(life);
+        self.cache.set_kept(self.life.kept());
     }
 
     /// The container IDs of my pod; none while Kubernetes may still show those of an earlier life.
     pub fn containers(&mut self) -> BTreeMap<String, String> {
-        self.cache.own_pod().map(|pod| self.life.containers(pod)).unwrap_or_default()
+        let named = self.cache.own_pod().map(|pod| self.life.containers(pod)).unwrap_or_default();
+        self.cache.set_kept(self.life.kept());
+        named
     }
 
     /// The same, if my pod is the one of this UID.

@@ -240,7 +240,7 @@ impl Dcs for KubeStore {
         Box::pin(self.find_my_pod())
     }
     fn set_life(&self, life: Life) {
-        self.shared.with(|desk| desk.set_life(life));
+        self.shared.update(|desk, _| desk.set_life(life));
     }
     fn set_periods(&self, periods: Periods) {
         self.shared.with(|desk| desk.set_periods(periods));

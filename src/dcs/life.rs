@@ -33,6 +33,12 @@ impl OwnLife {
         }
     }
 
+    /// The container of the keeper in this life and its ID, once it was published.
+    pub fn kept(&self) -> Option<(String, String)> {
+        let name = self.life.as_ref()?.container.as_ref()?;
+        Some((name.clone(), self.published.get(name)?.clone()))
+    }
+
     /// What may be published of this pod.
     pub fn containers(&mut self, pod: &Pod) -> BTreeMap<String, String> {
         let Some(life) = &self.life else { return BTreeMap::new() };
@@ -123,7 +129,9 @@ mod tests {
         own.begin(life(Some("postgres"), "2026-01-01T10:00:00Z"));
         let first = pod(("c://1", "2026-01-01T10:00:00Z"), ("c://2", "2026-01-01T10:00:00Z"));
         assert_eq!(own.containers(&first).len(), 2);
+        assert_eq!(own.kept(), Some(("postgres".into(), "c://1".into())));
         own.begin(life(Some("postgres"), "2026-01-01T10:00:01Z"));
+        assert_eq!(own.kept(), None);
         assert!(own.containers(&first).is_empty(), "started again within the slack");
         let second = pod(("c://3", "2026-01-01T10:00:01Z"), ("c://2", "2026-01-01T10:00:00Z"));
         assert_eq!(own.containers(&second)["postgres"], "c://3");

@@ -281,7 +281,7 @@ impl Raw<'_> {
         let pg = &self.local.postgres;
         let asked = pg.started_as == Some(StartRoleSeen::Standby);
         let recovers = asked && pg.probe.as_ref().is_some_and(|p| p.in_recovery && p.at >= over);
-        bounded && (gone || recovers) && self.now >= over
+        known.container_ended || bounded && (gone || recovers) && self.now >= over
     }
 }
 

@@ -36,6 +36,9 @@ pub(crate) enum Silence {
 pub(crate) fn judge(local: &Local, now: BootInstant) -> Silence {
     let KeeperLink::Lost { .. } = local.keeper else { return Silence::Broken };
     let deadman = &local.deadman;
+    if deadman.container_ended {
+        return Silence::Proof;
+    }
     let over = deadman.kill_at + DEAF;
     if deadman.unfenced {
         return Silence::Nothing("it may have let Postgres run without a deadline");

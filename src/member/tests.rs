@@ -117,7 +117,7 @@ fn view_among(names: &[&str], leader: Option<LeaderRecord>) -> Input {
         cluster: Arc::new(cluster),
         lease_received: at(1.0).boot,
         link: StoreLink::Following,
-        me: OwnPod { uid: "uid-a".into(), leaving: false },
+        me: OwnPod { uid: "uid-a".into(), leaving: false, keeper_ended: false },
         warnings: Vec::new(),
     }))
 }

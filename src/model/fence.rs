@@ -26,6 +26,8 @@ pub struct Deadman {
     pub unfenced: bool,
     /// An order that makes a writer was sent, and what became of it is not known.
     pub in_doubt: bool,
+    /// Kubernetes shows the container of the keeper that was met last as ended, and everything in it is.
+    pub container_ended: bool,
     /// My own session with the server, open before, is broken, and nobody listens there: since then.
     pub gone: Option<BootInstant>,
 }

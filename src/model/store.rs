@@ -20,6 +20,9 @@ pub struct OwnPod {
     pub uid: String,
     /// It is being deleted, or the store shows another pod, or none, under its name.
     pub leaving: bool,
+    /// The container of the keeper that was met last, under the ID that was published for it, is shown as ended: no process
+    /// of it lives.
+    pub keeper_ended: bool,
 }
 
 /// The cluster as last seen, and how much it can be trusted.

@@ -29,6 +29,7 @@ impl State {
         }
         if view.me.uid == self.local.uid {
             self.pod_leaves = view.me.leaving;
+            self.local.deadman.container_ended = view.me.keeper_ended;
         }
         if view.link == StoreLink::NotRead {
             return;
