@@ -78,13 +78,27 @@ pub async fn the_sidecar_is_frozen_for_two_leases(kube: SharedKube) -> Res<()> {
     release.remove().await
 }
 
-/// The Postgres container of the leader, keeper and all, is frozen for two leases and thawed.
+/// The Postgres container of the leader, keeper and all, is frozen for two leases and thawed: the Postgres that stood ends
+/// with its thaw, because its permission is over.
 pub async fn the_postgres_container_is_frozen_and_thawed(kube: SharedKube) -> Res<()> {
     let (mut release, leader) = install(&kube, "pgfrozen").await?;
+    let began = async |release: &Release| {
+        let rows = release.sql(leader.number(), "SELECT pg_postmaster_start_time()").await?;
+        Res::Ok(rows.into_iter().flatten().next().unwrap_or_default())
+    };
+    let stood = began(&release).await?;
     let since = release.fault("container-freeze", &leader.name, "postgres").await?;
     sleep(TWO_LEASES).await;
     release.thaws.push(Instant::now());
     release.fault("container-thaw", &leader.name, "postgres").await?;
+    wait_for("the end of the Postgres that stood", WHOLE, async || {
+        Ok(match began(&release).await {
+            Ok(now) if now != stood => Ok(()),
+            Ok(now) => Err(format!("it runs since {now}")),
+            Err(e) => Err(e.to_string()),
+        })
+    })
+    .await?;
     release.judge(3, since, Allowed::Tail).await?;
     release.remove().await
 }
