@@ -201,9 +201,8 @@ impl<'a> Raw<'a> {
         let local = self.local;
         let told = local.peers.iter().flat_map(|round| round.answers.values()).map(PeerAnswer::known_timeline).max();
         let heard = told.unwrap_or_default().max(local.postgres.newest_history);
-        // Nobody but a holder of the lock writes to it: what was read since its last record was received, and lately.
-        let fresh =
-            local.config_read.is_some_and(|at| at >= local.lease.since && self.now.since(at) <= 2 * self.settings.ttl);
+        // Nobody but a holder of the lock writes to it: what was read since its last record was received stays good.
+        let fresh = local.config_read.is_some_and(|at| at >= local.lease.since);
         (heard > self.cluster.timeline().max(Timeline(1)) && !fresh && !local.bootstrapping)
             .then_some("leading by a history that others know to be old")
     }
