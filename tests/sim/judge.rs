@@ -84,8 +84,10 @@ impl World {
             // A new cluster that came to nothing: no store has named it, nobody was sent to it.
             return;
         }
-        if t < p.paused + 60 * SEC {
-            // A clock that stood.
+        let woke = |p: &super::world::Pod| p.paused > 0 && t < p.paused + 60 * SEC;
+        if woke(p) || self.judge.wiped.is_some_and(|at| t < at + 60 * SEC) && self.pods.iter().any(woke) {
+            // A clock that stood; and a leader object that was deleted is written again by whoever takes a lease for unexpired
+            // that is long over.
             return;
         }
         if p.pg.as_ref().is_some_and(|g| g.by_hand.is_some_and(|since| t < since.max(k.frozen) + 9 * SEC)) {
