@@ -73,7 +73,7 @@ pub(super) fn race(ctx: &Ctx<'_>, unlocked: &Unlocked) -> Decision {
             ))
             .wake_by(ctx.now.boot + super::RETRY_PAUSE)
             .then(Action::ReadConfig),
-        Outcome::Cut if ctx.now.boot >= ctx.local.postgres.followed_at.max(unlocked.emptied) + CUT_WAIT => ctx
+        Outcome::Cut if cut_is_overdue(ctx) => ctx
             .wait(format!(
                 "the lock is free ({grounds}): my timeline has ended and WAL of it still comes, starting Postgres again without"
             ))
@@ -151,7 +151,7 @@ fn outcome(ctx: &Ctx<'_>, unlocked: &Unlocked) -> Outcome {
         return yields("I promised another leader not to (failsafe)");
     }
     if ctx.keeper_lost() {
-        return yields("my keeper does not answer");
+        return yields("my keeper does not answer (fence: lost); delete this pod if it stays so");
     }
     let Some(probe) = &ctx.local.postgres.probe else { return yields("PostgreSQL is still starting up") };
     let request = immediate_request(ctx);
@@ -356,7 +356,8 @@ fn contest(ctx: &Ctx<'_>, unlocked: &Unlocked, probe: &Probe, wish: Wish<'_>) ->
         Ok(lost) => lost,
         Err(outcome) => return outcome,
     };
-    let lost = lost.or(passed_over);
+    let losses: Vec<String> = lost.into_iter().chain(passed_over).collect();
+    let lost = (!losses.is_empty()).then(|| losses.join("; "));
     for (name, theirs) in field.all_fit() {
         if lag(ctx, theirs.position) > allowed || theirs.cut_off {
             continue;
@@ -390,6 +391,12 @@ fn may_grow(ctx: &Ctx<'_>, probe: &Probe) -> bool {
     ended && !cut
 }
 
+/// Its upstream was taken away for long enough, and the receiver is there still.
+fn cut_is_overdue(ctx: &Ctx<'_>) -> bool {
+    let pg = &ctx.local.postgres;
+    pg.following == Some(Upstream::Nobody) && ctx.now.boot >= pg.followed_at + CUT_WAIT
+}
+
 /// Whoever has more than I and cannot take a lock is waited for as long as a lease, and then passed over; in words, what is
 /// lost by that.
 fn ahead_and_cut_off(
@@ -409,8 +416,14 @@ fn ahead_and_cut_off(
             until: Some(until),
         });
     }
-    let bytes = theirs.position.ahead_of(me.position);
-    Ok(Some(format!("{name} is {bytes} bytes ahead, and has not reached the API server for a ttl: going on without")))
+    let unseen = "has not reached the API server for a ttl";
+    Ok(Some(match theirs.position.ahead_of(me.position) {
+        0 => format!("{name} has heard of a newer timeline and {unseen}: going on without it"),
+        bytes => format!(
+            "{name} is {bytes} bytes ahead and {unseen}: going on without them, they are lost to the cluster; copy its data \
+             directory before it rejoins if they are needed"
+        ),
+    }))
 }
 
 /// The oath. `Ok`: it does not stand in my way; in words, what is lost if I lead.

@@ -22,7 +22,7 @@ pub(super) fn leave(ctx: &Ctx<'_>) -> Option<Decision> {
         Some(Request::Terminate { leave_postgres: true }) => {
             let unstopped = matches!(silence::judge(ctx.local, ctx.now.boot), silence::Silence::Nothing(_));
             if unstopped && matches!(ctx.hold, Hold::Leader(_)) {
-                // The lock would end, and call a second writer.
+                // The lock would end, and call a second writer. The status line says why it stays.
                 return None;
             }
             let message = "leaving; Postgres, lock and permission stay as they are".to_owned();
@@ -51,8 +51,14 @@ pub(super) fn shutdown(ctx: &Ctx<'_>) -> Option<Decision> {
         if matches!(ctx.hold, Hold::Leader(_)) && primary && pg.stopping.is_none() && !eligible(ctx, None).is_empty() {
             return Some(begin_handover(ctx, None, "shutdown", true));
         }
+        let how = if ctx.keeper_lost() {
+            "shutting down: the keeper does not answer, Postgres cannot be stopped in order; the end of the pod's grace period \
+             ends it"
+        } else {
+            "shutting down: stopping Postgres"
+        };
         return Some(
-            ctx.wait("shutting down: stopping Postgres")
+            ctx.wait(how)
                 .wake_by(ctx.now.boot + RETRY_PAUSE)
                 .then_if(pg.stopping.is_none(), || Action::StopPostgres { mode: StopMode::Fast, why: "shutdown" }),
         );

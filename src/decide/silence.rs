@@ -12,7 +12,7 @@
 use std::time::Duration;
 
 use super::{Ctx, Hold};
-use crate::model::{Action, BootInstant, Decision, Fence, InFlight, KeeperLink, Local, StartRoleSeen};
+use crate::model::{Action, BootInstant, Decision, Fence, InFlight, KeeperLink, Local, Request, StartRoleSeen};
 use crate::mutant::{self, Mutant};
 
 /// After the last kill: five seconds for PostgreSQL's own, one for clocks and scheduling. True seconds on every time scale,
@@ -91,12 +91,21 @@ pub(super) fn let_go(ctx: &Ctx<'_>) -> Option<Decision> {
 pub(super) fn in_words(ctx: &Ctx<'_>) -> String {
     match judge(ctx.local, ctx.now.boot) {
         Silence::Broken => String::new(),
-        Silence::Proof => " (fence: lost, the keeper does not answer, and nobody else could lead)".to_owned(),
+        Silence::Proof => {
+            " (fence: lost, the keeper does not answer, and nobody else could lead: delete this pod to start again)"
+                .to_owned()
+        }
         Silence::Until(_) => {
             " (fence: lost, the keeper does not answer: waiting for the end of its permission)".to_owned()
         }
         Silence::Nothing(why) => {
-            format!(" (fence: lost, the keeper does not answer: {why}; end its container, and Postgres ends too)")
+            let told = ctx.local.request == Some(Request::Terminate { leave_postgres: true });
+            let stays =
+                if told { "; told to end, staying: the lock would run out while Postgres may write" } else { "" };
+            format!(
+                " (fence: lost, the keeper does not answer: {why}; delete this pod, not with --force; outside Kubernetes end \
+                 Postgres and all its children first, then the keeper{stays})"
+            )
         }
     }
 }

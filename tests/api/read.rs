@@ -241,7 +241,7 @@ async fn without_a_view_of_the_store_nothing_is_made_up() {
 const METRICS: &str = "version postgres_running postmaster_start_time primary xlog_location standby_leader replica \
     sync_standby quorum_standby xlog_received_location xlog_replayed_location xlog_replayed_timestamp xlog_paused \
     postgres_streaming postgres_in_archive_recovery postgres_server_version cluster_unlocked failsafe_mode_is_active \
-    postgres_timeline dcs_last_seen pending_restart is_paused postgres_state";
+    postgres_timeline dcs_last_seen pending_restart is_paused fence_lost fence_partial postgres_state";
 
 #[tokio::test]
 async fn metrics_are_prometheus_text_with_the_names_of_the_contract() {
@@ -277,6 +277,22 @@ async fn metrics_are_prometheus_text_with_the_names_of_the_contract() {
     for (name, value) in expected {
         let line = format!("\npatroni_{name}{{scope=\"demo\",name=\"pg-0\"}} {value}\n");
         assert!(format!("\n{}", reply.body).contains(&line), "{line} not in {}", reply.body);
+    }
+}
+
+#[tokio::test]
+async fn what_the_fence_lacks_is_in_the_status_document_and_in_the_metrics() {
+    for (lost, partial, said) in [(false, false, None), (true, false, Some("lost")), (false, true, Some("partial"))] {
+        let mut shown = leader();
+        (shown.member.fence_lost, shown.member.fence_partial) = (lost, partial);
+        let world = World::new(shown, Says::Status(as_primary())).await;
+        let document: serde_json::Value = serde_json::from_str(&world.get("/patroni").await.body).unwrap();
+        assert_eq!(document["fence"].as_str(), said);
+        let body = world.get("/metrics").await.body;
+        for (name, flag) in [("lost", lost), ("partial", partial)] {
+            let line = format!("patroni_fence_{name}{{scope=\"demo\",name=\"pg-0\"}} {}\n", u8::from(flag));
+            assert!(body.contains(&line), "{line} not in {body}");
+        }
     }
 }
 

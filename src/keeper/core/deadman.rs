@@ -163,7 +163,8 @@ impl Core {
                 if !hears {
                     self.say(
                         Level::Warn,
-                        "fence: partial: the kernel does not tell this Postgres when its parent dies",
+                        "fence: partial: the kernel does not tell this Postgres when its parent dies; look for set-user-ID, file \
+                         capabilities or a security module on the postgres program",
                     );
                 }
                 if let Some(mode) = stopped {
