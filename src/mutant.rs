@@ -69,6 +69,14 @@ mutants! {
     LagIsIgnored,
     /// Positions are compared across timelines.
     PositionsAcrossTimelines,
+    /// The sync key keeps nobody from leading.
+    SyncKeyBindsNobody,
+    /// Whoever wants to lead trusts the sync key in its view.
+    SyncKeyOnTrust,
+    /// A standby is no longer waited for while the sync key still vouches for it.
+    NamesGoBeforeTheKey,
+    /// The sync key vouches for a standby as soon as it is named.
+    KeyBeforeSure,
     /// Who has the lock to win trusts the history in its view, although others know of newer timelines.
     HistoryOnTrust,
     /// A promotion takes the number after its own, whatever others have heard of.

@@ -111,6 +111,10 @@ async fn node(base: &Path, name: &str) -> Node {
     Node { setup, binaries, server: None }
 }
 
+fn files_of(role: StartRole, upstream: &Upstream) -> start::Files {
+    start::Files { role, upstream: upstream.clone(), ..start::Files::primary() }
+}
+
 impl Node {
     fn url(&self) -> String {
         self.setup.conn_url()
@@ -131,7 +135,7 @@ impl Node {
         bootstrap::after_method(&self.setup).unwrap();
     }
     async fn start(&mut self, role: StartRole, upstream: &Upstream) {
-        let spec = start::prepare(&self.setup, &self.binaries, role, upstream).unwrap();
+        let spec = start::prepare(&self.setup, &self.binaries, &files_of(role, upstream)).unwrap();
         hand_over(self.home());
         let log = std::fs::File::create(self.home().join("log")).unwrap();
         let mut process = process(&spec.command);
@@ -390,10 +394,10 @@ async fn changes_that_need_a_restart_are_named_with_old_and_wanted_value() {
     a.setup.parameters.insert("shared_buffers".into(), "64MB".into());
     a.setup.parameters.insert("work_mem".into(), "5MB".into());
     a.setup.parameters.insert("no_such_thing".into(), "1".into());
-    let before = start::rewrite(&a.setup, &a.binaries, StartRole::Primary, &Upstream::Nobody).unwrap();
+    let before = start::rewrite(&a.setup, &a.binaries, &start::Files::primary()).unwrap();
     assert_eq!(a.sql().unknown_parameters(&before.effective).await.unwrap(), ["no_such_thing"]);
     a.setup.parameters.remove("no_such_thing");
-    let rewritten = start::rewrite(&a.setup, &a.binaries, StartRole::Primary, &Upstream::Nobody).unwrap();
+    let rewritten = start::rewrite(&a.setup, &a.binaries, &start::Files::primary()).unwrap();
     assert!(rewritten.changed.conf);
     hand_over(a.home());
     signal(a.server.as_ref().unwrap(), rustix::process::Signal::HUP);
@@ -405,16 +409,16 @@ async fn changes_that_need_a_restart_are_named_with_old_and_wanted_value() {
     let pending = sql.pending_restart(Some(&rewritten.effective)).await.unwrap();
     assert_eq!(pending["max_connections"], ("100".to_owned(), "150".to_owned()));
     assert_eq!(pending["shared_buffers"].0, "128MB");
-    assert!(!start::rewrite(&a.setup, &a.binaries, StartRole::Primary, &Upstream::Nobody).unwrap().changed.any());
+    assert!(!start::rewrite(&a.setup, &a.binaries, &start::Files::primary()).unwrap().changed.any());
 
     a.stop(rustix::process::Signal::INT);
     a.start(StartRole::Primary, &Upstream::Nobody).await;
     assert!(a.sql().pending_restart(Some(&rewritten.effective)).await.unwrap().is_empty());
     a.stop(rustix::process::Signal::INT);
-    let spec = start::prepare(&a.setup, &a.binaries, StartRole::Standby, &Upstream::Nobody).unwrap();
+    let spec = start::prepare(&a.setup, &a.binaries, &files_of(StartRole::Standby, &Upstream::Nobody)).unwrap();
     assert!(spec.pending_restart.is_empty());
     a.setup.controlled.remove("max_connections");
-    let spec = start::prepare(&a.setup, &a.binaries, StartRole::Standby, &Upstream::Nobody).unwrap();
+    let spec = start::prepare(&a.setup, &a.binaries, &files_of(StartRole::Standby, &Upstream::Nobody)).unwrap();
     assert_eq!(spec.pending_restart["max_connections"], ("150".to_owned(), "100".to_owned()));
     assert!(spec.command.argv.contains(&"--max_connections=150".to_owned()));
 }
@@ -430,7 +434,7 @@ async fn a_refused_parameter_is_named_by_a_dry_run() {
     let mut refused = Vec::new();
     // Postgres names unknown parameters before it looks at values: two rounds.
     for _ in 0..3 {
-        let _ = start::prepare(&a.setup, &a.binaries, StartRole::Primary, &Upstream::Nobody).unwrap();
+        let _ = start::prepare(&a.setup, &a.binaries, &start::Files::primary()).unwrap();
         hand_over(a.home());
         let output = process(&start::check_command(&a.setup, &a.binaries)).output().unwrap();
         let bad = start::bad_parameters(&String::from_utf8_lossy(&output.stderr));

@@ -14,6 +14,8 @@ use std::time::Duration;
 use patroni::decide::{check, decide};
 use patroni::model::*;
 
+#[path = "scenarios/commits.rs"]
+mod commits;
 #[path = "scenarios/words.rs"]
 mod words;
 use words::*;
@@ -42,6 +44,8 @@ impl World {
         local.store = StoreLink::Following;
         local.postgres.checkpointed = true;
         local.data_stale = false;
+        // Read afresh by whoever wants to lead; `sync unread` takes it back.
+        local.sync_read = Some(boot(1e6));
         local.postgres.server_version = Some(150_018);
         World { cluster: Cluster::default(), local, settings, now: 0.0 }
     }
@@ -102,6 +106,7 @@ impl World {
             "task-end" => self.task_end(&args),
             "rewind" => self.rewind(&args),
             "local" => self.local_flags(&args),
+            "commits" | "key" | "named" | "senders" | "unsure" | "sync" => self.commits(command, &args),
             "decide" => self.decide(out),
             other => panic!("unknown command {other}"),
         }
@@ -172,7 +177,14 @@ impl World {
                 continue;
             }
             let (nofailover, clonefrom) = (opt("nofailover").is_some(), opt("clonefrom").is_some());
-            let tags = Tags { nofailover, clonefrom, ..Tags::default() };
+            let tags = Tags {
+                nofailover,
+                clonefrom,
+                nosync: opt("nosync").is_some(),
+                sync_priority: opt("priority").map_or(1, |p| p.parse().unwrap()),
+                replicatefrom: opt("from").map(Into::into),
+                ..Tags::default()
+            };
             let dead = opt("terminated");
             let member = Member {
                 conn_url: opt("url").is_none().then(|| format!("postgres://{name}:5432/postgres")),
@@ -310,6 +322,7 @@ impl World {
             streaming: flag("streaming"),
             replay_paused: false,
             system_id: SYSTEM_ID.into(),
+            replication: Default::default(),
         });
     }
 

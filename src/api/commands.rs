@@ -14,7 +14,7 @@ use crate::config::merge;
 use crate::config::newly_unsupported;
 use crate::config::numbers::{parse_bool, parse_int};
 use crate::door::{Answer, Command, Handle, NotTaken, Snapshot};
-use crate::model::{MemberName, PeerAnswer, RequestText, RestartFilter, Version};
+use crate::model::{Commits, MemberName, PeerAnswer, RequestText, RestartFilter, Version};
 
 /// The loop takes a command at once and a write into the store has a deadline of its own; whoever waits longer than this
 /// waits for nothing.
@@ -339,15 +339,24 @@ async fn impossible(
     if leader.is_some() && leader != owner {
         return Some(Reply::text(412, "leader name does not match"));
     }
+    let synchronous = synchronous(&snapshot).filter(|_| change == Change::Switchover);
+    if candidate.is_some_and(|c| synchronous.as_ref().is_some_and(|names| !names.iter().any(|n| n.is(c)))) {
+        return Some(Reply::text(412, "candidate name does not match with sync_standby"));
+    }
     if candidate.is_some_and(|c| !cluster.members.contains_key(c)) {
         return Some(Reply::text(412, "candidate does not exists"));
     }
     let others: BTreeSet<_> = cluster.members.keys().filter(|n| Some(*n) != owner).collect();
     let word = change.word();
+    if candidate.is_none() && synchronous.as_ref().is_some_and(Vec::is_empty) {
+        return Some(Reply::text(412, format!("{word} is not possible: can not find sync_standby")));
+    }
     if candidate.is_none() && others.is_empty() {
         return Some(Reply::text(412, format!("{word} is not possible: cluster does not have members except leader")));
     }
-    let probed: Vec<MemberName> = others.into_iter().filter(|n| candidate.is_none_or(|c| c == *n)).cloned().collect();
+    let may = |n: &MemberName| synchronous.as_ref().is_none_or(|names| names.iter().any(|s| s.is(n)));
+    let wanted = |n: &&MemberName| candidate.is_none_or(|c| c == *n) && may(n);
+    let probed: Vec<MemberName> = others.into_iter().filter(wanted).cloned().collect();
     let answers = handle.ask_peers(&probed).await;
     let own_fit = probed.contains(snapshot.me()) && !snapshot.settings.tags.nofailover;
     let good = own_fit
@@ -356,6 +365,15 @@ async fn impossible(
             PeerAnswer::Unfit { .. } | PeerAnswer::Down { .. } | PeerAnswer::Unreachable(_) => false,
         });
     (!good).then(|| Reply::text(412, format!("{word} is not possible: no good candidates have been found")))
+}
+
+/// In synchronous mode: the standbys that may take over, members of the cluster.
+fn synchronous(snapshot: &Snapshot) -> Option<Vec<MemberName>> {
+    if snapshot.settings.synchronous.mode != Commits::Synchronous {
+        return None;
+    }
+    let names = snapshot.cluster.sync.as_ref().map(|s| s.standbys.clone()).unwrap_or_default();
+    Some(names.into_iter().filter(|n| snapshot.cluster.members.keys().any(|m| m.is(n))).collect())
 }
 
 /// Waits until there is a new leader, or the record is gone and stays without consequence.

@@ -1,6 +1,6 @@
 //! What a dynamic configuration may ask for and this version cannot promise.
 //!
-//! Ignoring `synchronous_mode` would lose commits somebody was promised, so a member that finds such a wish in the store does
+//! Ignoring `failsafe_mode` or `pause` would do what somebody was promised would not happen, so a member that finds such a wish in the store does
 //! not take the lock. That must not become an outage by a slip of the pen: whoever writes the configuration through this
 //! program (REST, `patronictl edit-config`, `--validate-config`) is told at once, and the write refused.
 use serde_json::Value;
@@ -13,8 +13,8 @@ pub fn unsupported(dynamic: &Dynamic) -> Vec<String> {
     let logical = dynamic.slots.values().any(|v| v.get("type").and_then(Value::as_str) == Some("logical"));
     [
         (
-            dynamic.synchronous_mode != SynchronousMode::Off,
-            "synchronous_mode is set in the dynamic configuration, but is not supported",
+            dynamic.synchronous_mode == SynchronousMode::Quorum,
+            "synchronous_mode: quorum is set in the dynamic configuration, but is not supported (`on` is)",
         ),
         (dynamic.failsafe_mode, "failsafe_mode is set in the dynamic configuration, but is not supported"),
         (dynamic.pause, "pause is set in the dynamic configuration, but is not supported"),
@@ -45,9 +45,12 @@ mod tests {
 
     #[test]
     fn only_what_a_change_adds_is_refused() {
-        let (plain, sync) = (json!({"ttl": 30}), json!({"ttl": 30, "synchronous_mode": true}));
+        let (plain, sync) = (json!({"ttl": 30}), json!({"ttl": 30, "synchronous_mode": "quorum"}));
         assert_eq!(newly_unsupported(&plain, &sync).len(), 1);
-        assert!(newly_unsupported(&sync, &json!({"ttl": 40, "synchronous_mode": "on"})).is_empty());
+        assert!(newly_unsupported(&sync, &json!({"ttl": 40, "synchronous_mode": "quorum"})).is_empty());
+        assert!(
+            newly_unsupported(&plain, &json!({"synchronous_mode": "on", "synchronous_mode_strict": true})).is_empty()
+        );
         assert!(newly_unsupported(&sync, &plain).is_empty());
         let wishes = json!({"pause": true, "failsafe_mode": true, "standby_cluster": {"host": "h"},
                             "slots": {"l": {"type": "logical", "database": "d", "plugin": "p"}}});

@@ -211,6 +211,12 @@ impl Dcs for KubeStore {
             Ok(())
         })
     }
+    fn read_sync(&self) -> Reply<'_, Result<(), ReadFailed>> {
+        Box::pin(async move {
+            self.fresh(Object::Sync, self.limit()).await.map_err(Failure::into_read)?;
+            Ok(())
+        })
+    }
     fn write_leader(&self, write: LeaderWrite) -> Reply<'_, LeaderWritten> {
         Box::pin(async move { leader_written(self.ask(Request::WriteLeader(Box::new(write)), self.limit()).await) })
     }

@@ -105,6 +105,8 @@ pub trait Dcs: Send + Sync {
     fn read_leader(&self) -> Reply<'_, Result<Option<LeaderRecord>, ReadFailed>>;
     /// Reads the configuration object afresh; what it says is in the view before the answer.
     fn read_config(&self) -> Reply<'_, Result<(), ReadFailed>>;
+    /// Reads the sync object afresh; what it says is in the view before the answer.
+    fn read_sync(&self) -> Reply<'_, Result<(), ReadFailed>>;
     /// One conditional write of the leader object.
     fn write_leader(&self, write: LeaderWrite) -> Reply<'_, LeaderWritten>;
     /// Reads a pod afresh.

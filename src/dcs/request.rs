@@ -48,6 +48,7 @@ impl Object {
             | StoreWrite::History { .. } => Object::Config,
             StoreWrite::SetRequest(_) | StoreWrite::ClearRequest { .. } => Object::Failover,
             StoreWrite::LeaderObject => Object::Leader,
+            StoreWrite::Sync { .. } => Object::Sync,
         }
     }
 }
@@ -302,6 +303,7 @@ impl Desk {
                 (expect, patch)
             }
             StoreWrite::History { expect, rows } => (expect, schema::history_patch(&rows)),
+            StoreWrite::Sync { expect, leader, standbys } => (expect, schema::sync_patch(leader.as_ref(), &standbys)),
             StoreWrite::SetRequest(request) => {
                 let patch = schema::failover_patch(&request).map_err(refused)?;
                 (self.version_of(Object::Failover), patch)

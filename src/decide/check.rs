@@ -7,8 +7,9 @@
 
 use super::{Ctx, Hold};
 use crate::model::{
-    Action, BootInstant, Cluster, DataDir, Decision, Fence, KeeperLink, Local, Now, PeerAnswer, Permission, Role,
-    Settings, Shutdown, StartRole, StartRoleSeen, Stood, TaskKind, Timeline, Timings, Upstream,
+    Action, BootInstant, Cluster, Commits, DataDir, Decision, Fence, KeeperLink, Local, MemberName, Now, PeerAnswer,
+    Permission, Role, Settings, Shutdown, StandbyNames, StartRole, StartRoleSeen, Stood, TaskKind, Timeline, Timings,
+    Upstream,
 };
 
 /// Checks every action of a decision.
@@ -38,8 +39,16 @@ fn broken_rule(ctx: &Ctx<'_>, action: &Action) -> Option<&'static str> {
         Action::StartPostgres { .. } if matches!(ctx.local.data, DataDir::HalfRewound { .. }) => {
             Some("starting what pg_rewind has not finished as if it were whole")
         }
-        Action::StartPostgres { role: StartRole::Primary, .. } => Raw::of(ctx).writer(),
-        Action::Promote { claim } => Raw::of(ctx).promote(*claim),
+        Action::StartPostgres { role: StartRole::Primary, names, .. } => {
+            Raw::of(ctx).writer().or_else(|| Raw::of(ctx).waits_for(names))
+        }
+        Action::Promote { claim } => {
+            let unnamed = StandbyNames::AsConfigured;
+            let raw = Raw::of(ctx);
+            raw.promote(*claim).or_else(|| raw.waits_for(ctx.local.sync.named.as_ref().unwrap_or(&unnamed)))
+        }
+        Action::NameStandbys(names) => Raw::of(ctx).narrower(names),
+        Action::WriteSync { leader, standbys, .. } => Raw::of(ctx).vouch(leader.as_ref(), standbys),
         Action::StartPostgres { role: StartRole::Standby, .. } => {
             ctx.local.postgres.alive.then_some("a second postmaster")
         }
@@ -55,6 +64,8 @@ fn broken_rule(ctx: &Ctx<'_>, action: &Action) -> Option<&'static str> {
         Action::Begin(kind) => begin(ctx, kind),
         Action::ClaimInitialize { .. } => initialize(ctx),
         Action::ReadLease
+        | Action::ReadSync
+        | Action::QuitSync
         | Action::ReadConfig
         | Action::ProveDeath { .. }
         | Action::WriteSystemId { .. }
@@ -184,7 +195,80 @@ impl<'a> Raw<'a> {
         if local.promised_until.is_some_and(|until| self.now < until) && !local.bootstrapping {
             return Some("racing against a promise");
         }
-        self.held(stood).or_else(|| self.history()).or_else(|| self.number(claim)).or_else(|| self.growing())
+        self.held(stood)
+            .or_else(|| self.allowed())
+            .or_else(|| self.history())
+            .or_else(|| self.number(claim))
+            .or_else(|| self.growing())
+    }
+
+    /// The sync key, read since the lock became free, names me, or a person takes the loss.
+    fn allowed(&self) -> Option<&'static str> {
+        if self.local.bootstrapping {
+            return None;
+        }
+        if self.local.sync_read.is_none_or(|at| at < self.local.lease.since) {
+            return Some("leading by a sync key that was not read since the lock became free");
+        }
+        self.outsider().then_some("leading although the sync key does not name me")
+    }
+
+    fn outsider(&self) -> bool {
+        let me = &self.local.me;
+        let Some(record) = self.cluster.sync.as_ref().filter(|r| r.leader.is_some()) else { return false };
+        let named = record.leader.iter().chain(&record.standbys).any(|n| n.is(me));
+        let asked =
+            self.cluster.failover.as_ref().is_some_and(|r| r.leader.is_none() && r.candidate.as_ref() == Some(me));
+        !named && !asked
+    }
+
+    /// A writer begins: the key says that I lead, as this process has written it under this lock, and its first commit waits
+    /// for everybody in the key.
+    fn waits_for(&self, names: &StandbyNames) -> Option<&'static str> {
+        let binds = self.cluster.sync.as_ref().is_some_and(|r| r.leader.is_some());
+        let off = self.settings.synchronous.mode == Commits::Asynchronous;
+        if self.local.bootstrapping || off && !binds {
+            return None;
+        }
+        let since = self.local.own.as_ref().and_then(|own| own.record.acquire_time.as_ref());
+        let leads = self.cluster.sync.as_ref().is_some_and(|r| r.leader.as_ref() == Some(&self.local.me));
+        if !leads || since.is_none() || self.local.sync.since.as_ref() != since {
+            return Some("a writer whose sync key may name others");
+        }
+        self.narrower(names)
+    }
+
+    /// Whoever stands in the key, or may, is waited for.
+    fn narrower(&self, names: &StandbyNames) -> Option<&'static str> {
+        let Some(record) = self.cluster.sync.as_ref().filter(|r| r.leader.as_ref() == Some(&self.local.me)) else {
+            return None;
+        };
+        let sent = self.local.sync.unsure.iter().filter(|w| w.expect.as_ref() == Some(&record.version));
+        let mut may_stand = record.standbys.iter().chain(sent.flat_map(|w| &w.standbys));
+        let waited = |name: &MemberName| match names {
+            StandbyNames::Placeholder => true,
+            StandbyNames::All(of) => of.contains(name),
+            StandbyNames::AsConfigured => false,
+        };
+        (!may_stand.all(waited)).then_some("no longer waiting for a standby that the sync key vouches for")
+    }
+
+    /// The key vouches for those only who have every commit that was acknowledged.
+    fn vouch(&self, leader: Option<&MemberName>, standbys: &[MemberName]) -> Option<&'static str> {
+        if self.local.own.is_none() {
+            return Some("writing the sync key without the lock");
+        }
+        if self.outsider() {
+            return Some("taking the sync key although it does not name me");
+        }
+        if leader.is_none() {
+            let on = self.settings.synchronous.mode != Commits::Asynchronous;
+            return (on || !standbys.is_empty()).then_some("a sync key that binds nobody, in synchronous mode");
+        }
+        let mine = self.cluster.sync.as_ref().filter(|r| r.leader.as_ref() == Some(&self.local.me));
+        let stood = |name: &MemberName| mine.is_some_and(|r| r.standbys.contains(name));
+        let all = standbys.iter().all(|name| stood(name) || self.local.sync.is_sure(name));
+        (!all).then_some("vouching for a standby that may lack a commit")
     }
 
     /// On a timeline that has ended, more of it may be what the cluster has not.
@@ -344,7 +428,11 @@ mod tests {
         let mut ctx = Ctx::new(&cluster, &local, &settings, Now { boot: at(100), wall: WallTime(0) });
         ctx.hold = Hold::Leader(&forged);
         ctx.verdict = crate::model::LeaseVerdict::Released;
-        let primary = Action::StartPostgres { role: StartRole::Primary, upstream: crate::model::Upstream::Nobody };
+        let primary = Action::StartPostgres {
+            role: StartRole::Primary,
+            upstream: crate::model::Upstream::Nobody,
+            names: StandbyNames::AsConfigured,
+        };
         for action in [primary, Action::Promote { claim: Some(Timeline(2)) }] {
             assert_eq!(broken_rule(&ctx, &action), Some("a writer without a lease"));
         }
@@ -355,6 +443,7 @@ mod tests {
         let cluster = Cluster { leader: Some(bare.clone()), ..Cluster::default() };
         let mut local = local.clone();
         assert!(local.lease.observe(Some(&bare), at(50), settings.ttl));
+        local.sync_read = Some(at(78));
         let mut ctx = Ctx::new(&cluster, &local, &settings, Now { boot: at(79), wall: WallTime(0) });
         ctx.verdict = crate::model::LeaseVerdict::Vacant;
         let acquire =

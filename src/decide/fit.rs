@@ -13,8 +13,10 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::Ctx;
-use crate::model::{HistoryRow, Lsn, MemberName, PeerAnswer, PeerRole, RewindState, Shutdown, Tags, Timeline};
+use super::{Ctx, sync};
+use crate::model::{
+    HistoryRow, Lsn, MemberName, PeerAnswer, PeerRole, RewindState, Shutdown, SyncRecord, Tags, Timeline,
+};
 use crate::mutant::{self, Mutant};
 
 /// Why a member may not lead. Reads after "I am" and "NAME is".
@@ -24,6 +26,8 @@ pub(super) enum Why {
     NoFailover,
     /// Its watchdog does not work.
     Watchdog,
+    /// The sync key does not name it: commits that were acknowledged may be missing there.
+    NotSynchronous,
     /// A rewind began on its data and did not end.
     HalfMade(String),
     /// Compared with a leader, it had diverged.
@@ -40,7 +44,7 @@ impl Why {
     /// A person who accepts the loss may name it all the same: its data is whole.
     pub(super) fn by_history_alone(&self) -> bool {
         match self {
-            Why::NoFailover | Why::Watchdog | Why::HalfMade(_) => false,
+            Why::NoFailover | Why::Watchdog | Why::NotSynchronous | Why::HalfMade(_) => false,
             Why::Diverged | Why::BeyondSwitch { .. } | Why::Behind { .. } | Why::Unrecorded { .. } => true,
         }
     }
@@ -51,6 +55,7 @@ impl fmt::Display for Why {
         match self {
             Why::NoFailover => f.write_str("not allowed to promote"),
             Why::Watchdog => f.write_str("without a working watchdog"),
+            Why::NotSynchronous => f.write_str("not a synchronous standby"),
             Why::HalfMade(why) => write!(f, "half-made: pg_rewind did not finish ({why})"),
             Why::Diverged => f.write_str("diverged from the last leader"),
             Why::BeyondSwitch { timeline, position, switch } => {
@@ -82,6 +87,10 @@ pub(super) struct Field<'a> {
     recorded: Timeline,
     strict: bool,
     oath: Option<&'a Shutdown>,
+    /// Who may lead without losing what was acknowledged; `None`: nobody has promised anything.
+    sync: Option<&'a SyncRecord>,
+    /// A person asks for this one in spite of that.
+    waived: Option<&'a MemberName>,
     answers: &'a BTreeMap<MemberName, PeerAnswer>,
     /// My own timeline stands for "unknown": such an answer is compared by its bytes.
     mine: Option<Standing>,
@@ -102,6 +111,8 @@ impl<'a> Field<'a> {
             recorded,
             strict: ctx.settings.check_timeline,
             oath: cluster.leader.as_ref().and_then(|l| l.oath()),
+            sync: sync::binding(cluster),
+            waived: sync::waived(cluster),
             answers,
             mine: None,
             newest: Timeline(0),
@@ -193,7 +204,8 @@ impl<'a> Field<'a> {
     pub(super) fn fit(&self, name: &MemberName) -> Result<Standing, Option<Why>> {
         let answer = self.answers.get(name).ok_or(None)?;
         let standing = self.of(answer).ok_or(None)?;
-        match barred(answer).or_else(|| self.unfit(&standing)) {
+        let outside = self.sync.is_some_and(|s| !s.allows(name) && self.waived != Some(name));
+        match barred(answer).or(outside.then_some(Why::NotSynchronous)).or_else(|| self.unfit(&standing)) {
             Some(why) => Err(Some(why)),
             None => Ok(standing),
         }

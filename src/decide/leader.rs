@@ -1,8 +1,8 @@
 //! What the lock holder does, and what stops a primary that is none.
 
-use super::{Ctx, Hold, fit, requests, silence};
+use super::{Ctx, Hold, fit, requests, silence, sync};
 use crate::model::{
-    Action, Decision, Handover, LeaseVerdict, OwnLease, Permission, Role, StopMode, StoreLink, Timeline,
+    Action, Decision, Handover, LeaseVerdict, OwnLease, Permission, Role, StandbyNames, StopMode, StoreLink, Timeline,
 };
 
 /// A possible writer without an unexpired lease is stopped, before anything else is looked at.
@@ -62,7 +62,11 @@ pub(super) fn lead(ctx: &Ctx<'_>, own: &OwnLease) -> Decision {
             if let Some(d) = stale_primary(ctx, probe.timeline) {
                 return d;
             }
-            primary(ctx, probe.timeline)
+            if let Some(text) = sync::usurped(ctx) {
+                return step_down(ctx, "the sync key names others", &text);
+            }
+            let d = primary(ctx, probe.timeline);
+            if ctx.local.handover.is_none() { sync::keep(ctx, own, d, probe) } else { d }
         }
     }
 }
@@ -148,6 +152,17 @@ fn promotion(ctx: &Ctx<'_>, own: &OwnLease) -> Decision {
                 .wake_by(ctx.now.boot + super::RETRY_PAUSE);
         }
     };
+    let names = match sync::before_writing(ctx, own, true) {
+        Ok(names) => names,
+        Err(d) => return d,
+    };
+    let keeps = names != StandbyNames::AsConfigured || ctx.local.sync.named.is_some();
+    if keeps && ctx.local.sync.named.as_ref() != Some(&names) {
+        return ctx
+            .wait("before promoting: telling Postgres whom its commits wait for")
+            .then(Action::NameStandbys(names))
+            .wake_by(ctx.now.boot + super::RETRY_PAUSE);
+    }
     ctx.wait("promoted self to leader by acquiring session lock")
         .then(Action::Permit(ctx.permission(own)))
         .then(Action::Promote { claim: Some(claim) })
@@ -172,6 +187,8 @@ fn claimed(ctx: &Ctx<'_>, own: &OwnLease) -> Result<Timeline, Timeline> {
 /// that fails would be followed by the same hand-over again, for ever.
 fn consumed_request(ctx: &Ctx<'_>) -> Option<Action> {
     let request = ctx.cluster.request().filter(|r| r.scheduled_at.is_none() && !ctx.local.store_write)?;
+    // While the sync key names others, the request is what lets me lead.
+    sync::binding(ctx.cluster).is_none_or(|r| r.allows(&ctx.local.me)).then_some(())?;
     let mine = match (&request.candidate, &request.leader) {
         (Some(candidate), _) => *candidate == ctx.local.me,
         (None, leader) => leader.as_ref() != Some(&ctx.local.me),

@@ -21,6 +21,7 @@ mod replica;
 mod requests;
 mod rewind;
 mod silence;
+mod sync;
 
 use std::time::Duration;
 
@@ -117,6 +118,9 @@ impl<'a> Ctx<'a> {
         }
         if !self.local.postgres.alive && self.local.data_stale && self.local.task.is_none() {
             return self.wait("looking at the data directory");
+        }
+        if let Some(d) = requests::quits_sync(self) {
+            return d;
         }
         if let Some(d) = requests::shutdown(self) {
             return d;

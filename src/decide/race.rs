@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::fit::{self, Field, Standing};
-use super::{ASK_BEFORE_EXPIRY, Ctx, ROUND_MAX_AGE, Unlocked, replica};
+use super::{ASK_BEFORE_EXPIRY, Ctx, ROUND_MAX_AGE, Unlocked, replica, sync};
 use crate::model::{
     Action, BootInstant, Decision, FailoverRequest, Initialize, LeaseVerdict, Lsn, Member, MemberName, PeerAnswer,
     PeerRound, Probe, Shutdown, Stood, StopMode, Timeline, Upstream,
@@ -47,6 +47,8 @@ enum Outcome {
     Waiting,
     /// First read the history afresh.
     ReadHistory,
+    /// First read the sync key afresh.
+    ReadSync,
     /// First stop receiving, and look what is there then.
     Cut,
 }
@@ -73,6 +75,11 @@ pub(super) fn race(ctx: &Ctx<'_>, unlocked: &Unlocked) -> Decision {
             ))
             .wake_by(ctx.now.boot + super::RETRY_PAUSE)
             .then(Action::ReadConfig),
+        Outcome::ReadSync => ctx
+            .wait(format!("the lock is free ({grounds}): reading afresh who may lead without losing a commit"))
+            .wake_by(ctx.now.boot + super::RETRY_PAUSE)
+            .then(Action::ReadSync)
+            .then_all(ask_meanwhile(ctx, unlocked)),
         Outcome::Cut if cut_is_overdue(ctx) => ctx
             .wait(format!(
                 "the lock is free ({grounds}): my timeline has ended and WAL of it still comes, starting Postgres again without"
@@ -88,6 +95,7 @@ pub(super) fn race(ctx: &Ctx<'_>, unlocked: &Unlocked) -> Decision {
             .wake_by(ctx.now.boot + super::RETRY_PAUSE)
             .then_if(ctx.local.postgres.following != Some(Upstream::Nobody), || Action::Follow {
                 upstream: Upstream::Nobody,
+                names: ctx.settings.synchronous.at_first(),
             }),
         Outcome::Waiting => ctx.wait(format!("the lock is free ({grounds}): waiting for the other members' answers")),
         Outcome::Yield { why, until, .. } => replica::idle(ctx, format!("not taking the lock: {why}"))
@@ -158,6 +166,13 @@ fn outcome(ctx: &Ctx<'_>, unlocked: &Unlocked) -> Outcome {
     let named = request.is_some_and(|r| r.candidate.as_ref() == Some(&ctx.local.me));
     if let Some(why) = fit::of_me(ctx).filter(|why| !(named && why.by_history_alone())) {
         return yields(format!("I am {why}{}", way_out(ctx, &why)));
+    }
+    // A watch proves nothing: whoever leads without having heard of the key loses what it promises.
+    if !ctx.local.sync_read.is_some_and(|at| at >= unlocked.emptied) && !mutant::is(Mutant::SyncKeyOnTrust) {
+        return Outcome::ReadSync;
+    }
+    if let Some(why) = sync::bars(ctx) {
+        return yields(why);
     }
     if ctx.cluster.initialize != Initialize::Absent && ctx.cluster.initialize.system_id().is_none() {
         return yields("the initialize key says that somebody is initializing the cluster");
@@ -310,6 +325,11 @@ fn lag(ctx: &Ctx<'_>, position: Lsn) -> u64 {
     ctx.cluster.optime().max(sworn).ahead_of(position)
 }
 
+/// Whom the sync key allows to lead has every commit that was acknowledged: what else was written is nobody's loss.
+fn allowed_lag(ctx: &Ctx<'_>) -> u64 {
+    if sync::binding(ctx.cluster).is_some() { u64::MAX } else { ctx.settings.maximum_lag_on_failover }
+}
+
 /// What a switchover asks for while there is no leader.
 #[derive(Clone, Copy, Default)]
 struct Wish<'a> {
@@ -322,7 +342,7 @@ struct Wish<'a> {
 /// Who is best. Whoever lags too much does not lead, request or not: only a member that a person names in a failover may lose
 /// more.
 fn contest(ctx: &Ctx<'_>, unlocked: &Unlocked, probe: &Probe, wish: Wish<'_>) -> Outcome {
-    let (behind, allowed) = (lag(ctx, probe.position), ctx.settings.maximum_lag_on_failover);
+    let (behind, allowed) = (lag(ctx, probe.position), allowed_lag(ctx));
     if behind > allowed && !mutant::is(Mutant::LagIsIgnored) {
         return yields(format!(
             "my wal position exceeds maximum replication lag ({behind} bytes behind, {allowed} allowed)"
@@ -406,7 +426,7 @@ fn ahead_and_cut_off(
     me: &Standing,
 ) -> Result<Option<String>, Outcome> {
     let ahead = |s: &Standing| s.cut_off && field.compare(s, me) == Ordering::Greater;
-    let in_reach = |s: &Standing| lag(ctx, s.position) <= ctx.settings.maximum_lag_on_failover;
+    let in_reach = |s: &Standing| lag(ctx, s.position) <= allowed_lag(ctx);
     let Some((name, theirs)) = field.all_fit().find(|(_, s)| ahead(s) && in_reach(s)) else { return Ok(None) };
     let until = unlocked.emptied + ctx.settings.ttl;
     if ctx.now.boot < until {
@@ -426,9 +446,11 @@ fn ahead_and_cut_off(
     }))
 }
 
-/// The oath. `Ok`: it does not stand in my way; in words, what is lost if I lead.
+/// The oath. Whom the sync key allows to lead is not bound by it. `Ok`: it does not stand in my way; in words, what is lost if I lead.
 fn sworn(ctx: &Ctx<'_>, unlocked: &Unlocked, field: &Field<'_>, me: &Standing) -> Result<Option<String>, Outcome> {
-    let Some(oath) = field.oath().filter(|_| !field.has_oath(me) && !mutant::is(Mutant::OathIsForgotten)) else {
+    let bound = sync::binding(ctx.cluster).is_none();
+    let Some(oath) = field.oath().filter(|_| bound && !field.has_oath(me) && !mutant::is(Mutant::OathIsForgotten))
+    else {
         return Ok(None);
     };
     let all = format!("everything up to {}, the last clean shutdown", oath.position);
@@ -473,6 +495,15 @@ fn silent_of<'o>(ctx: &Ctx<'_>, field: &Field<'_>, oath: &'o Shutdown) -> Vec<&'
 fn waited_until(ctx: &Ctx<'_>, unlocked: &Unlocked) -> BootInstant {
     let could_lead = unlocked.emptied.max(ctx.local.started).max(ctx.local.postgres.since);
     could_lead + ctx.settings.primary_start_timeout.max(OATH_WAIT_LEAST)
+}
+
+/// The others are asked while the key is read: most who may lead have to know what they say.
+fn ask_meanwhile(ctx: &Ctx<'_>, unlocked: &Unlocked) -> Option<Action> {
+    let members = voters(ctx, unlocked);
+    match fresh_round(ctx, unlocked, &members) {
+        Err(Outcome::Ask(members)) if !members.is_empty() => Some(Action::AskPeers { members }),
+        Ok(_) | Err(_) => None,
+    }
 }
 
 /// Asks early when a silent lease is about to expire, so that no answer has to be waited for afterwards.

@@ -158,12 +158,13 @@ fn receiving(d: &Drawn, cluster: &Cluster, i: usize, now: u64, from: (Upstream, 
         streaming,
         replay_paused: false,
         system_id: ID.into(),
+        replication: Default::default(),
     });
     (local.postgres.following, local.postgres.followed_at) = (Some(upstream), at(since));
     let answers: BTreeMap<MemberName, PeerAnswer> =
         (0..3).filter(|j| *j != i && d.members[*j].up).map(|j| (NAMES[j].into(), answer(&d.members[j]))).collect();
     local.peers = Some(PeerRound { asked_at: at(now), answers });
-    local.config_read = Some(at(now));
+    (local.config_read, local.sync_read) = (Some(at(now)), Some(at(now)));
     let ctx = Ctx::new(cluster, &local, &settings, Now { boot: at(now), wall: WallTime(0) });
     let Some(unlocked) = ctx.unlocked() else { panic!("the lock is free") };
     let d = crate::decide::decide(cluster, &local, &settings, ctx.now);
@@ -203,7 +204,7 @@ proptest! {
                         who = usize::MAX;
                         break;
                     }
-                    Outcome::Ask(_) | Outcome::Waiting | Outcome::ReadHistory | Outcome::Cut => {
+                    Outcome::Ask(_) | Outcome::Waiting | Outcome::ReadHistory | Outcome::ReadSync | Outcome::Cut => {
                         prop_assert!(false, "all have answered, and nothing comes any more");
                     }
                 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Ctx, Hold, RETRY_PAUSE, requests, rewind};
+use super::{Ctx, Hold, RETRY_PAUSE, requests, rewind, sync};
 use crate::model::{
     Action, ClusterState, ControlData, DataDir, Decision, InFlight, LeaseVerdict, OwnLease, Permission, StartRole,
     StopMode, Upstream,
@@ -138,7 +138,7 @@ fn with_lock(ctx: &Ctx<'_>, own: &OwnLease, control: &ControlData, standby_signa
     if !as_primary {
         return ctx
             .wait("starting as readonly because i had the session lock")
-            .then(Action::StartPostgres { role: StartRole::Standby, upstream: Upstream::Nobody });
+            .then(start_standby(ctx, Upstream::Nobody));
     }
     if !ctx.renewed_since_death(own) {
         let renew = ctx.local.lease_write.is_none();
@@ -146,10 +146,20 @@ fn with_lock(ctx: &Ctx<'_>, own: &OwnLease, control: &ControlData, standby_signa
             .wait("renewing the lock before starting the primary: its old holder must not have been usurped meanwhile")
             .then_if(renew, || Action::RenewLease);
     }
+    let names = match sync::before_writing(ctx, own, false) {
+        Ok(names) => names,
+        Err(d) => return d,
+    };
     let reason = if pg.crashed { "starting primary after failure" } else { "starting primary" };
-    ctx.wait(reason)
-        .then(Action::Permit(ctx.permission(own)))
-        .then(Action::StartPostgres { role: StartRole::Primary, upstream: Upstream::Nobody })
+    ctx.wait(reason).then(Action::Permit(ctx.permission(own))).then(Action::StartPostgres {
+        role: StartRole::Primary,
+        upstream: Upstream::Nobody,
+        names,
+    })
+}
+
+fn start_standby(ctx: &Ctx<'_>, upstream: Upstream) -> Action {
+    Action::StartPostgres { role: StartRole::Standby, upstream, names: ctx.settings.synchronous.at_first() }
 }
 
 /// The store lost `initialize`: a stopped member restores it once the throne is provably empty. It stays stopped until then, because a running replica may not.
@@ -211,7 +221,7 @@ fn without_lock(ctx: &Ctx<'_>, control: &ControlData, standby_signal: bool) -> D
             return d;
         }
         let upstream = ctx.upstream();
-        return ctx.wait("starting as a secondary").then(Action::StartPostgres { role: StartRole::Standby, upstream });
+        return ctx.wait("starting as a secondary").then(start_standby(ctx, upstream));
     }
     if ctx.local.stepped_down.is_some_and(|at| ctx.now.boot < at + ctx.settings.ttl) {
         let until = ctx.local.stepped_down.unwrap_or(ctx.now.boot) + ctx.settings.ttl;
@@ -220,6 +230,5 @@ fn without_lock(ctx: &Ctx<'_>, control: &ControlData, standby_signal: bool) -> D
     if ctx.cluster.initialize == crate::model::Initialize::Absent {
         return restore_initialize(ctx, control);
     }
-    ctx.wait("starting as a secondary; there is no leader to follow yet")
-        .then(Action::StartPostgres { role: StartRole::Standby, upstream: Upstream::Nobody })
+    ctx.wait("starting as a secondary; there is no leader to follow yet").then(start_standby(ctx, Upstream::Nobody))
 }

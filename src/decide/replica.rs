@@ -28,7 +28,10 @@ pub(super) fn follow(ctx: &Ctx<'_>) -> Decision {
             Upstream::Member { name, .. } => format!("following {name}"),
             Upstream::Nobody => "following nobody".to_owned(),
         };
-        return ctx.wait(text).then(Action::Follow { upstream: wanted }).then(Action::SyncSlots);
+        return ctx
+            .wait(text)
+            .then(Action::Follow { upstream: wanted, names: ctx.settings.synchronous.at_first() })
+            .then(Action::SyncSlots);
     }
     idle(ctx, format!("no action. I am ({}), a secondary, and following a leader ({leader})", ctx.local.me))
 }

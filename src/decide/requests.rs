@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::fit::Field;
-use super::{Ctx, Hold, RETRY_PAUSE, ROUND_MAX_AGE, silence};
+use super::{Ctx, Hold, RETRY_PAUSE, ROUND_MAX_AGE, silence, sync};
 use crate::model::{
     Action, BootInstant, DataDir, Decision, FailoverRequest, Handover, InFlight, MemberName, PeerAnswer, Permission,
     Request, RestartFilter, Role, Shutdown, StopMode, TaskKind,
@@ -30,6 +30,17 @@ pub(super) fn leave(ctx: &Ctx<'_>) -> Option<Decision> {
         }
         Some(Request::Terminate { leave_postgres: false } | Request::Restart { .. } | Request::Reinitialize { .. })
         | None => None,
+    }
+}
+
+/// A synchronous standby that is asked to stop or to restart is let go first.
+pub(super) fn quits_sync(ctx: &Ctx<'_>) -> Option<Decision> {
+    match &ctx.local.request {
+        Some(Request::Terminate { leave_postgres: false }) => sync::leaves(ctx),
+        Some(Request::Restart { filter, .. }) if ctx.local.restart.is_none() && matches(ctx, filter) => {
+            sync::leaves(ctx)
+        }
+        Some(Request::Terminate { .. } | Request::Restart { .. } | Request::Reinitialize { .. }) | None => None,
     }
 }
 

@@ -224,6 +224,7 @@ pub(super) fn tags(map: &Map<String, Value>) -> Tags {
         clonefrom: set("clonefrom"),
         noloadbalance: set("noloadbalance"),
         nosync: set("nosync"),
+        sync_priority: 1,
         nostream: set("nostream"),
         replicatefrom: map.get("replicatefrom").and_then(Value::as_str).filter(|s| !s.is_empty()).map(MemberName::from),
     }

@@ -13,7 +13,7 @@ use super::{Driver, clock, tasks};
 use crate::dcs::Dcs;
 use crate::keeper::protocol::Kind;
 use crate::member::{Answer, Effect, Fail, Id, Input, Looked, Reload, Script, StartEnd};
-use crate::model::{BootInstant, Callback, Compared, Fence, RewindState, Role, StartRole, Timeline, Upstream};
+use crate::model::{BootInstant, Callback, Compared, Fence, RewindState, Role, StandbyNames, StartRole, Timeline};
 use crate::postgres::binaries::Binaries;
 use crate::postgres::sql::{Sql, SqlError};
 use crate::postgres::{Setup, bootstrap, conf, control, datadir, history, params, remote, rewind, start};
@@ -52,6 +52,7 @@ fn can_be_dropped(effect: &Effect) -> bool {
         // The store's client and the keeper's have deadlines of their own, and say what became of it.
         Effect::ReadLeader
         | Effect::ReadConfig
+        | Effect::ReadSync
         | Effect::WriteLeader(_)
         | Effect::ReadPod { .. }
         | Effect::WriteStore(_)
@@ -143,6 +144,7 @@ impl Hands {
         match effect {
             Effect::ReadLeader
             | Effect::ReadConfig
+            | Effect::ReadSync
             | Effect::WriteLeader(_)
             | Effect::ReadPod { .. }
             | Effect::WriteStore(_)
@@ -154,8 +156,9 @@ impl Hands {
             }
             Effect::Stop { mode } => kept(self.keeper.stop(mode).await),
             Effect::Promote { renewal, claim } => self.promote(renewal, claim).await,
-            Effect::Start { role, upstream, first_custom, renewal } => {
-                self.start(role, upstream, first_custom, renewal).await
+            Effect::Start { role, upstream, names, first_custom, renewal } => {
+                let files = start::Files { role, upstream, names };
+                self.start(files, first_custom, renewal).await
             }
             Effect::Script(script) => self.script(script).await,
             Effect::Task(kind) => Ok(Answer::Task(tasks::run(self, id, kind, progress).await)),
@@ -166,7 +169,9 @@ impl Hands {
             Effect::SyncSlots(wanted) => sql(self.sql.sync_slots(&wanted).await.map(Answer::Slots)),
             Effect::PendingRestart => self.pending_restart().await,
             Effect::ReadHistory { timeline, previous } => self.history(timeline, previous).await,
-            Effect::Reconfigure { role, upstream, reload } => self.reconfigure(role, upstream, reload).await,
+            Effect::Reconfigure { role, upstream, names, reload } => {
+                self.reconfigure(start::Files { role, upstream, names }, reload).await
+            }
             Effect::SaveFiles => self.files(|h| conf::save_backups(&h.setup).map_err(|e| e.to_string())).await,
             Effect::EndBootstrap => self.files(end_bootstrap).await,
             Effect::KeepPublished { system_id } => {
@@ -194,6 +199,7 @@ impl Hands {
         match effect {
             Effect::ReadLeader => Answer::Leader(self.store.read_leader().await.map(|l| l.map(Box::new))),
             Effect::ReadConfig => Answer::Config(self.store.read_config().await),
+            Effect::ReadSync => Answer::Config(self.store.read_sync().await),
             Effect::WriteLeader(write) => Answer::LeaderWritten(self.store.write_leader(*write).await),
             Effect::ReadPod { name } => Answer::Pod(self.store.read_pod(name).await),
             Effect::WriteStore(write) => Answer::Written(self.store.write(write).await),
@@ -210,13 +216,13 @@ impl Hands {
         }
     }
 
-    async fn start(self, role: StartRole, upstream: Upstream, first_custom: bool, renewal: BootInstant) -> Outcome {
-        let hands = self.clone();
+    async fn start(self, files: start::Files, first_custom: bool, renewal: BootInstant) -> Outcome {
+        let (hands, role) = (self.clone(), files.role);
         let prepared = blocking(move || {
             if first_custom {
                 start::prepare_after_custom_bootstrap(&hands.setup, &hands.binaries)
             } else {
-                start::prepare(&hands.setup, &hands.binaries, role, &upstream)
+                start::prepare(&hands.setup, &hands.binaries, &files)
             }
         });
         let spec = match prepared.await {
@@ -353,9 +359,10 @@ impl Hands {
         Ok(Answer::History(rows.await.map_err(Fail::Refused)?))
     }
 
-    async fn reconfigure(self, role: StartRole, upstream: Upstream, reload: Reload) -> Outcome {
+    async fn reconfigure(self, files: start::Files, reload: Reload) -> Outcome {
         let hands = self.clone();
-        let rewritten = blocking(move || start::rewrite(&hands.setup, &hands.binaries, role, &upstream));
+        let named = files.role == StartRole::Primary && files.names != StandbyNames::AsConfigured;
+        let rewritten = blocking(move || start::rewrite(&hands.setup, &hands.binaries, &files));
         let rewritten = rewritten.await.map_err(Fail::Refused)?;
         for warning in &rewritten.effective.warnings {
             warn!("{warning}");
@@ -367,6 +374,9 @@ impl Hands {
         };
         if reloads {
             self.keeper.hup().await?;
+            if named && let Err(e) = self.sql.stir().await {
+                debug!("a transaction for the standbys to report on: {e}");
+            }
         }
         Ok(Answer::Rewritten { reloaded: reloads })
     }

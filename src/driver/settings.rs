@@ -13,10 +13,10 @@ use serde_json::{Map, Value};
 
 use super::peers::PeerTls;
 use super::telemetry::{self, LogSettings};
-use crate::config::{self, Config, Dynamic, EffectivePostgres, PgAuth, merge, tags};
+use crate::config::{self, Config, Dynamic, EffectivePostgres, PgAuth, SynchronousMode, merge, tags};
 use crate::dcs::options::{Access, Mode, Port, StoreOptions};
 use crate::door::ApiSettings;
-use crate::model::{MemberName, Settings, Tags, WatchdogMode, time_scale};
+use crate::model::{Commits, MemberName, Settings, Synchronous, Tags, WatchdogMode, time_scale};
 use crate::postgres::{Credentials, CustomMethod, ReplicaMethod, Setup};
 
 /// Where the local configuration comes from: read again on reload.
@@ -115,6 +115,7 @@ fn settings(config: &Config, dynamic: &Dynamic, effective: &EffectivePostgres, w
         retry_timeout: lease_seconds(dynamic.retry_timeout),
         maximum_lag_on_failover: u64::try_from(dynamic.maximum_lag_on_failover).unwrap_or(1_048_576),
         check_timeline: dynamic.check_timeline,
+        synchronous: synchronous(dynamic),
         primary_start_timeout: seconds(dynamic.primary_start_timeout),
         max_timelines_history: usize::try_from(dynamic.max_timelines_history).unwrap_or(0),
         member_slots_ttl: seconds(dynamic.member_slots_ttl),
@@ -131,6 +132,19 @@ fn settings(config: &Config, dynamic: &Dynamic, effective: &EffectivePostgres, w
         watchdog_margin: (margin >= 0).then(|| seconds(margin)),
         pg_ctl_timeout: Duration::from_secs(effective.pg_ctl_timeout),
         unsupported: unsupported(config, dynamic),
+    }
+}
+
+fn synchronous(dynamic: &Dynamic) -> Synchronous {
+    Synchronous {
+        mode: match dynamic.synchronous_mode {
+            SynchronousMode::Off => Commits::Asynchronous,
+            SynchronousMode::On => Commits::Synchronous,
+            SynchronousMode::Quorum => Commits::Quorum,
+        },
+        strict: dynamic.synchronous_mode_strict,
+        count: usize::try_from(dynamic.synchronous_node_count).unwrap_or(1).max(1),
+        maximum_lag: u64::try_from(dynamic.maximum_lag_on_syncnode).ok().filter(|bytes| *bytes > 0),
     }
 }
 
@@ -171,6 +185,7 @@ fn effective_tags(tags: &BTreeMap<String, Value>) -> Tags {
         clonefrom: set("clonefrom"),
         noloadbalance: set("noloadbalance"),
         nosync: tags::priority(tags, "nosync", "sync_priority") <= 0,
+        sync_priority: tags::priority(tags, "nosync", "sync_priority").max(0),
         nostream,
         replicatefrom: from.map(MemberName),
     }
@@ -463,7 +478,7 @@ mod tests {
     fn a_member_that_takes_no_lock_tells_the_others_not_to_count_on_it() {
         assert_eq!(published("{}"), r#"{"clonefrom":true}"#);
         let unable = r#"{"clonefrom":true,"nofailover":true,"nosync":true}"#;
-        assert_eq!(published(r#"{"synchronous_mode": true}"#), unable);
+        assert_eq!(published(r#"{"synchronous_mode": "quorum"}"#), unable);
         assert_eq!(published(r#"{"failsafe_mode": true}"#), unable);
     }
 }

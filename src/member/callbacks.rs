@@ -81,6 +81,7 @@ mod tests {
             streaming: true,
             replay_paused: false,
             system_id: "1".into(),
+            replication: Default::default(),
         });
         pg
     }

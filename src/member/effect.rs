@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::model::{
-    BootInstant, Callback, HistoryRow, LeaderWrite, LeaseRecord, MemberName, MemberStatus, Permission, StartRole,
-    StopMode, StoreWrite, TaskKind, Timeline, Upstream, WantedSlot,
+    BootInstant, Callback, HistoryRow, LeaderWrite, LeaseRecord, MemberName, MemberStatus, Permission, StandbyNames,
+    StartRole, StopMode, StoreWrite, TaskKind, Timeline, Upstream, WantedSlot,
 };
 
 /// Names one effect and its answer. Never used twice in the life of a process.
@@ -62,6 +62,8 @@ pub enum Effect {
     ReadLeader,
     /// Read the configuration object afresh. → `Answer::Config`
     ReadConfig,
+    /// Read the sync object afresh. → `Answer::Config`
+    ReadSync,
     /// One conditional write of the leader object. → `Answer::LeaderWritten`
     WriteLeader(Box<LeaderWrite>),
     /// Read a pod afresh. → `Answer::Pod`
@@ -100,6 +102,8 @@ pub enum Effect {
         role: StartRole,
         /// For a standby.
         upstream: Upstream,
+        /// Whom its commits wait for, once it is a primary.
+        names: StandbyNames,
         /// For the first time after a custom bootstrap method.
         first_custom: bool,
         /// When the last confirmed renewal was sent.
@@ -142,12 +146,15 @@ pub enum Effect {
         /// What is published: older rows take time and leader from it.
         previous: Vec<HistoryRow>,
     },
-    /// Write the configuration files for this role. → `Answer::Rewritten`
+    /// Write the configuration files for this role. A primary that reads other names of standbys then writes one transaction
+    /// that waits for nobody: they report what they have. → `Answer::Rewritten`
     Reconfigure {
         /// As what.
         role: StartRole,
         /// For a standby.
         upstream: Upstream,
+        /// Whom its commits wait for, once it is a primary.
+        names: StandbyNames,
         /// What follows.
         reload: Reload,
     },
@@ -201,7 +208,7 @@ impl Effect {
         const SCRIPT: Duration = Duration::from_secs(300);
         const TASK: Duration = Duration::from_secs(14 * 24 * 3600);
         match self {
-            Effect::ReadLeader | Effect::ReadConfig | Effect::ReadPod { .. } => retry_timeout,
+            Effect::ReadLeader | Effect::ReadConfig | Effect::ReadSync | Effect::ReadPod { .. } => retry_timeout,
             Effect::WriteLeader(_) | Effect::WriteStore(_) | Effect::Publish(_) | Effect::StripLabels => retry_timeout,
             Effect::AskPeers { .. } => Duration::from_secs(3),
             Effect::Permit { .. } | Effect::Stop { .. } => KEEPER,

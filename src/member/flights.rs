@@ -1,7 +1,7 @@
 //! Effects on their way: which lane each holds, by when it must be answered, and what its answer will mean.
 
 use super::effect::{Effect, Id, Ticket};
-use crate::model::{BootInstant, MemberStatus, Permission, StartRole, TaskKind, Upstream};
+use crate::model::{BootInstant, MemberStatus, Permission, StandbyNames, StartRole, StoreWrite, TaskKind, Upstream};
 
 /// What may be under way once at a time. Effects of different lanes never wait for each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub(super) enum Lane {
     Task,
     /// Writes of the store's other objects that decisions asked for.
     Store,
+    /// The sync key.
+    Sync,
     /// The same, asked for by people: each carries its own answer.
     StoreOfPeople,
     /// Publication on the own pod.
@@ -30,6 +32,8 @@ pub(super) enum Lane {
     Proof,
     /// Fresh reads of the configuration object.
     Config,
+    /// Fresh reads of the sync key.
+    SyncRead,
     /// Monitoring query.
     Probe,
     /// Looks at the data directory.
@@ -53,23 +57,53 @@ pub(super) enum Lane {
 /// What an effect was for.
 #[derive(Clone, Debug)]
 pub(super) enum About {
-    Permit { permission: Permission },
+    Permit {
+        permission: Permission,
+    },
     Stop,
-    Start { role: StartRole, upstream: Upstream, first_custom: bool },
+    Start {
+        role: StartRole,
+        upstream: Upstream,
+        names: StandbyNames,
+        first_custom: bool,
+    },
     Promote,
-    Reconfigure { follow: Option<Upstream> },
-    PrePromote { acquisition: Option<String> },
+    Reconfigure {
+        follow: Option<Upstream>,
+        names: StandbyNames,
+    },
+    Names(StandbyNames),
+    /// `acquisition`: of the lock under which the key was written as mine.
+    Sync {
+        acquisition: Option<String>,
+    },
+    SyncRead,
+    PrePromote {
+        acquisition: Option<String>,
+    },
     BeforeStop,
     Task(TaskKind),
     Claim,
-    Store { what: &'static str },
-    People { ticket: Ticket, ok: String, conflict: u16, conflict_text: &'static str, failed: u16 },
+    Store {
+        what: &'static str,
+    },
+    People {
+        ticket: Ticket,
+        ok: String,
+        conflict: u16,
+        conflict_text: &'static str,
+        failed: u16,
+    },
     Publish(Box<MemberStatus>),
     Strip,
-    Peers { asked_at: BootInstant },
+    Peers {
+        asked_at: BootInstant,
+    },
     Config,
     ProofPod,
-    ProofLeader { how: String },
+    ProofLeader {
+        how: String,
+    },
     Probe,
     Look,
     Compare,
@@ -139,6 +173,7 @@ impl Lane {
             Lane::Peers
             | Lane::Proof
             | Lane::Config
+            | Lane::SyncRead
             | Lane::Probe
             | Lane::Look
             | Lane::Compare
@@ -150,6 +185,7 @@ impl Lane {
             | Lane::Script
             | Lane::Task
             | Lane::Store
+            | Lane::Sync
             | Lane::StoreOfPeople
             | Lane::Pod
             | Lane::Labels
@@ -167,12 +203,14 @@ impl Lane {
             Effect::Start { .. } | Effect::Promote { .. } | Effect::Reconfigure { .. } => Lane::Postgres,
             Effect::Script(_) => Lane::Script,
             Effect::Task(_) => Lane::Task,
+            Effect::WriteStore(StoreWrite::Sync { .. }) => Lane::Sync,
             Effect::WriteStore(_) => Lane::Store,
             Effect::Publish(_) => Lane::Pod,
             Effect::StripLabels => Lane::Labels,
             Effect::AskPeers { .. } => Lane::Peers,
             Effect::ReadPod { .. } | Effect::ReadLeader | Effect::WriteLeader(_) => Lane::Proof,
             Effect::ReadConfig => Lane::Config,
+            Effect::ReadSync => Lane::SyncRead,
             Effect::Probe => Lane::Probe,
             Effect::Look => Lane::Look,
             Effect::Compare { .. } => Lane::Compare,

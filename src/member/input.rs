@@ -157,7 +157,7 @@ pub enum Looked {
 pub enum Answer {
     /// To `ReadLeader`; `Ok(None)`: there is no object.
     Leader(Result<Option<Box<LeaderRecord>>, ReadFailed>),
-    /// To `ReadConfig`: what was read is in a view that was told before.
+    /// To `ReadConfig` and `ReadSync`: what was read is in a view that was told before.
     Config(Result<(), ReadFailed>),
     /// To `WriteLeader`.
     LeaderWritten(LeaderWritten),

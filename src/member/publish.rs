@@ -2,7 +2,10 @@
 //! refreshed alone every loop_wait while somebody reads them from there (a Patroni member, a cascade), else after 16 MB or
 //! a ttl.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use serde_json::{Map, Value};
 
 use super::effect::Effect;
 use super::flights::{About, Lane};
@@ -104,6 +107,13 @@ fn status_of(local: &Local, mut status: MemberStatus, leader: bool) -> MemberSta
     status
 }
 
+/// The tags of a member that nobody should wait for: it is about to stop.
+fn with_nosync(tags: &Arc<str>) -> Arc<str> {
+    let mut all: Map<String, Value> = serde_json::from_str(tags).unwrap_or_default();
+    all.insert("nosync".to_owned(), Value::Bool(true));
+    Value::Object(all).to_string().into()
+}
+
 impl State {
     /// My own status document as of now.
     fn member_status(&self) -> MemberStatus {
@@ -111,7 +121,7 @@ impl State {
         let f = &self.in_force;
         let mut status = MemberStatus::new(f.conn_url.clone(), f.api_url.clone(), pg.state.clone(), pg.role);
         status.proxy_url.clone_from(&f.proxy_url);
-        status.tags = f.tags.clone();
+        status.tags = if self.local.quits_sync.is_some() { with_nosync(&f.tags) } else { f.tags.clone() };
         status.pending_restart_reason = self.pending_restart.clone();
         status.scheduled_restart = self.scheduled.as_ref().map(|s| s.document.clone());
         let leader = self.leader_until().is_some_and(|until| self.now.boot < until);

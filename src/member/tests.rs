@@ -169,6 +169,7 @@ fn probe(in_recovery: bool) -> Probe {
         streaming: false,
         replay_paused: false,
         system_id: SYSTEM.into(),
+        replication: Default::default(),
     }
 }
 
@@ -180,6 +181,7 @@ fn racing(edit: impl FnOnce(&mut InForce)) -> Trial {
     t.looks(1.1, &standby_data(), Some(&probe(true)));
     t.feed(Input::Due, 1.4);
     t.looks(1.4, &standby_data(), Some(&probe(true)));
+    t.answer(1.45, Answer::Config(Ok(())), |e| matches!(e, Effect::ReadSync));
     let answers = [("b".into(), PeerAnswer::Unreachable("gone".into()))].into();
     t.answer(1.5, Answer::Peers(answers), |e| matches!(e, Effect::AskPeers { .. }));
     t.looks(1.5, &standby_data(), Some(&probe(true)));

@@ -8,7 +8,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::local::Handover;
-use super::{BootInstant, Cluster, DataDir, HistoryRow, LeaseRecord, MemberName, Shutdown, Stood, Timeline, Version};
+use super::{
+    BootInstant, Cluster, DataDir, HistoryRow, LeaseRecord, MemberName, Shutdown, StandbyNames, Stood, Timeline,
+    Version,
+};
 
 /// What the keeper may let run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -159,6 +162,21 @@ pub enum Action {
     ReadLease,
     /// Read the configuration object, which holds the history, afresh and put it into the view.
     ReadConfig,
+    /// Read the sync key afresh and put it into the view.
+    ReadSync,
+    /// Write the sync key: who leads, and who has every commit that was acknowledged.
+    WriteSync {
+        /// Version of the sync object, `None`: create.
+        expect: Option<Version>,
+        /// `None`: the mode is off, and the key binds nobody.
+        leader: Option<MemberName>,
+        /// Synchronous standbys.
+        standbys: Vec<MemberName>,
+    },
+    /// Postgres waits for these standbys from now on.
+    NameStandbys(StandbyNames),
+    /// I am about to stop: nobody should wait for me.
+    QuitSync,
     /// Take the lease. The executor reads the leader object afresh, compares it with `stood` and writes on exactly the
     /// version it has read.
     AcquireLease {
@@ -234,6 +252,8 @@ pub enum Action {
         role: StartRole,
         /// For a standby.
         upstream: Upstream,
+        /// Whom its commits wait for, once it is a primary.
+        names: StandbyNames,
     },
     /// Stop Postgres.
     StopPostgres {
@@ -251,6 +271,8 @@ pub enum Action {
     Follow {
         /// Whom.
         upstream: Upstream,
+        /// Whom its commits wait for, once it is a primary.
+        names: StandbyNames,
     },
     /// CHECKPOINT in the background (after promotion, or early in a hand-over).
     Checkpoint,

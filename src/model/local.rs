@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{
-    BootInstant, Cluster, Deadman, Initialize, LeaseRecord, LeaseTracker, Lsn, MemberName, OwnLease, Permission,
-    PostgresState, RestartFilter, RewindState, Role, StopMode, Tags, TaskKind, TaskOutcome, Timeline, Upstream,
-    Version, WallTime,
+    BootInstant, Cluster, Deadman, Initialize, LeaseRecord, LeaseTracker, Lsn, MemberName, OwnLease, PeerRound,
+    Permission, PostgresState, Replication, RestartFilter, RewindState, Role, StopMode, SyncKeeping, TaskKind,
+    TaskOutcome, Timeline, Upstream, Version, WallTime,
 };
 
 /// The connection to the store.
@@ -135,6 +135,8 @@ pub struct Probe {
     pub replay_paused: bool,
     /// Database system identifier, decimal.
     pub system_id: String,
+    /// Primary: whom its commits wait for, and who streams from it.
+    pub replication: Replication,
 }
 
 /// The Postgres of this member.
@@ -211,71 +213,6 @@ pub struct TaskEnd {
     pub at: BootInstant,
     /// How.
     pub result: TaskOutcome,
-}
-
-/// Role in a peer's answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PeerRole {
-    /// Runs as primary (`location` present or role primary/master).
-    Primary,
-    /// In recovery.
-    Standby,
-}
-
-/// One peer's answer to `GET /patroni`.
-#[derive(Clone, Debug, PartialEq)]
-pub enum PeerAnswer {
-    /// Answered, with a WAL position.
-    Fit {
-        /// Primary or standby.
-        role: PeerRole,
-        /// max(received, replayed), or location.
-        position: Lsn,
-        /// 0 = unknown.
-        timeline: Timeline,
-        /// The newest timeline it has heard of (its history files); 0 = it does not say.
-        known_timeline: Timeline,
-        /// Its effective tags.
-        tags: Tags,
-        /// `watchdog_failed`.
-        watchdog_failed: bool,
-        /// `dcs_last_seen`, seconds since 1970.
-        store_seen: Option<i64>,
-    },
-    /// Answered, its Postgres runs, and it gives no position on purpose: it says itself that it may not lead.
-    Unfit {
-        /// In words.
-        why: String,
-        /// As above.
-        known_timeline: Timeline,
-    },
-    /// Answered; its Postgres does not run (yet), but the numbers that its data has used are used.
-    Down {
-        /// As above.
-        known_timeline: Timeline,
-    },
-    /// No answer; why.
-    Unreachable(String),
-}
-
-impl PeerAnswer {
-    /// The newest timeline this member has heard of; 0 = it does not say.
-    pub fn known_timeline(&self) -> Timeline {
-        match self {
-            PeerAnswer::Fit { timeline, known_timeline, .. } => *timeline.max(known_timeline),
-            PeerAnswer::Unfit { known_timeline, .. } | PeerAnswer::Down { known_timeline } => *known_timeline,
-            PeerAnswer::Unreachable(_) => Timeline(0),
-        }
-    }
-}
-
-/// A completed round of questions.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PeerRound {
-    /// When it was sent.
-    pub asked_at: BootInstant,
-    /// Every member that was asked.
-    pub answers: BTreeMap<MemberName, PeerAnswer>,
 }
 
 /// An orderly hand-over in progress: CHECKPOINT, fast stop, a standby has it all, release.
@@ -414,10 +351,18 @@ pub struct Local {
     pub claim: Option<Timeline>,
     /// When the last attempt to renew was sent.
     pub last_attempt: Option<BootInstant>,
+    /// The sync key, and whom my Postgres waits for.
+    pub sync: SyncKeeping,
+    /// When the last fresh read of the sync key whose answer is in the view was sent.
+    pub sync_read: Option<BootInstant>,
+    /// I am about to stop and must not be a synchronous standby: since when that is said.
+    pub quits_sync: Option<BootInstant>,
     /// Any other store write in flight (initialize, config, history, failover).
     pub store_write: bool,
     /// When the last fresh read of the configuration object whose answer is in the view was sent.
     pub config_read: Option<BootInstant>,
+    /// Another configuration is being put in force.
+    pub configuring: bool,
     /// Proof of death for the standing record.
     pub death_proof: Option<DeathProof>,
     /// A `ProveDeath` is in flight.
@@ -499,8 +444,12 @@ impl Local {
             lease_write: None,
             claim: None,
             last_attempt: None,
+            sync: SyncKeeping::default(),
+            sync_read: None,
+            quits_sync: None,
             store_write: false,
             config_read: None,
+            configuring: false,
             death_proof: None,
             proving: false,
             proof_wanted: None,
@@ -537,6 +486,12 @@ impl Local {
 }
 
 impl Local {
+    /// The mode in force is that of the store as it was just now: for what gives a promise up.
+    pub fn mode_is_fresh(&self, now: BootInstant) -> bool {
+        const YOUNG: Duration = Duration::from_secs(5);
+        !self.configuring && self.config_read.is_some_and(|at| now.since(at) < YOUNG)
+    }
+
     /// Takes note whether the pod that is to initialize the cluster is still there.
     pub fn watch_initializer(&mut self, cluster: &Cluster, now: BootInstant) {
         let gone = cluster.initializer.as_ref().filter(|i| {

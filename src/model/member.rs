@@ -15,6 +15,10 @@ impl MemberName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+    /// The same name but for upper and lower case, as Postgres compares names of standbys.
+    pub fn is(&self, other: &MemberName) -> bool {
+        self.0.eq_ignore_ascii_case(&other.0)
+    }
     /// The name of the physical replication slot of this member: lower case, `-` and `.` to
     /// `_`, any other character outside `[a-z0-9_]` to `u` + four decimal digits, cut to 63 characters.
     pub fn slot_name(&self) -> String {
@@ -174,6 +178,8 @@ pub struct Tags {
     pub noloadbalance: bool,
     /// Never a synchronous standby.
     pub nosync: bool,
+    /// Preferred as a synchronous standby; 0 when `nosync`.
+    pub sync_priority: i64,
     /// Does not stream.
     pub nostream: bool,
     /// Streams from this member instead of the leader.
@@ -188,6 +194,7 @@ impl Default for Tags {
             clonefrom: false,
             noloadbalance: false,
             nosync: false,
+            sync_priority: 1,
             nostream: false,
             replicatefrom: None,
         }

@@ -16,10 +16,12 @@ pub mod fence;
 pub mod lease;
 pub mod local;
 pub mod member;
+pub mod peers;
 pub mod settings;
 pub mod slots;
 pub mod snapshot;
 pub mod store;
+pub mod sync;
 pub mod time;
 pub mod timings;
 pub mod wal;
@@ -38,10 +40,10 @@ pub use fence::{Deadman, Fence};
 pub use lease::{LeaseRecord, LeaseTracker, LeaseVerdict, OwnLease, Stood};
 pub use local::{
     BootstrapFailed, ClusterState, ControlData, DataDir, DeathProof, Handover, InFlight, KeeperLink, LeaseRefused,
-    Local, PeerAnswer, PeerRole, PeerRound, PlannedRestart, PostgresView, Probe, ProofWanted, Reinit, Request,
-    StartRoleSeen, StoreLink, Task, TaskEnd,
+    Local, PlannedRestart, PostgresView, Probe, ProofWanted, Reinit, Request, StartRoleSeen, StoreLink, Task, TaskEnd,
 };
 pub use member::{Member, MemberName, PostgresState, Role, Tags};
+pub use peers::{PeerAnswer, PeerRole, PeerRound};
 pub use settings::{ProofOfDeath, RestartFilter, Settings, WatchdogMode};
 pub use slots::{SlotsNow, WantedSlot};
 pub use snapshot::MemberSnapshot;
@@ -49,6 +51,7 @@ pub use store::{
     Change, LeaderStatus, LeaderWrite, LeaderWritten, MemberStatus, OwnPod, Periods, PodFacts, ReadFailed, Released,
     RequestText, Shutdown, StoreWrite, TimelineClaim, View, WriteResult,
 };
+pub use sync::{Commits, PLACEHOLDER, Replication, Sender, StandbyNames, SyncKeeping, SyncWrite, Synchronous};
 pub use time::{BootInstant, Now, WallTime, backoff};
 pub use timings::{Timings, TooTight, time_scale};
 pub use wal::{Lsn, Timeline};

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::Tags;
+use super::{Synchronous, Tags};
 
 /// What counts as proof that a holder is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,6 +52,8 @@ pub struct Settings {
     pub maximum_lag_on_failover: u64,
     /// Candidates must be on the latest timeline.
     pub check_timeline: bool,
+    /// Synchronous replication.
+    pub synchronous: Synchronous,
     /// How long a crashed primary may take to start; 0 = fail over at once.
     pub primary_start_timeout: Duration,
     /// Rows of history kept, 0 = all.
@@ -81,7 +83,7 @@ pub struct Settings {
     /// Wait for Postgres to accept connections after a start.
     pub pg_ctl_timeout: Duration,
     /// What this version cannot do yet but the configuration asks for, in words. A member with an entry here never
-    /// becomes leader: ignoring `synchronous_mode` would lose commits somebody was promised.
+    /// becomes leader: ignoring a wish would break what somebody was promised.
     pub unsupported: Vec<String>,
 }
 
@@ -93,6 +95,7 @@ impl Default for Settings {
             retry_timeout: Duration::from_secs(10),
             maximum_lag_on_failover: 1_048_576,
             check_timeline: false,
+            synchronous: Synchronous::default(),
             primary_start_timeout: Duration::from_secs(300),
             max_timelines_history: 0,
             member_slots_ttl: Duration::from_secs(1800),

@@ -196,6 +196,15 @@ pub enum StoreWrite {
         /// All rows.
         rows: Vec<HistoryRow>,
     },
+    /// The sync key: who keeps it, and the synchronous standbys. Without a leader it binds nobody.
+    Sync {
+        /// Version of the sync object, `None`: there is none.
+        expect: Option<Version>,
+        /// Who keeps it.
+        leader: Option<MemberName>,
+        /// The standbys.
+        standbys: Vec<MemberName>,
+    },
     /// A failover or switchover request over whatever request stands.
     SetRequest(RequestText),
     /// Clears the request that stands in this version.
@@ -215,6 +224,7 @@ impl StoreWrite {
             StoreWrite::LeaderObject => "the leader object",
             StoreWrite::Config { .. } => "the dynamic configuration",
             StoreWrite::History { .. } => "the timeline history",
+            StoreWrite::Sync { .. } => "the sync key",
             StoreWrite::SetRequest(_) => "the failover request",
             StoreWrite::ClearRequest { .. } => "clearing the failover request",
         }

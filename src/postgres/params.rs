@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use super::control::ControlFile;
 use super::setup::Setup;
+use crate::model::StandbyNames;
 
 /// The parameters in force for one start or reload.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -63,6 +64,17 @@ const RECOVERY: [&str; 18] = [
     "recovery_min_apply_delay",
     "wal_receiver_create_temp_slot",
 ];
+
+impl Effective {
+    /// The same, with whom commits wait for.
+    #[must_use]
+    pub fn with_names(mut self, names: &StandbyNames) -> Effective {
+        if let Some(text) = names.text() {
+            self.file.insert("synchronous_standby_names".to_owned(), text);
+        }
+        self
+    }
+}
 
 /// Is it a setting of recovery?
 pub fn is_recovery(name: &str) -> bool {

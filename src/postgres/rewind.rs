@@ -348,6 +348,7 @@ mod tests {
             streaming: false,
             replay_paused: true,
             system_id: "1".into(),
+            replication: Default::default(),
         };
         fs::write(dir.path().join("pg_wal/000000010000000000000001"), "").unwrap();
         fs::write(dir.path().join("pg_wal/000000020000000000000001"), "").unwrap();

@@ -15,7 +15,7 @@ pub use super::connect::SqlError;
 use super::connect::{self, Connection, Target};
 use super::params::{self, Effective};
 use super::setup::Setup;
-use crate::model::{BootInstant, Lsn, Probe, Timeline};
+use crate::model::{BootInstant, Lsn, MemberName, Probe, Replication, Sender, Timeline};
 
 /// How long one monitoring question may take, connecting included: statement_timeout (2 s) plus the way.
 pub const DEADLINE: Duration = Duration::from_secs(3);
@@ -95,7 +95,11 @@ const PROBE: &str = "SELECT pg_is_in_recovery(), \
    (SELECT max(('x' || pg_catalog.substr(w.name, 1, 8))::bit(32)::int8) FROM pg_ls_waldir() w \
     WHERE w.name ~ '^[0-9A-F]{24}$' AND EXISTS (SELECT 1 FROM pg_ls_waldir() h \
       WHERE h.name = pg_catalog.substr(w.name, 1, 8) || '.history')) END::int8, \
- c.timeline_id::int8, rec.min_recovery_end_timeline::int8, s.system_identifier \
+ c.timeline_id::int8, rec.min_recovery_end_timeline::int8, s.system_identifier, \
+ current_setting('synchronous_standby_names'), current_setting('synchronous_commit'), \
+ CASE WHEN NOT pg_is_in_recovery() THEN (SELECT pg_catalog.json_agg(pg_catalog.json_build_array(w.application_name, w.state, \
+   w.sync_state, pg_wal_lsn_diff(w.write_lsn, '0/0'), pg_wal_lsn_diff(w.flush_lsn, '0/0'), pg_wal_lsn_diff(w.replay_lsn, '0/0'))) \
+   FROM pg_catalog.pg_stat_replication w)::text END \
  FROM pg_control_system() s, pg_control_checkpoint() c, pg_control_recovery() rec \
  LEFT JOIN pg_stat_get_wal_receiver() r ON true";
 
@@ -184,6 +188,14 @@ impl Sql {
             })
         };
         rows.iter().map(read).collect::<Result<_, _>>().map_err(|e| SqlError::of(&e))
+    }
+    /// Writes one transaction that waits for nobody: standbys report what they have when WAL comes.
+    ///
+    /// # Errors
+    /// See [`SqlError`].
+    pub async fn stir(&self) -> Result<(), SqlError> {
+        let one = "SELECT pg_catalog.set_config('synchronous_commit', 'off', true), pg_catalog.txid_current()";
+        self.one(one, &[]).await.map(|_| ())
     }
     /// `server_version_num`.
     ///
@@ -288,6 +300,39 @@ fn probe_of(row: &Row, at: BootInstant) -> Result<Probe, tokio_postgres::Error> 
         streaming: row.try_get::<_, Option<bool>>(6)?.unwrap_or(false),
         replay_paused: row.try_get(5)?,
         system_id: u64::from_ne_bytes(system_id.to_ne_bytes()).to_string(),
+        replication: replication_of(row)?,
+    })
+}
+
+/// A row of `pg_stat_replication`: name, state, sync_state, and how far it has written, flushed and replayed.
+type Shown = (Option<String>, Option<String>, Option<String>, Option<u64>, Option<u64>, Option<u64>);
+
+fn replication_of(row: &Row) -> Result<Replication, tokio_postgres::Error> {
+    let commit: String = row.try_get(12)?;
+    let senders: Option<String> = row.try_get(13)?;
+    let senders: Vec<Shown> = senders.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+    Ok(Replication {
+        names: row.try_get(11)?,
+        senders: senders.into_iter().filter_map(|s| sender_of(s, &commit)).collect(),
+    })
+}
+
+fn sender_of((name, state, sync, write, flush, replay): Shown, commit: &str) -> Option<Sender> {
+    let reached = match commit {
+        "remote_apply" => replay,
+        "remote_write" => write,
+        _ => flush,
+    };
+    Some(Sender {
+        name: MemberName(name.filter(|n| !n.is_empty())?),
+        streaming: state.as_deref() == Some("streaming"),
+        rank: match sync.as_deref() {
+            Some("sync") => 3,
+            Some("quorum") => 2,
+            Some("potential") => 1,
+            Some(_) | None => 0,
+        },
+        position: Lsn(reached?),
     })
 }
 

@@ -8,12 +8,12 @@ use std::path::Path;
 use super::binaries::Binaries;
 use super::conf::{self, Changed, HbaMode, Recovery};
 use super::conninfo::{self, Address};
-use super::control::{self, ControlFile};
+use super::control;
 use super::datadir;
 use super::history;
 use super::params::{self, Effective};
 use super::setup::{Command, Setup};
-use crate::model::{StartRole, Upstream};
+use crate::model::{StandbyNames, StartRole, Upstream};
 
 /// A start that is ready to be handed to the keeper.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,19 +43,38 @@ pub fn upstream_address(upstream: &Upstream) -> Option<Address> {
     }
 }
 
+/// What the files of Postgres say besides the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Files {
+    /// As what it runs.
+    pub role: StartRole,
+    /// Whom a standby streams from.
+    pub upstream: Upstream,
+    /// Whom its commits wait for, once it is a primary.
+    pub names: StandbyNames,
+}
+
+impl Files {
+    /// A primary that waits for whom the configuration says.
+    pub fn primary() -> Files {
+        Files { role: StartRole::Primary, upstream: Upstream::Nobody, names: StandbyNames::AsConfigured }
+    }
+}
+
 /// Writes everything a start needs and returns the command: missing files restored, mode of the directory, parameters
 /// (raised to pg_control's for a standby), password file, signal file, directories named in parameters.
 ///
 /// # Errors
 /// One line: a file or directory cannot be written, or the data directory is of another major version.
-pub fn prepare(setup: &Setup, binaries: &Binaries, role: StartRole, upstream: &Upstream) -> Result<StartSpec, String> {
-    let standby = match role {
+pub fn prepare(setup: &Setup, binaries: &Binaries, files: &Files) -> Result<StartSpec, String> {
+    let standby = match files.role {
         StartRole::Primary => false,
         StartRole::Standby => true,
     };
     check_version(setup, binaries)?;
     let control = control::read_file(&setup.data_dir).ok().filter(|_| standby);
-    let spec = write(setup, binaries, &recovery_for(role, upstream), HbaMode::Configured, control.as_ref())?;
+    let effective = params::effective(setup, control.as_ref()).with_names(&files.names);
+    let spec = write(setup, binaries, &recovery_for(files.role, &files.upstream), HbaMode::Configured, effective)?;
     history::drop_placeholders(&setup.data_dir).map_err(|e| format!("remove placeholders of history files: {e}"))?;
     datadir::make_standby(&setup.data_dir, standby).map_err(|e| format!("prepare the start of Postgres: {e}"))?;
     Ok(spec)
@@ -83,7 +102,8 @@ pub fn prepare_after_custom_bootstrap(setup: &Setup, binaries: &Binaries) -> Res
     }
     let recovery = if recovers { Recovery::Custom(method.recovery_conf.clone()) } else { Recovery::Primary };
     let control = control::read_file(&setup.data_dir).ok();
-    let mut spec = write(setup, binaries, &recovery, HbaMode::TrustLocal, control.as_ref())?;
+    let effective = params::effective(setup, control.as_ref());
+    let mut spec = write(setup, binaries, &recovery, HbaMode::TrustLocal, effective)?;
     let promotes = method.recovery_conf.get("recovery_target_action").is_some_and(|a| a.trim() == "promote");
     if method.keep_existing_recovery_conf || promotes {
         for word in &mut spec.command.argv {
@@ -104,7 +124,7 @@ pub fn leave_custom_bootstrap(setup: &Setup, binaries: &Binaries) -> Result<Rewr
     let io_error = |e: io::Error| format!("end the custom bootstrap: {e}");
     conf::restore_hba(setup).map_err(io_error)?;
     datadir::make_standby(&setup.data_dir, false).map_err(io_error)?;
-    rewrite(setup, binaries, StartRole::Primary, &Upstream::Nobody)
+    rewrite(setup, binaries, &Files::primary())
 }
 
 fn check_version(setup: &Setup, binaries: &Binaries) -> Result<(), String> {
@@ -124,9 +144,8 @@ fn write(
     binaries: &Binaries,
     recovery: &Recovery,
     mode: HbaMode,
-    control: Option<&ControlFile>,
+    effective: Effective,
 ) -> Result<StartSpec, String> {
-    let effective = params::effective(setup, control);
     let io_error = |e: io::Error| format!("write the configuration of Postgres: {e}");
     datadir::restore_mode_0700(&setup.data_dir).map_err(io_error)?;
     make_directories(setup, &effective)?;
@@ -157,13 +176,13 @@ pub fn write_passwords(setup: &Setup, recovery: &Recovery) -> io::Result<()> {
 ///
 /// # Errors
 /// One line.
-pub fn rewrite(setup: &Setup, binaries: &Binaries, role: StartRole, upstream: &Upstream) -> Result<Rewritten, String> {
-    let control = match role {
+pub fn rewrite(setup: &Setup, binaries: &Binaries, files: &Files) -> Result<Rewritten, String> {
+    let control = match files.role {
         StartRole::Primary => None,
         StartRole::Standby => control::read_file(&setup.data_dir).ok(),
     };
-    let effective = params::effective(setup, control.as_ref());
-    let recovery = recovery_for(role, upstream);
+    let effective = params::effective(setup, control.as_ref()).with_names(&files.names);
+    let recovery = recovery_for(files.role, &files.upstream);
     let io_error = |e: io::Error| format!("write the configuration of Postgres: {e}");
     write_passwords(setup, &recovery).map_err(io_error)?;
     let changed =
@@ -257,17 +276,22 @@ mod tests {
         fs::create_dir(&s.data_dir).unwrap();
         s.parameters.insert("unix_socket_directories".into(), dir.path().join("run").display().to_string());
         let bins = Binaries::known(&s, 150_018);
-        assert!(prepare(&s, &bins, StartRole::Primary, &Upstream::Nobody).unwrap_err().contains("PG_VERSION"));
+        let primary = Files::primary();
+        assert!(prepare(&s, &bins, &primary).unwrap_err().contains("PG_VERSION"));
         fs::write(s.data_dir.join("PG_VERSION"), "14\n").unwrap();
-        assert!(prepare(&s, &bins, StartRole::Primary, &Upstream::Nobody).unwrap_err().contains("PostgreSQL 14"));
+        assert!(prepare(&s, &bins, &primary).unwrap_err().contains("PostgreSQL 14"));
         fs::write(s.data_dir.join("PG_VERSION"), "15\n").unwrap();
         let upstream = Upstream::Member { name: "b".into(), conn_url: "postgres://b:1/postgres".into() };
-        let spec = prepare(&s, &bins, StartRole::Standby, &upstream).unwrap();
+        let standby = Files { role: StartRole::Standby, upstream, ..primary.clone() };
+        let spec = prepare(&s, &bins, &standby).unwrap();
         assert_eq!(spec.command.argv[0..2], ["postgres", "-D"]);
         assert!(spec.command.argv.contains(&"--port=5499".to_owned()), "{:?}", spec.command.argv);
         assert!(spec.command.argv.contains(&"--wal_level=replica".to_owned()));
         assert!(s.data_dir.join("standby.signal").exists() && dir.path().join("run").is_dir());
-        let _ = prepare(&s, &bins, StartRole::Primary, &Upstream::Nobody).unwrap();
+        let names = StandbyNames::All(["pg-1".into()].into());
+        let _ = prepare(&s, &bins, &Files { names, ..primary }).unwrap();
         assert!(!s.data_dir.join("standby.signal").exists());
+        let text = fs::read_to_string(s.data_dir.join("postgresql.conf")).unwrap();
+        assert!(text.contains("synchronous_standby_names = '\"pg-1\"'\n"), "{text}");
     }
 }

@@ -93,6 +93,7 @@ async fn a_hanging_query_does_not_hang_the_answer() {
         streaming: false,
         replay_paused: false,
         system_id: String::new(),
+        replication: Default::default(),
     });
     s.position = Some(Lsn(4711));
     s.known_timeline = Timeline(7);

@@ -12,6 +12,7 @@ mod outage;
 mod rejoin;
 mod start;
 mod stopped;
+mod synchronous;
 
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
@@ -108,6 +109,12 @@ pub const TESTS: &[Test] = tests![
     scaled configmaps outage::a_deleted_leader_object_costs_a_leader_nothing_and_its_heirs_a_ttl,
     scaled endpoints stopped::with_its_sidecar_a_primary_ends_before_its_lease,
     scaled endpoints stopped::beside_its_sidecar_a_primary_ends_and_the_lock_goes_on,
+    scaled endpoints synchronous::a_leader_killed_under_load_loses_no_row,
+    scaled configmaps synchronous::a_leader_killed_under_load_loses_no_row,
+    scaled endpoints synchronous::a_standby_that_leaves_holds_up_no_commit,
+    scaled endpoints synchronous::without_a_standby_strict_mode_commits_nothing,
+    scaled configmaps synchronous::the_mode_is_switched_under_load,
+    scaled endpoints synchronous::a_switchover_goes_to_the_synchronous_standby,
     scaled endpoints rejoin::a_diverged_leader_is_rewound,
     scaled endpoints rejoin::a_diverged_leader_is_cloned_anew_where_rewind_is_off,
     scaled endpoints rejoin::a_replica_whose_data_vanished_is_cloned_anew,

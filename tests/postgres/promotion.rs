@@ -16,7 +16,7 @@ async fn a_reload_after_a_promotion_changes_nothing_that_waits_for_a_restart() {
     b.promote();
     until("promoted", async || sql.probe(at()).await.is_ok_and(|p| !p.in_recovery)).await;
 
-    let written = start::rewrite(&b.setup, &b.binaries, StartRole::Primary, &Upstream::Nobody).unwrap();
+    let written = start::rewrite(&b.setup, &b.binaries, &start::Files::primary()).unwrap();
     assert!(written.changed.conf, "a primary streams from nobody");
     hand_over(b.home());
     let target = patroni::postgres::connect::Target::local(&b.setup, "test");

@@ -82,7 +82,7 @@ async fn a_standby_started_over_placeholders_alone_refuses() {
     streams_on(&b, 1).await;
     claim(&b, 3).await;
     b.stop(rustix::process::Signal::INT);
-    let spec = start::prepare(&b.setup, &b.binaries, StartRole::Standby, &a.upstream()).unwrap();
+    let spec = start::prepare(&b.setup, &b.binaries, &files_of(StartRole::Standby, &a.upstream())).unwrap();
     let text = "1\t0/1\tplaceholder, this number was claimed by another promotion\n";
     std::fs::write(b.setup.data_dir.join("pg_wal/00000002.history"), text).unwrap();
     hand_over(b.home());
@@ -108,7 +108,7 @@ async fn a_healthy_replica_of_a_leader_that_restarts_is_not_taken_for_diverged()
     let sql = b.sql();
     until("promoted", async || sql.probe(at()).await.is_ok_and(|p| !p.in_recovery)).await;
     sql.sync_slots(&[WantedSlot { name: "pg_2".into(), expected_active: true, advance_to: None }]).await.unwrap();
-    let rewritten = start::rewrite(&c.setup, &c.binaries, StartRole::Standby, &b.upstream()).unwrap();
+    let rewritten = start::rewrite(&c.setup, &c.binaries, &files_of(StartRole::Standby, &b.upstream())).unwrap();
     assert!(rewritten.changed != Default::default());
     hand_over(c.home());
     signal(c.server.as_ref().unwrap(), rustix::process::Signal::HUP);

@@ -60,6 +60,11 @@ fn over(stood: &Stood) -> String {
     }
 }
 
+/// Whom commits wait for, where that is ours to say.
+fn waiting(names: &StandbyNames) -> String {
+    if *names == StandbyNames::AsConfigured { String::new() } else { format!(", commits wait for {names}") }
+}
+
 /// One action, short and stable.
 pub fn brief(action: &Action) -> String {
     let t = |at: BootInstant| (at.as_secs_f64() - EPOCH_S) * 10.0;
@@ -74,8 +79,15 @@ pub fn brief(action: &Action) -> String {
         }
         Action::ClaimTimeline(number) => format!("ClaimTimeline {number}"),
         Action::Promote { claim } => format!("Promote{}", claim.map_or(String::new(), |t| format!(" to {t}"))),
-        Action::StartPostgres { role, upstream } => format!("Start {role:?} from {}", source(upstream)),
-        Action::Follow { upstream } => format!("Follow {}", source(upstream)),
+        Action::StartPostgres { role, upstream, names } => {
+            format!("Start {role:?} from {}{}", source(upstream), waiting(names))
+        }
+        Action::Follow { upstream, names } => format!("Follow {}{}", source(upstream), waiting(names)),
+        Action::NameStandbys(names) => format!("Name {names}"),
+        Action::WriteSync { leader, standbys, .. } => {
+            let names = standbys.iter().map(MemberName::as_str).collect::<Vec<_>>().join(" ");
+            format!("WriteSync {} [{names}]", leader.as_ref().map_or("nobody", |l| l.as_str()))
+        }
         Action::StopPostgres { mode, why } => format!("Stop {mode:?} ({why})"),
         Action::ReleaseLease { shutdown: None } => "ReleaseLease -".into(),
         Action::ReleaseLease { shutdown: Some(s) } => {

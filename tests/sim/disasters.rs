@@ -1,7 +1,5 @@
 //! More that goes wrong: clocks, volumes, stores of an earlier day, servers that refuse, and people.
 
-use std::sync::Arc;
-
 use patroni::keeper::core::End;
 use patroni::member::{Command, Input, Ticket};
 use serde_json::{Value, json};
@@ -53,6 +51,7 @@ impl World {
                 }
             }
             Fault::Edit => self.edit_config(),
+            Fault::CommitMode => self.switch_commits(),
             Fault::FreezeWarden => self.freeze(pod, long, &[Part::Warden]),
             Fault::FreezeSidecarKeeper => self.freeze(pod, long, &[Part::Sidecar, Part::Keeper]),
             Fault::FreezeSidecarWarden => self.freeze(pod, long, &[Part::Sidecar, Part::Warden]),
@@ -122,10 +121,30 @@ impl World {
     /// Somebody edits the dynamic configuration.
     fn edit_config(&mut self) {
         let (kind, _) = self.kind();
-        let document: Arc<str> = format!("{{\"loop_wait\":10,\"edit\":{}}}", self.t).into();
-        let patch = json!({"metadata": {"annotations": {"config": &*document}}});
+        let Some(mut document) = self.dynamic() else { return self.note("there is no configuration to edit") };
+        document["loop_wait"] = json!(10);
+        document["edit"] = json!(self.t);
+        let patch = json!({"metadata": {"annotations": {"config": document.to_string()}}});
         if self.store.merge(kind, "default", "demo-config", &patch).is_err() {
             self.note("there is no configuration to edit");
+        }
+    }
+
+    /// The dynamic configuration in the store.
+    pub fn dynamic(&self) -> Option<Value> {
+        let (kind, _) = self.kind();
+        let object = self.store.get(kind, "default", "demo-config").ok()?;
+        serde_json::from_str(object["metadata"]["annotations"]["config"].as_str()?).ok()
+    }
+
+    /// Somebody switches synchronous mode off, or on again.
+    fn switch_commits(&mut self) {
+        let (kind, _) = self.kind();
+        let (Some(plan), Some(document)) = (self.plan.commits, self.dynamic()) else { return };
+        let on = document["synchronous_mode"].as_bool() == Some(true);
+        let patch = json!({"metadata": {"annotations": {"config": plan.document(!on)}}});
+        if self.store.merge(kind, "default", "demo-config", &patch).is_ok() {
+            self.commits_are_switched(!on);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A data directory: WAL by timeline, control file, signal file, marker. No process.
 
-use patroni::model::{ClusterState, ControlData, DataDir, HistoryRow, Lsn, Timeline, Upstream};
+use patroni::model::{ClusterState, ControlData, DataDir, HistoryRow, Lsn, StandbyNames, Timeline, Upstream};
 use patroni::postgres::history::Ended;
 
 /// A shutdown checkpoint record.
@@ -36,6 +36,8 @@ pub struct Disk {
     pub half: bool,
     /// What the configuration files name.
     pub upstream: Upstream,
+    /// Whom its commits wait for, by the same files.
+    pub names: StandbyNames,
 }
 
 impl Disk {

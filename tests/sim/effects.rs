@@ -7,7 +7,7 @@ use patroni::keeper::protocol::{self, Ask, State, UnfencedReason};
 use patroni::member::{Answer, Effect, Fail, Id, Looked, Reload, Sent, StartEnd};
 use patroni::model::{
     BootInstant, Compared, Fence, LeaderWritten, Lsn, MemberName, PeerAnswer, PeerRole, Permission, PostgresState,
-    Probe, RewindState, SlotsNow, StartRole, StopMode, Tags, Timeline, Upstream, WriteResult,
+    Probe, Replication, RewindState, Sender, SlotsNow, StartRole, StopMode, Tags, Timeline, Upstream, WriteResult,
 };
 use patroni::postgres::remote::LeaderTimeline;
 use patroni::postgres::rewind::{self, Divergence, LocalEnd};
@@ -31,6 +31,7 @@ impl World {
         match effect {
             Effect::ReadLeader
             | Effect::ReadConfig
+            | Effect::ReadSync
             | Effect::WriteLeader(_)
             | Effect::ReadPod { .. }
             | Effect::WriteStore(_)
@@ -47,7 +48,13 @@ impl World {
                 self.pods[pod].promote_ordered = self.t;
                 self.ask_keeper(pod, Ask::Promote { renewal: renewal.as_nanos() }, AskedKeeper::Kept(id));
             }
-            Effect::Start { role, upstream, renewal, .. } => self.prepare(pod, id, role, upstream, renewal),
+            Effect::Start { role, upstream, names, renewal, .. } => {
+                let p = &mut self.pods[pod];
+                if let (Some(d), None) = (&mut p.disk, &p.pg) {
+                    d.names = names;
+                }
+                self.prepare(pod, id, role, upstream, renewal);
+            }
             Effect::Script(_) => self.reply_in(pod, 20 * MS, id, Ok(Answer::Script(Ok(())))),
             Effect::Task(kind) => {
                 self.note(format!("m{pod} task {kind:?}"));
@@ -94,7 +101,15 @@ impl World {
                 let rows = p.disk.as_ref().map(|d| d.rows(&previous, p.name.as_str()));
                 self.reply_in(pod, takes, id, Ok(Answer::History(rows)));
             }
-            Effect::Reconfigure { role, upstream, reload } => self.reconfigure(pod, id, role, upstream, reload),
+            Effect::Reconfigure { role, upstream, names, reload } => {
+                let changed = self.pods[pod]
+                    .disk
+                    .as_mut()
+                    .is_some_and(|d| std::mem::replace(&mut d.names, names.clone()) != names);
+                let reload = if changed && reload == Reload::IfChanged { Reload::Always } else { reload };
+                self.reconfigure(pod, id, role, upstream, reload);
+            }
+            Effect::Configure { document } => self.configure(pod, id, document),
             Effect::EndBootstrap => {
                 self.pods[pod].marker = None;
                 self.reply_in(pod, takes, id, Ok(Answer::Done));
@@ -116,6 +131,7 @@ impl World {
         let asked = match effect {
             Effect::ReadLeader => self.request(pod, Request::Read(Object::Leader), Why::ReadLeader(id)),
             Effect::ReadConfig => self.request(pod, Request::Read(Object::Config), Why::ReadConfig(id)),
+            Effect::ReadSync => self.request(pod, Request::Read(Object::Sync), Why::ReadConfig(id)),
             Effect::WriteLeader(write) => self.request(pod, Request::WriteLeader(write), Why::WriteLeader(id)),
             Effect::ReadPod { name } => self.request(pod, Request::ReadPod(name), Why::ReadPod(id)),
             Effect::WriteStore(write) => {
@@ -329,7 +345,27 @@ impl World {
             streaming,
             replay_paused: false,
             system_id: d.system_id.clone(),
+            replication: if in_recovery { Replication::default() } else { self.replication(pod) },
         })
+    }
+
+    fn replication(&self, pod: usize) -> Replication {
+        let Some(g) = &self.pods[pod].pg else { return Replication::default() };
+        let senders = (0..self.pods.len()).filter_map(|by| {
+            let name = self.pods[by].name.clone();
+            let rank = if g.names.names(&name) { 3 } else { 0 };
+            Some(Sender { streaming: true, rank, position: Lsn(self.known_reached(pod, by)?), name })
+        });
+        Replication { names: g.names.text().unwrap_or_default(), senders: senders.collect() }
+    }
+
+    /// The dynamic document is put in force, in a moment.
+    fn configure(&mut self, pod: usize, id: Id, document: Option<std::sync::Arc<str>>) {
+        let takes = self.disk_takes(pod);
+        if let Some(document) = document {
+            self.sidecar_gets(pod, takes, ToSidecar::Configured(document));
+        }
+        self.reply_in(pod, takes, id, Ok(Answer::Done));
     }
 
     fn ask_peers(&mut self, pod: usize, id: Id, members: &BTreeMap<MemberName, String>) {

@@ -66,6 +66,8 @@ pub enum Fault {
     FreezeWatchers,
     /// The container that Postgres is in.
     FreezeContainer,
+    /// Somebody switches `synchronous_mode`.
+    CommitMode,
     /// The API is away or slow, for less than `min(retry_timeout, D − N)` (L2).
     ApiBlip,
 }
@@ -137,6 +139,20 @@ const KNOWN: [Fault; 6] = [
     Fault::WallJump,
 ];
 
+/// How commits wait.
+#[derive(Clone, Copy, Debug)]
+pub struct SyncPlan {
+    pub strict: bool,
+    pub count: u64,
+}
+
+impl SyncPlan {
+    pub fn document(self, on: bool) -> String {
+        let SyncPlan { strict, count } = self;
+        json!({"synchronous_mode": on, "synchronous_mode_strict": strict, "synchronous_node_count": count}).to_string()
+    }
+}
+
 /// What this seed may do.
 pub struct Plan {
     pub pods: usize,
@@ -149,7 +165,7 @@ pub struct Plan {
     pub slow_starts: bool,
     pub slow_stops: bool,
     /// Between two faults at most.
-    pause: Ns,
+    pub pause: Ns,
     /// Faults begin before there is a cluster.
     pub early: bool,
     /// Backends that are stuck.
@@ -158,6 +174,8 @@ pub struct Plan {
     pub bad_tools: bool,
     /// Clocks that are a hundredth too fast or too slow.
     pub bad_clocks: bool,
+    /// `synchronous_mode`, and how.
+    pub commits: Option<SyncPlan>,
     /// Nothing goes wrong but the API, each time for too short a time to demote anybody (L2).
     pub blips: bool,
 }
@@ -191,9 +209,11 @@ impl Plan {
             deaf: false,
             bad_tools: false,
             bad_clocks: false,
+            commits: None,
             blips: false,
         };
         plan.draw_more(Rng::new(seed, 0, 6), &on);
+        plan.draw_commits(Rng::new(seed, 0, 14), &on);
         if let Some(profile) = profile {
             plan.faults = profile.faults.to_vec();
             (profile.twist)(&mut plan);
@@ -204,6 +224,22 @@ impl Plan {
             plan.only_blips();
         }
         plan
+    }
+
+    /// Synchronous mode in every third seed, and somebody who changes it in every third of those.
+    fn draw_commits(&mut self, mut chance: Rng, on: &str) {
+        if !chance.one_in(3) {
+            return;
+        }
+        self.commits = Some(SyncPlan { strict: chance.one_in(4), count: 1 + chance.below(3) / 2 });
+        if chance.one_in(3) && on.is_empty() {
+            self.faults.push(Fault::CommitMode);
+        }
+    }
+
+    /// The dynamic configuration that a new cluster writes.
+    pub fn document(&self) -> String {
+        self.commits.map_or_else(|| "{}".to_owned(), |plan| plan.document(true))
     }
 
     fn only_blips(&mut self) {

@@ -2,10 +2,10 @@
 
 use patroni::dcs::schema;
 use patroni::keeper::protocol::{Permission, Role};
-use patroni::model::LeaderRecord;
+use patroni::model::{LeaderRecord, SyncRecord};
 
 use super::disk::{Branch, Disk, Marker};
-use super::faults::CALM;
+use super::faults::{CALM, Fault};
 use super::tasks::Work;
 use super::world::{MS, Ns, SEC, World};
 
@@ -31,6 +31,10 @@ pub struct Judge {
     pub released: Ns,
     /// The data as the last acknowledged commit left it.
     acked: Option<Disk>,
+    /// In synchronous mode: what nobody may lead without.
+    promised: Option<Disk>,
+    /// Since when the mode is on, as the store says; `None`: it is off.
+    waits_since: Option<Ns>,
     /// Since when more than one pod carries the leader's label.
     labelled: Option<Ns>,
 }
@@ -73,7 +77,7 @@ impl World {
     }
 
     /// At every acknowledged commit: S2, S6, S9.
-    pub fn acknowledged(&mut self, pod: usize) {
+    pub fn acknowledged(&mut self, pod: usize, end: u64) {
         self.judge.acknowledged += 1;
         let t = self.t;
         let p = &self.pods[pod];
@@ -126,7 +130,48 @@ impl World {
         }
         self.check_branch(pod, branch);
         self.judge.newest = Some((branch, pod));
-        self.judge.acked.clone_from(&self.pods[pod].disk);
+        let upto = self.pods[pod].disk.clone().map(|d| Disk { end, ..d });
+        self.judge.acked.clone_from(&upto);
+        if self.promises(pod) {
+            self.judge.promised = upto;
+        }
+    }
+
+    /// Somebody has switched synchronous mode. Whoever leads hears of it in its own time.
+    pub fn commits_are_switched(&mut self, on: bool) {
+        self.judge.promised = None;
+        // A key that binds still is of a leader that has not heard of the first of two changes.
+        self.judge.waits_since = (on && self.key().is_some()).then_some(self.t);
+    }
+
+    /// Is this commit one that survives, as synchronous mode says? While the mode is on and was not switched a moment ago,
+    /// and the key says who leads.
+    fn promises(&self, pod: usize) -> bool {
+        let on = self.dynamic().is_some_and(|d| d["synchronous_mode"].as_bool() == Some(true));
+        let settled = self.judge.waits_since.is_none_or(|since| self.t > since + 60 * SEC);
+        on && settled && self.key().is_some_and(|key| key.leader.as_ref() == Some(&self.pods[pod].name))
+    }
+
+    /// The sync key in the store, while it binds.
+    fn key(&self) -> Option<SyncRecord> {
+        let (kind, _) = self.kind();
+        let object = self.store.get(kind, "default", "demo-sync").ok()?;
+        let annotations = object["metadata"]["annotations"].as_object()?;
+        let annotations = annotations.iter().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned()))).collect();
+        Some(schema::sync_from("0", &annotations)).filter(|key| key.leader.is_some())
+    }
+
+    /// S3, when a promotion has ended: what was acknowledged in synchronous mode is there, whoever leads.
+    fn check_promised(&mut self, pod: usize) {
+        let Some(promised) = self.judge.promised.clone() else { return };
+        // A person may have named somebody who lacks some of it; a store that lost the key has lost the promise.
+        if self.plan.faults.iter().any(|f| matches!(f, Fault::Failover)) || self.judge.wiped.is_some() {
+            return;
+        }
+        let Some(mine) = self.pods[pod].disk.as_ref().map(Disk::before_promotion) else { return };
+        if mine.common(&promised) < promised.end {
+            self.violation(format!("S3 m{pod} leads without a commit that synchronous mode has acknowledged"));
+        }
     }
 
     /// S2 and S6: whoever acknowledges does so on the newest branch there is, and alone.
@@ -225,6 +270,7 @@ impl World {
         if woke {
             return;
         }
+        self.check_promised(pod);
         self.check_fitness(pod);
         // Whose clock stood writes a lock again that is long over for everybody else, and may give it up.
         let stood = self.pods.iter().any(|p| p.paused > 0 && self.t < p.paused + 60 * SEC);
@@ -242,7 +288,9 @@ impl World {
         let end = self.pods[pod].disk.as_ref().map_or(0, |d| d.branch().start);
         let published = self.published().unwrap_or(0);
         let lag = published.saturating_sub(end);
-        if lag > self.settings.maximum_lag_on_failover && !self.judge.forced && self.judge.wiped.is_none() {
+        // Whom the sync key names has all that was acknowledged, however much was written besides.
+        let keyed = self.key().is_some();
+        if lag > self.settings.maximum_lag_on_failover && !keyed && !self.judge.forced && self.judge.wiped.is_none() {
             self.violation(format!("S5 m{pod} was promoted {lag} bytes behind the published position"));
         }
     }
@@ -307,7 +355,9 @@ impl World {
             let text = format!("S6 m{pod} leads, and had diverged from timeline {}", acked.timeline());
             return self.violation(text);
         }
-        let Some(oath) = self.leader_record().and_then(|l| l.oath().cloned()) else { return };
+        let Some(oath) = self.leader_record().and_then(|l| l.oath().cloned()).filter(|_| self.key().is_none()) else {
+            return;
+        };
         let has = |d: &Disk| d.wal_timeline() >= oath.timeline.0 && d.end >= oath.position.0 && !d.half;
         if has(&mine) {
             return;

@@ -209,6 +209,7 @@ impl World {
                 if let (Some(g), Some(d)) = (&mut p.pg, &p.disk) {
                     g.upstream = d.upstream.clone();
                 }
+                self.pg_told(pod);
                 self.pg_event(pod, 5 * MS, super::postgres::PgEvent::Connects);
             }
             Out::WritePromote { ticket, .. } => {

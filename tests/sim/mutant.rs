@@ -4,7 +4,8 @@
 use patroni::mutant::Mutant::{self, *};
 
 use super::faults::Fault as F;
-use super::faults::{Fault, Plan};
+use super::faults::{Fault, Plan, SyncPlan};
+use super::world::SEC;
 
 /// What may happen while a rule is missing.
 pub struct Profile {
@@ -38,6 +39,13 @@ const UNSEEN: &[Fault] =
 const WATCHERS: &[Fault] =
     &[F::FreezeWarden, F::FreezeSidecarKeeper, F::FreezeWatchers, F::FreezeKeeper, F::SwitchoverTo, F::KillSidecar];
 
+/// The mode is switched on while somebody's watch shows nothing of it.
+const UNHEARD: &[Fault] = &[F::ApiStalls, F::CommitMode, F::KillPod { reported: true }];
+
+/// Standbys come and go, and so does the leader.
+const SYNC: &[Fault] =
+    &[F::KillPod { reported: true }, F::NetworkCut, F::PostgresCrash, F::KillPod { reported: false }, F::ApiCut];
+
 const SILENT: &[Fault] = &[F::FreezeContainer, F::FreezeKeeper, F::FreezeKeeperWarden, F::PostgresCrash];
 
 fn plain(_: &mut Plan) {}
@@ -55,6 +63,15 @@ fn early(plan: &mut Plan) {
 }
 fn bad_tools(plan: &mut Plan) {
     plan.bad_tools = true;
+}
+
+fn commits(plan: &mut Plan) {
+    plan.commits = Some(SyncPlan { strict: false, count: 1 });
+    plan.slow_network = true;
+}
+fn fresh_commits(plan: &mut Plan) {
+    commits(plan);
+    (plan.servers, plan.pause) = (3, 10 * SEC);
 }
 
 /// All of them.
@@ -86,6 +103,10 @@ pub const CASES: &[Case] = &[
     case(OathIsForgotten, MOVE, |p| (p.slow_network, p.slow_starts) = (true, true), &["S5"]),
     case(LagIsIgnored, &[F::NetworkCut, F::KillPod { reported: false }, F::FreezePod], plain, &["S5"]),
     case(PositionsAcrossTimelines, DIVERGE, plain, &["S5", "S6"]),
+    case(SyncKeyBindsNobody, DEATH, commits, &["S3"]),
+    case(SyncKeyOnTrust, UNHEARD, fresh_commits, &["S3"]),
+    case(NamesGoBeforeTheKey, SYNC, commits, &["S3"]),
+    case(KeyBeforeSure, SYNC, commits, &["S3"]),
     case(HistoryOnTrust, UNSEEN, slow_views, &["S5", "S6"]),
     case(NumbersAreNotShared, DIVERGE, plain, &["S6"]),
     case(InitdbDespiteData, &[F::StoreWiped, F::DataWiped], plain, &["S7"]),

@@ -2,7 +2,9 @@
 
 use patroni::keeper::core::End;
 use patroni::keeper::protocol::{Permission, StopMode};
-use patroni::model::{ClusterState, Upstream};
+use std::collections::BTreeMap;
+
+use patroni::model::{ClusterState, StandbyNames, Upstream};
 
 use super::disk::Branch;
 use super::world::{Event, MS, Ns, SEC, World};
@@ -37,6 +39,12 @@ pub struct Pg {
     pub unfenced: bool,
     /// Promoted by somebody who is not the keeper, since then.
     pub by_hand: Option<Ns>,
+    /// Whom its commits wait for, as it has read its files last.
+    pub names: StandbyNames,
+    /// Commits that wait, by where they end.
+    waiting: Vec<u64>,
+    /// How far each pod has said that it is.
+    reached: BTreeMap<usize, u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +55,19 @@ pub enum PgEvent {
     Exits(End),
     OrphansGone,
     Connects,
-    Wal { from: usize, life: u64, end: u64 },
+    Wal {
+        from: usize,
+        life: u64,
+        end: u64,
+    },
+    /// A standby reports how far it is.
+    Reached {
+        by: usize,
+        its: u64,
+        end: u64,
+    },
+    /// The files are read again.
+    Reads,
 }
 
 impl World {
@@ -77,6 +97,7 @@ impl World {
         p.pids += 1;
         let pid = p.pids;
         let upstream = p.disk.as_ref().map_or(Upstream::Nobody, |d| d.upstream.clone());
+        let names = p.disk.as_ref().map_or(StandbyNames::AsConfigured, |d| d.names.clone());
         let crashed = p.disk.as_ref().is_some_and(|d| d.state == ClusterState::InProduction);
         p.let_go = false;
         p.pg = Some(Pg {
@@ -94,6 +115,9 @@ impl World {
             deaf,
             unfenced,
             by_hand: None,
+            names,
+            waiting: Vec::new(),
+            reached: BTreeMap::new(),
         });
         let mut takes = p.luck.between(50 * MS, 800 * MS);
         if crashed {
@@ -136,6 +160,8 @@ impl World {
             }
             PgEvent::Connects => self.pg_connects(pod),
             PgEvent::Wal { from, life, end } => self.wal_arrives(pod, from, life, end),
+            PgEvent::Reached { by, its, end } => self.standby_reached(pod, by, its, end),
+            PgEvent::Reads => self.pg_reads(pod),
         }
     }
 
@@ -218,6 +244,8 @@ impl World {
             return;
         }
         g.stop = Some(mode);
+        // Their clients are told that nothing is known.
+        g.waiting.clear();
         let demoted = g.phase == Phase::Primary;
         let takes = match mode {
             // PostgreSQL kills children that hear nothing five seconds after an immediate stop.
@@ -361,6 +389,7 @@ impl World {
             }
             _ => mine.end = mine.end.max(end),
         }
+        self.tell_reached(pod, from);
         self.ship(pod);
     }
 
@@ -377,11 +406,73 @@ impl World {
 
     fn commits(&mut self, pod: usize) {
         let grown = self.pods[pod].luck.below(20_000);
-        if let Some(d) = &mut self.pods[pod].disk {
-            d.end += grown;
-        }
-        self.acknowledged(pod);
+        let p = &mut self.pods[pod];
+        let (Some(g), Some(d)) = (&mut p.pg, &mut p.disk) else { return };
+        d.end += grown;
+        g.waiting.push(d.end);
+        self.release(pod);
         self.ship(pod);
+    }
+
+    /// A standby tells whom it streams from how far it is.
+    fn tell_reached(&mut self, pod: usize, to: usize) {
+        let p = &mut self.pods[pod];
+        let takes = p.net.between(MS / 2, 10 * MS);
+        let (Some(its), Some(end)) = (p.pg.as_ref().map(|g| g.life), p.disk.as_ref().map(|d| d.end)) else { return };
+        self.pg_event(to, takes, PgEvent::Reached { by: pod, its, end });
+    }
+
+    fn standby_reached(&mut self, pod: usize, by: usize, its: u64, end: u64) {
+        if !self.streams_to(by, pod) || self.pods[by].pg.as_ref().is_none_or(|g| g.life != its) {
+            return;
+        }
+        if let Some(g) = &mut self.pods[pod].pg {
+            g.reached.insert(by, end);
+        }
+        self.release(pod);
+    }
+
+    fn streams_to(&self, by: usize, pod: usize) -> bool {
+        let life = self.pods[pod].pg.as_ref().map(|g| g.life);
+        life.is_some() && self.pods[by].pg.as_ref().and_then(|g| g.streams) == life.map(|life| (pod, life))
+    }
+
+    /// How far this standby is, as the server of `pod` knows; `None`: it does not stream from there.
+    pub fn known_reached(&self, pod: usize, by: usize) -> Option<u64> {
+        let reached = self.pods[pod].pg.as_ref()?.reached.get(&by).copied()?;
+        self.streams_to(by, pod).then_some(reached)
+    }
+
+    /// Files were written and the postmaster told: its processes read them in their own time.
+    pub fn pg_told(&mut self, pod: usize) {
+        let takes = self.pods[pod].net.between(MS, 60 * MS);
+        self.pg_event(pod, takes, PgEvent::Reads);
+    }
+
+    fn pg_reads(&mut self, pod: usize) {
+        let p = &mut self.pods[pod];
+        if let (Some(g), Some(d)) = (&mut p.pg, &p.disk) {
+            g.names = d.names.clone();
+        }
+        self.release(pod);
+    }
+
+    /// Commits that everybody who is named has are acknowledged.
+    fn release(&mut self, pod: usize) {
+        let Some(g) = self.pods[pod].pg.as_ref().filter(|g| g.phase == Phase::Primary) else { return };
+        let upto = match &g.names {
+            StandbyNames::AsConfigured => u64::MAX,
+            StandbyNames::Placeholder => 0,
+            StandbyNames::All(names) => {
+                let of = |name| self.who(name).and_then(|by| self.known_reached(pod, by)).unwrap_or(0);
+                names.iter().map(of).min().unwrap_or(u64::MAX)
+            }
+        };
+        let Some(g) = &mut self.pods[pod].pg else { return };
+        let done: Vec<u64> = g.waiting.extract_if(.., |end| *end <= upto).collect();
+        for end in done {
+            self.acknowledged(pod, end);
+        }
     }
 
     /// A client that writes wherever it is let.

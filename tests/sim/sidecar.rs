@@ -102,6 +102,8 @@ pub enum ToSidecar {
         answer: Result<Answer, Fail>,
     },
     Ended(Id),
+    /// Another dynamic document is in force.
+    Configured(Arc<str>),
     Signal(Signal),
     AskMyPod,
 }
@@ -257,6 +259,10 @@ impl World {
                 if self.pods[pod].sidecar.as_ref().is_some_and(|s| s.running.contains_key(&id)) {
                     self.step(pod, Input::Ended(id));
                 }
+            }
+            ToSidecar::Configured(document) => {
+                let in_force = self.in_force(pod, &document);
+                self.step(pod, Input::Settings(in_force));
             }
             ToSidecar::Signal(signal) => self.step(pod, Input::Signal(signal)),
             ToSidecar::AskMyPod => self.store_is_there(pod),
@@ -512,7 +518,7 @@ impl World {
         };
         let (Some(standing), Some(view)) = (s.standing.take(), s.view.clone()) else { return };
         let who = Identity { name, uid, session: s.session.clone() };
-        let in_force = self.in_force(pod);
+        let in_force = self.in_force(pod, &Arc::from(""));
         let Some(s) = &mut self.pods[pod].sidecar else { return };
         s.member = Some(Member::new(who, in_force, now));
         let early = std::mem::take(&mut s.early);

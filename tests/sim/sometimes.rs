@@ -39,7 +39,7 @@ const EXCEPTIONS: &[(&str, &str)] = &[
     ("reinitialize: the keeper does not answer", "a person's wish within the seconds in which a keeper stands"),
 ];
 
-const DECISIONS: [&str; 8] = [
+const DECISIONS: [&str; 9] = [
     include_str!("../../src/decide/bootstrap.rs"),
     include_str!("../../src/decide/leader.rs"),
     include_str!("../../src/decide/mod.rs"),
@@ -48,6 +48,7 @@ const DECISIONS: [&str; 8] = [
     include_str!("../../src/decide/replica.rs"),
     include_str!("../../src/decide/requests.rs"),
     include_str!("../../src/decide/rewind.rs"),
+    include_str!("../../src/decide/sync.rs"),
 ];
 
 /// Of one run, or of many: in how many runs each thing was seen.
@@ -112,7 +113,7 @@ macro_rules! effects {
 }
 
 effects! {
-    ReadLeader, ReadConfig, WriteLeader, ReadPod, WriteStore, Publish, StripLabels, AskPeers, Permit, Stop, Start, Promote, Script, Task,
+    ReadLeader, ReadConfig, ReadSync, WriteLeader, ReadPod, WriteStore, Publish, StripLabels, AskPeers, Permit, Stop, Start, Promote, Script, Task,
     Cancel, Probe, Look, Compare, Checkpoint, SyncSlots, PendingRestart, ReadHistory, Reconfigure, SaveFiles, EndBootstrap,
     KeepPublished, Configure, Callback, Answer, Exit,
 }

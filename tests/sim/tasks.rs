@@ -2,7 +2,7 @@
 
 use patroni::keeper::core::End;
 use patroni::member::{Answer, Id};
-use patroni::model::{ClusterState, TaskKind, TaskOutcome, Upstream};
+use patroni::model::{ClusterState, StandbyNames, TaskKind, TaskOutcome, Upstream};
 
 use super::disk::{Branch, Disk, Marker};
 use super::world::{MS, World};
@@ -109,6 +109,7 @@ impl World {
                     standby_signal: false,
                     half: false,
                     upstream: Upstream::Nobody,
+                    names: StandbyNames::AsConfigured,
                 });
                 true
             }

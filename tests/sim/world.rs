@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use patroni::kubemem::{Snapshot, Sources, Store};
 use patroni::member::InForce;
-use patroni::model::{BootInstant, MemberName, Now, Settings, WallTime};
+use patroni::model::{BootInstant, Commits, MemberName, Now, Settings, Synchronous, WallTime};
 
 use super::api::{ApiServer, Landing};
 use super::disk::{Disk, Marker};
@@ -365,12 +365,13 @@ impl World {
     pub fn linked(&self, a: usize, b: usize) -> bool {
         a == b || (self.links[a][b] <= self.t && self.links[b][a] <= self.t)
     }
-    pub fn in_force(&self, pod: usize) -> Arc<InForce> {
+    pub fn in_force(&self, pod: usize, document: &Arc<str>) -> Arc<InForce> {
         let name = &self.pods[pod].name;
+        let settings = Settings { synchronous: commits_of(document), ..(*self.settings).clone() };
         Arc::new(InForce {
-            settings: self.settings.clone(),
-            document: Arc::from(""),
-            to_publish: Arc::from("{}"),
+            settings: Arc::new(settings),
+            document: document.clone(),
+            to_publish: Arc::from(self.plan.document()),
             conn_url: format!("postgres://{name}:5432/postgres"),
             api_url: format!("http://{name}:8008/patroni"),
             proxy_url: None,
@@ -393,6 +394,15 @@ impl World {
         self.pods[pod].lives += 1;
         self.pods[pod].lives
     }
+}
+
+/// Of a dynamic document, as far as the model reads it.
+pub fn commits_of(document: &str) -> Synchronous {
+    let read: serde_json::Value = serde_json::from_str(document).unwrap_or_default();
+    let flag = |key: &str| read[key].as_bool().unwrap_or(false);
+    let count = read["synchronous_node_count"].as_u64().unwrap_or(1) as usize;
+    let mode = if flag("synchronous_mode") { Commits::Synchronous } else { Commits::Asynchronous };
+    Synchronous { mode, strict: flag("synchronous_mode_strict"), count, maximum_lag: None }
 }
 
 fn pod(seed: u64, i: usize, chance: &mut Rng, plan: &Plan) -> Pod {

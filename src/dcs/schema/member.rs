@@ -92,6 +92,7 @@ fn tags_from(o: &Map<String, Value>) -> Tags {
         clonefrom: flag("clonefrom"),
         noloadbalance: flag("noloadbalance"),
         nosync,
+        sync_priority: if nosync { 0 } else { number("sync_priority").unwrap_or(1) },
         nostream: flag("nostream"),
         replicatefrom: o.get("replicatefrom").and_then(Value::as_str).filter(|s| !s.is_empty()).map(MemberName::from),
     }

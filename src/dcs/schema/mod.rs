@@ -362,6 +362,18 @@ pub fn sync_from(version: &str, a: &Annotations) -> SyncRecord {
     }
 }
 
+/// Writes the sync object, or with no leader says that it binds nobody. `quorum` is a number of voters; here all count.
+pub fn sync_patch(leader: Option<&MemberName>, standbys: &[MemberName]) -> Patch {
+    let names = standbys.iter().map(MemberName::as_str).collect::<Vec<_>>().join(",");
+    let text = |v: Option<&str>| v.filter(|v| !v.is_empty()).map_or(Value::Null, |v| Value::String(v.to_owned()));
+    let quorum = leader.map(|_| "0");
+    Patch::from_iter([
+        (LEADER.to_owned(), text(leader.map(MemberName::as_str))),
+        (SYNC_STANDBY.to_owned(), text(Some(&names))),
+        (QUORUM.to_owned(), text(quorum)),
+    ])
+}
+
 fn json_or_warn(text: &str, what: &str, warnings: &mut Vec<String>) -> Option<Value> {
     match serde_json::from_str(text) {
         Ok(v) => Some(v),

@@ -2,7 +2,7 @@
 //!
 //! `view` (the store and the configuration), `lease` (how lease jobs end), `keeper`, `postgres` (what becomes of the server),
 //! `proof` (is a holder dead?),
-//! `replies` (every other answer), `asked` (people), `time` (what is due by itself).
+//! `replies` (every other answer), `sync` (synchronous replication), `asked` (people), `time` (what is due by itself).
 
 mod asked;
 mod keeper;
@@ -10,6 +10,7 @@ mod lease;
 pub(super) mod postgres;
 mod proof;
 mod replies;
+mod sync;
 mod time;
 mod view;
 

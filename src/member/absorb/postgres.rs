@@ -96,6 +96,7 @@ pub(in crate::member) fn died(local: &mut Local, now: BootInstant) {
     pg.login_refused = None;
     pg.following = None;
     pg.checkpointed = false;
+    local.sync.forget();
     pg.role = if was_primary { Role::Demoted } else { Role::Replica };
     let state = if asked && local.restart.is_some() {
         PostgresState::Restarting
@@ -148,6 +149,9 @@ pub(in crate::member) fn probed(local: &mut Local, looked: Looked, now: BootInst
             };
             pg.failed_starts = 0;
             pg.login_refused = None;
+            if !probe.in_recovery {
+                local.sync.observe(&probe.replication, probe.position, probe.at);
+            }
             if probe.streaming {
                 pg.streamed = Some(now);
             }
@@ -248,6 +252,7 @@ mod tests {
             streaming: in_recovery,
             replay_paused: false,
             system_id: "7439021837465564321".into(),
+            replication: Default::default(),
         })
     }
 

@@ -69,12 +69,21 @@ impl State {
         match about {
             About::Permit { permission } => self.permitted(permission, sent, answer),
             About::Stop => self.stop_answered(sent, answer),
-            About::Start { role, upstream, first_custom } => match answer {
+            About::Start { role, upstream, names, first_custom } => match answer {
                 Err(Fail::Unreachable(why)) => self.unreachable(sent, &why),
-                answer => self.start_answered(role, upstream, first_custom, answer),
+                answer => {
+                    self.names_written(names, matches!(answer, Ok(Answer::Started(StartEnd::Started { .. }))));
+                    self.start_answered(role, upstream, first_custom, answer);
+                }
             },
             About::Promote => self.promote_answered(sent, answer),
-            About::Reconfigure { follow } => self.reconfigured(follow, sent, answer),
+            About::Reconfigure { follow, names } => {
+                self.names_written(names, answer.is_ok());
+                self.reconfigured(follow, sent, answer);
+            }
+            About::Names(names) => self.named(names, sent, answer),
+            About::Sync { acquisition } => self.sync_written(acquisition, &written(answer)),
+            About::SyncRead => self.sync_read(sent, answer),
             About::PrePromote { acquisition } => self.pre_promoted(acquisition, answer),
             About::BeforeStop => self.before_stop_ended(answer),
             About::Task(kind) => self.task_answered(kind, answer),
@@ -165,6 +174,7 @@ impl State {
                 self.info(format!("starting Postgres {how}"));
                 self.worked("start");
                 postgres::started(&mut self.local, role, upstream, custom, now);
+                self.local.quits_sync = None;
                 self.local.postgres.pending_restart = !pending.is_empty();
                 self.pending_restart = pending;
                 self.probed_at = BootInstant::default();

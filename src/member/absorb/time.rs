@@ -5,7 +5,9 @@ use std::time::Duration;
 use super::super::effect::{Effect, Reload};
 use super::super::flights::{About, Lane};
 use super::super::state::State;
-use crate::model::{BootInstant, DataDir, KeeperLink, PostgresState, Request, StartRole, StartRoleSeen, Upstream};
+use crate::model::{
+    BootInstant, Commits, DataDir, KeeperLink, PostgresState, Request, StandbyNames, StartRole, StartRoleSeen, Upstream,
+};
 
 /// The kubelet signals the containers of a pod one by one: how long a sidecar waits for the keeper to say that it is ending
 /// too. Nothing is lost by waiting, Postgres goes on; twice what was seen on a busy machine.
@@ -84,7 +86,6 @@ impl State {
             }
             return;
         }
-        self.rewrite = None;
         let primary = match (self.local.postgres.alive, &self.local.data) {
             (true, _) => {
                 self.local.postgres.started_as != Some(StartRoleSeen::Standby)
@@ -95,13 +96,28 @@ impl State {
             (false, _) => false,
         };
         let role = if primary { StartRole::Primary } else { StartRole::Standby };
+        let Some(names) = self.names_of(role) else { return };
+        self.rewrite = None;
         let upstream = self.local.postgres.following.clone().unwrap_or(Upstream::Nobody);
         let reload = match (self.local.postgres.alive, always) {
             (false, _) => Reload::Never,
             (true, true) => Reload::Always,
             (true, false) => Reload::IfChanged,
         };
-        self.send(Effect::Reconfigure { role, upstream, reload }, About::Reconfigure { follow: None });
+        let effect = Effect::Reconfigure { role, upstream, names: names.clone(), reload };
+        self.send(effect, About::Reconfigure { follow: None, names });
+    }
+
+    /// Whom the files name besides. Those of a primary stay as they were written; `None`: nobody knows what an earlier life
+    /// has written, and a decision will say first.
+    fn names_of(&self, role: StartRole) -> Option<StandbyNames> {
+        let mode = self.in_force.settings.synchronous;
+        let plain = mode.mode == Commits::Asynchronous && self.cluster.sync.as_ref().is_none_or(|r| r.leader.is_none());
+        match (&self.local.sync.named, role) {
+            (Some(names), _) => Some(names.clone()),
+            (None, StartRole::Standby) => Some(mode.at_first()),
+            (None, StartRole::Primary) => plain.then_some(StandbyNames::AsConfigured),
+        }
     }
 
     fn due_pending(&mut self) {

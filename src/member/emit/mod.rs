@@ -61,16 +61,19 @@ impl State {
             | Action::ClearRequest { .. }
             | Action::WriteConfig { .. } => self.act_on_store(action),
             Action::Permit(permission) => self.want_permission(permission),
-            Action::StartPostgres { role, upstream } => self.start(role, upstream),
+            Action::StartPostgres { role, upstream, names } => self.start(role, upstream, names),
             Action::StopPostgres { mode, why } => self.stop(mode, why),
             Action::Promote { claim } => self.promote(claim),
-            Action::Follow { upstream } => self.follow(upstream),
+            Action::Follow { upstream, names } => self.follow(upstream, names),
+            Action::NameStandbys(names) => self.name_standbys(names),
+            Action::WriteSync { expect, leader, standbys } => self.write_sync(expect, leader, standbys),
             Action::Checkpoint => {
                 if !self.flights.busy(Lane::Checkpoint) && self.rested("checkpoint") {
                     self.send(Effect::Checkpoint, About::Checkpoint);
                 }
             }
             Action::ReadConfig => self.read_config(),
+            Action::ReadSync => self.read_sync(),
             Action::AskPeers { members } => self.ask(&members),
             Action::Begin(kind) => self.begin(kind),
             Action::CancelTask => {
@@ -105,6 +108,7 @@ impl State {
             | Action::FailBootstrap(_)
             | Action::PlanRestart { .. }
             | Action::RestartDone
+            | Action::QuitSync
             | Action::SetRewind(_)) => return self.remember(memory),
         }
         false
@@ -133,6 +137,7 @@ impl State {
                 self.local.restart = Some(PlannedRestart { began: self.now.boot, timeout });
             }
             Action::RestartDone => self.local.restart = None,
+            Action::QuitSync => self.local.quits_sync = Some(self.now.boot),
             Action::SetRewind(state) => self.local.rewind = state,
             other => {
                 self.debug(format!("{other:?} changes no memory"));

@@ -4,7 +4,9 @@ use super::super::absorb::postgres as seen;
 use super::super::effect::{Effect, Reload, Script};
 use super::super::flights::{About, Lane};
 use super::super::state::State;
-use crate::model::{KeeperLink, MemberName, Permission, StartRole, StopMode, Task, TaskKind, Timeline, Upstream};
+use crate::model::{
+    KeeperLink, MemberName, Permission, StandbyNames, StartRole, StopMode, Task, TaskKind, Timeline, Upstream,
+};
 use crate::mutant::{self, Mutant};
 
 impl State {
@@ -34,7 +36,7 @@ impl State {
         }
     }
 
-    pub(super) fn start(&mut self, role: StartRole, upstream: Upstream) {
+    pub(super) fn start(&mut self, role: StartRole, upstream: Upstream, names: StandbyNames) {
         let lost = matches!(self.local.keeper, KeeperLink::Lost { .. });
         let ready = !lost
             && !self.local.postgres.alive
@@ -51,8 +53,8 @@ impl State {
         self.local.deadman.starts(role == StartRole::Primary);
         self.ended_early = None;
         self.send(
-            Effect::Start { role, upstream: upstream.clone(), first_custom, renewal },
-            About::Start { role, upstream, first_custom },
+            Effect::Start { role, upstream: upstream.clone(), names: names.clone(), first_custom, renewal },
+            About::Start { role, upstream, names, first_custom },
         );
     }
 
@@ -95,12 +97,37 @@ impl State {
         self.send(Effect::Promote { renewal, claim }, About::Promote);
     }
 
-    pub(super) fn follow(&mut self, upstream: Upstream) {
+    pub(super) fn follow(&mut self, upstream: Upstream, names: StandbyNames) {
         if !self.flights.busy(Lane::Postgres) && self.rested("follow") && !mutant::is(Mutant::NeverFollows) {
-            let effect =
-                Effect::Reconfigure { role: StartRole::Standby, upstream: upstream.clone(), reload: Reload::Always };
-            self.send(effect, About::Reconfigure { follow: Some(upstream) });
+            let effect = Effect::Reconfigure {
+                role: StartRole::Standby,
+                upstream: upstream.clone(),
+                names: names.clone(),
+                reload: Reload::Always,
+            };
+            self.send(effect, About::Reconfigure { follow: Some(upstream), names });
         }
+    }
+
+    /// Whom Postgres waits for. The files keep the rest of what they say.
+    pub(super) fn name_standbys(&mut self, names: StandbyNames) {
+        let pg = &self.local.postgres;
+        if !pg.alive || pg.stopping.is_some() || self.flights.busy(Lane::Postgres) || !self.rested("names") {
+            return;
+        }
+        let role =
+            if pg.probe.as_ref().is_some_and(|p| p.in_recovery) { StartRole::Standby } else { StartRole::Primary };
+        let upstream = pg.following.clone().unwrap_or(Upstream::Nobody);
+        match (&names, role) {
+            (StandbyNames::All(of), StartRole::Primary) if of.is_empty() => self.warn("No standbys available!"),
+            (StandbyNames::All(_) | StandbyNames::Placeholder, StartRole::Primary) => {
+                self.info(format!("Assigning synchronous standby status to {names}"));
+            }
+            (StandbyNames::AsConfigured, StartRole::Primary) => self.info("synchronous_standby_names is as configured"),
+            (_, StartRole::Standby) => {}
+        }
+        let effect = Effect::Reconfigure { role, upstream, names: names.clone(), reload: Reload::Always };
+        self.send(effect, About::Names(names));
     }
 
     pub(super) fn begin(&mut self, kind: TaskKind) {

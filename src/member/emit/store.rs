@@ -7,7 +7,9 @@ use super::super::flights::{About, Lane};
 use super::super::lease::{Job, Start};
 use super::super::state::State;
 use crate::decide::{Silence, judge_silence};
-use crate::model::{Action, BootInstant, InFlight, MemberName, Permission, ProofWanted, StoreWrite};
+use crate::model::{
+    Action, BootInstant, InFlight, MemberName, Permission, ProofWanted, StoreWrite, SyncWrite, Version,
+};
 use crate::mutant::{self, Mutant};
 
 impl State {
@@ -87,6 +89,27 @@ impl State {
         if !self.flights.busy(Lane::Config) && self.rested("read the history") {
             self.send(Effect::ReadConfig, About::Config);
         }
+    }
+
+    pub(super) fn read_sync(&mut self) {
+        if !self.flights.busy(Lane::SyncRead) && self.rested("read the sync key") {
+            self.send(Effect::ReadSync, About::SyncRead);
+        }
+    }
+
+    pub(super) fn write_sync(
+        &mut self,
+        expect: Option<Version>,
+        leader: Option<MemberName>,
+        standbys: Vec<MemberName>,
+    ) {
+        if self.flights.busy(Lane::Sync) || !self.rested("sync key") {
+            return;
+        }
+        let mine = leader.as_ref() == Some(&self.local.me);
+        let acquisition = self.acquisition().filter(|_| mine);
+        self.local.sync.writes(SyncWrite { expect: expect.clone(), standbys: standbys.clone() });
+        self.send(Effect::WriteStore(StoreWrite::Sync { expect, leader, standbys }), About::Sync { acquisition });
     }
 
     fn read_history(&mut self) {
