@@ -77,7 +77,7 @@ impl PeerClient {
     /// Asks these members; every one of them is in the answer.
     pub async fn ask(&self, members: &BTreeMap<MemberName, String>) -> BTreeMap<MemberName, PeerAnswer> {
         let questions = members.iter().map(|(name, url)| async move {
-            let answer = match self.document(url).await {
+            let answer = match self.document_of(name, url).await {
                 Ok(document) => judge(&document),
                 Err(why) => PeerAnswer::Unreachable(why),
             };
@@ -96,7 +96,7 @@ impl PeerClient {
         }
         let others = cluster.members.iter().filter(|(name, _)| *name != me);
         let questions = others.map(|(name, m)| async move {
-            let document = self.document(m.api_url.as_deref()?).await.ok()?;
+            let document = self.document_of(name, m.api_url.as_deref()?).await.ok()?;
             Some((name.clone(), live_member(document)))
         });
         let live: Live = Arc::new(join_all(questions).await.into_iter().flatten().collect());
@@ -110,6 +110,15 @@ impl PeerClient {
         let Some(base) = origin(api_url) else { return false };
         let Ok(uri) = format!("{base}/liveness").parse() else { return false };
         tokio::time::timeout(LIVENESS_TIMEOUT, self.http.get(uri)).await.is_ok_and(|r| r.is_ok())
+    }
+
+    /// The status of this very member: an address may be somebody else's by now, who answers for itself.
+    async fn document_of(&self, name: &MemberName, url: &str) -> Result<Map<String, Value>, String> {
+        let document = self.document(url).await?;
+        match answered_by(&document) {
+            Some(other) if other != name.as_str() => Err(format!("answered by {other}")),
+            Some(_) | None => Ok(document),
+        }
     }
 
     async fn document(&self, url: &str) -> Result<Map<String, Value>, String> {
@@ -153,6 +162,11 @@ fn innermost(error: &dyn std::error::Error) -> String {
         error = source;
     }
     error.to_string()
+}
+
+/// Whose status it is. Old versions of Patroni do not say.
+fn answered_by(document: &Map<String, Value>) -> Option<&str> {
+    document.get("patroni")?.get("name")?.as_str()
 }
 
 fn lsn(of: &Map<String, Value>, key: &str) -> Option<Lsn> {
@@ -304,6 +318,33 @@ mod tests {
         assert_eq!(origin("https://[::1]:8008/patroni"), Some("https://[::1]:8008"));
         assert_eq!(origin("http://a:1"), Some("http://a:1"));
         assert_eq!(origin("a:1"), None);
+    }
+
+    /// Its pod is gone, and its address went to another one.
+    #[tokio::test]
+    async fn an_answer_by_another_name_is_none() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/patroni", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            loop {
+                let (mut socket, _) = listener.accept().await.unwrap();
+                let mut request = [0; 1024];
+                assert!(socket.read(&mut request).await.unwrap() > 0);
+                let reply = "HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n\
+                             {\"role\": \"replica\", \"xlog\": {\"received_location\": 9}, \"patroni\": {\"name\": \"b\"}}";
+                socket.write_all(reply.as_bytes()).await.unwrap();
+            }
+        });
+        let client = PeerClient::new(&PeerTls::default()).unwrap();
+        let members = BTreeMap::from([("a".into(), url.clone()), ("b".into(), url.clone())]);
+        let answers = client.ask(&members).await;
+        assert_eq!(answers[&MemberName::from("a")], PeerAnswer::Unreachable("answered by b".to_owned()));
+        assert!(matches!(answers[&MemberName::from("b")], PeerAnswer::Fit { position: Lsn(9), .. }));
+        let mut cluster = Cluster::default();
+        let listed = crate::model::Member { api_url: Some(url), ..Default::default() };
+        cluster.members.extend(["a", "b"].map(|name| (name.into(), listed.clone())));
+        let live = client.live(&cluster, &"c".into()).await;
+        assert_eq!(live.keys().map(MemberName::as_str).collect::<Vec<_>>(), ["b"]);
     }
 
     /// HTTP/1.0 without a length, body ended by closing: what Patroni sends.
