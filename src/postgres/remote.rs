@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::connect::{self, Connection, SqlError, Target};
 use super::conninfo::Address;
+use super::control;
 use super::history::{self, Ended};
 use super::setup::{Credentials, Setup};
 use crate::model::{TaskKind, Timeline};
@@ -14,6 +15,8 @@ use crate::model::{TaskKind, Timeline};
 /// What a leader says of its timeline.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaderTimeline {
+    /// Its database system identifier, decimal.
+    pub system_id: String,
     /// It is in recovery: no leader to compare with.
     pub in_recovery: bool,
     /// Its timeline; 0 in recovery.
@@ -40,7 +43,7 @@ pub async fn timeline_of(setup: &Setup, conn_url: &str) -> Result<LeaderTimeline
 async fn ask(setup: &Setup, conn_url: &str) -> Result<LeaderTimeline, SqlError> {
     const QUERY: &str = "SELECT pg_is_in_recovery(), CASE WHEN pg_is_in_recovery() THEN 0 ELSE \
          ('x' || pg_catalog.substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int8 END, \
-         timeline_id::int8 FROM pg_control_checkpoint()";
+         timeline_id::int8, (SELECT system_identifier::text FROM pg_control_system()) FROM pg_control_checkpoint()";
     let connection = reach(setup, conn_url).await?;
     let row = connection.client.query_one(QUERY, &[]).await.map_err(|e| SqlError::of(&e))?;
     let number = |at: usize| -> Result<Timeline, SqlError> {
@@ -49,6 +52,7 @@ async fn ask(setup: &Setup, conn_url: &str) -> Result<LeaderTimeline, SqlError> 
     };
     let in_recovery: bool = row.try_get(0).map_err(|e| SqlError::of(&e))?;
     let (timeline, checkpoint_timeline) = (number(1)?, number(2)?);
+    let system_id: String = row.try_get(3).map_err(|e| SqlError::of(&e))?;
     let mut ended = Vec::new();
     if timeline.0 > 1 {
         let file = format!("pg_wal/{}", history::file_name(timeline));
@@ -56,16 +60,24 @@ async fn ask(setup: &Setup, conn_url: &str) -> Result<LeaderTimeline, SqlError> 
         let bytes: Vec<u8> = row.and_then(|r| r.try_get(0)).map_err(|e| SqlError::of(&e))?;
         ended = history::parse(&String::from_utf8_lossy(&bytes));
     }
-    Ok(LeaderTimeline { in_recovery, timeline, checkpoint_timeline, history: ended })
+    Ok(LeaderTimeline { system_id, in_recovery, timeline, checkpoint_timeline, history: ended })
 }
 
-/// Is the member at `conn_url` a primary, just now? Asked before anything is rewound or removed on its behalf.
+/// Is the member at `conn_url` a primary, just now? Asked before anything is rewound or removed on its behalf. An address may
+/// be somebody else's by now: where my own data directory says of which system it is, a primary of another one is none.
 ///
 /// # Errors
-/// Why not: it does not answer, or is in recovery. One line.
+/// Why not: it does not answer, is in recovery, or of another cluster. One line.
 pub async fn primary_answers(setup: &Setup, conn_url: &str) -> Result<LeaderTimeline, String> {
+    let dir = setup.data_dir.clone();
+    let mine = tokio::task::spawn_blocking(move || control::read(&dir).ok().map(|c| c.system_id)).await.ok().flatten();
     match timeline_of(setup, conn_url).await {
         Ok(leader) if leader.in_recovery => Err(format!("the leader at {conn_url} is in recovery")),
+        Ok(leader) if mine.is_some_and(|mine| mine != leader.system_id) => Err(format!(
+            "the primary at {conn_url} is of another cluster: its system identifier is {}, not that of {}",
+            leader.system_id,
+            setup.data_dir.display()
+        )),
         Ok(leader) => Ok(leader),
         Err(e) => Err(format!("the leader at {conn_url}: {e}")),
     }

@@ -287,6 +287,7 @@ mod tests {
 
     fn leader(timeline: u32, ended: &[(u32, u64)]) -> LeaderTimeline {
         LeaderTimeline {
+            system_id: "7".into(),
             in_recovery: false,
             timeline: Timeline(timeline),
             checkpoint_timeline: Timeline(timeline),

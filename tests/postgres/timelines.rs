@@ -150,3 +150,16 @@ async fn a_segment_left_by_a_branch_that_was_rewound_is_not_the_own_timeline() {
     assert_eq!(replica.probe(at()).await.unwrap().timeline, Timeline(1));
     b.stop(rustix::process::Signal::INT);
 }
+
+/// Its address was that of the leader before.
+#[tokio::test]
+async fn a_primary_of_another_cluster_does_not_answer_for_the_leader() {
+    let base = scratch();
+    let a = Node::primary(base.path(), "pg-0").await;
+    let b = node(base.path(), "pg-1").await;
+    b.initdb();
+    let refused = remote::primary_answers(&b.setup, &a.url()).await.unwrap_err();
+    assert!(refused.contains("another cluster"), "{refused}");
+    let own = remote::primary_answers(&a.setup, &a.url()).await.unwrap();
+    assert_eq!((own.timeline, own.in_recovery), (Timeline(1), false));
+}

@@ -408,7 +408,13 @@ impl World {
             let in_recovery = g.phase != Phase::Primary;
             let timeline = Timeline(if in_recovery { 0 } else { d.timeline() });
             let checkpoint_timeline = Timeline(d.checkpoint.1);
-            Some(LeaderTimeline { in_recovery, timeline, checkpoint_timeline, history: d.ended() })
+            Some(LeaderTimeline {
+                system_id: String::new(),
+                in_recovery,
+                timeline,
+                checkpoint_timeline,
+                history: d.ended(),
+            })
         });
         let Some(theirs) = theirs else {
             return self.reply_in(pod, SEC, id, Err(Fail::Unreachable("no answer of the leader".to_owned())));
