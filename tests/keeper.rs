@@ -156,10 +156,10 @@ fn a_data_directory_belongs_to_one_keeper_at_a_time() {
         let mut other = World::spawn(&socket, &w.dir.path().join("other.log"));
         let (second, _, _events2) = KeeperClient::connect(&socket, "second").await.unwrap();
         second.command(permit(Permission::Unfenced { reason: UnfencedReason::Bootstrap })).await.unwrap();
-        let why = refusal(second.command(w.start(Role::Primary, 0)).await);
+        let refused = second.command(w.start(Role::Primary, 0)).await;
         other.kill().unwrap();
         other.wait().unwrap();
-        assert!(why.contains("in use by another keeper"), "{why}");
+        assert!(matches!(&refused, Err(KeeperError::InUse(why)) if why.contains("another keeper")), "{refused:?}");
     });
 }
 
@@ -196,13 +196,13 @@ fn after_kill_9_of_the_keeper_the_last_backend_still_holds_the_directory() {
         w.keeper = World::spawn(&w.dir.path().join("keeper.sock"), &w.dir.path().join("keeper.log"));
         let (client, _, _events) = w.session().await;
         client.command(permit(Permission::Unfenced { reason: UnfencedReason::Bootstrap })).await.unwrap();
-        let why = refusal(client.command(w.start(Role::Primary, 0)).await);
-        assert!(why.contains("in use by another keeper"), "{why}");
+        let refused = client.command(w.start(Role::Primary, 0)).await;
+        assert!(matches!(&refused, Err(KeeperError::InUse(why)) if why.contains("another keeper")), "{refused:?}");
         kill("-9", &pid);
         // A dying process gives up its directory before its files: only the lock says when it is really gone.
         let began = now();
         while let Err(e) = client.command(w.start(Role::Primary, 0)).await {
-            assert!(now() < began + 10 * SECOND && e.to_string().contains("in use by another keeper"), "{e}");
+            assert!(now() < began + 10 * SECOND && matches!(e, KeeperError::InUse(_)), "{e}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         w.ready().await;

@@ -405,6 +405,9 @@ impl World {
                 }
                 "kill-at" => l.deadman.kill_at = boot(value.parse().unwrap()),
                 "fence" => l.deadman.fence = if value == "full" { Fence::Full } else { Fence::Partial },
+                "in-use" => {
+                    l.deadman.in_use = (value != "no").then(|| format!("a postmaster (pid {value}) runs there"));
+                }
                 "unfenced" => l.deadman.unfenced = value != "no",
                 "container" => l.deadman.container_ended = value == "ended",
                 "session" => l.deadman.gone = (value == "broken").then(|| boot(self.now)),

@@ -340,6 +340,9 @@ impl<'a> Raw<'a> {
         if (pg.alive && !standby || silent && self.local.deadman.in_doubt) && !(silent && self.ended_by_the_kernel()) {
             return Some("releasing the lock under a running primary");
         }
+        if self.local.deadman.in_use.is_some() && !self.local.deadman.container_ended {
+            return Some("releasing the lock while something that may write holds the data directory");
+        }
         let sworn = shutdown?;
         let clean = match &self.local.data {
             DataDir::Present { control: Some(control), .. } => control.shutdown_position,

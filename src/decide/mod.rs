@@ -119,6 +119,9 @@ impl<'a> Ctx<'a> {
         if !self.local.postgres.alive && self.local.data_stale && self.local.task.is_none() {
             return self.wait("looking at the data directory");
         }
+        if let Some(d) = recover::in_use(self) {
+            return d;
+        }
         if let Some(d) = requests::quits_sync(self) {
             return d;
         }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::{Ctx, Hold, RETRY_PAUSE, requests, rewind, sync};
 use crate::model::{
-    Action, ClusterState, ControlData, DataDir, Decision, InFlight, LeaseVerdict, OwnLease, Permission, StartRole,
-    StopMode, Upstream,
+    Action, ClusterState, ControlData, DataDir, Decision, InFlight, LeaseVerdict, OwnLease, Permission, Request,
+    StartRole, StopMode, Upstream,
 };
 
 /// The longest pause between two attempts to start a standby that does not start.
@@ -125,6 +125,34 @@ fn with_lock(ctx: &Ctx<'_>, own: &OwnLease, control: &ControlData, standby_signa
             requests::Fitness::Nobody(_) => {}
         }
     }
+    start_as_it_was(ctx, own, control, standby_signal)
+}
+
+/// Something that my keeper did not start holds the data directory, and the lock is mine: what an earlier keeper of mine let
+/// run writes under it, for as long as it lives. So the lock is neither given away nor left to end; Postgres is started again
+/// and again, until the directory is free.
+pub(super) fn in_use(ctx: &Ctx<'_>) -> Option<Decision> {
+    let why = ctx.local.deadman.in_use.as_ref().filter(|_| !ctx.local.postgres.alive)?;
+    if matches!(ctx.hold, Hold::No) || ctx.keeper_lost() {
+        return None;
+    }
+    let told = matches!(ctx.local.request, Some(Request::Terminate { .. }));
+    let stays = if told { "; told to end, staying" } else { "" };
+    let reason = format!(
+        "waiting for the data directory: {why}. What holds it may write, so the lock stays here{stays}. End that Postgres with \
+         all its children (kill -QUIT), or the other pod that uses this volume"
+    );
+    let start = match (&ctx.hold, &ctx.local.data) {
+        (Hold::Leader(own), DataDir::Present { control: Some(control), standby_signal }) => {
+            start_as_it_was(ctx, own, control, *standby_signal)
+        }
+        (Hold::Leader(_) | Hold::Lapsed(_) | Hold::No, _) => ctx.wait(""),
+    };
+    Some(ctx.wait(reason).then_all(start.actions).wake_by(ctx.now.boot + RETRY_PAUSE))
+}
+
+/// The lock is mine: a primary that was one, else a standby that is to be promoted.
+fn start_as_it_was(ctx: &Ctx<'_>, own: &OwnLease, control: &ControlData, standby_signal: bool) -> Decision {
     let as_primary = !standby_signal
         && control.timeline >= ctx.cluster.timeline()
         && matches!(
@@ -150,7 +178,7 @@ fn with_lock(ctx: &Ctx<'_>, own: &OwnLease, control: &ControlData, standby_signa
         Ok(names) => names,
         Err(d) => return d,
     };
-    let reason = if pg.crashed { "starting primary after failure" } else { "starting primary" };
+    let reason = if ctx.local.postgres.crashed { "starting primary after failure" } else { "starting primary" };
     ctx.wait(reason).then(Action::Permit(ctx.permission(own))).then(Action::StartPostgres {
         role: StartRole::Primary,
         upstream: Upstream::Nobody,

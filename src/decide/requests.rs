@@ -20,7 +20,8 @@ const CHECKPOINT_WAIT: Duration = Duration::from_secs(60);
 pub(super) fn leave(ctx: &Ctx<'_>) -> Option<Decision> {
     match ctx.local.request {
         Some(Request::Terminate { leave_postgres: true }) => {
-            let unstopped = matches!(silence::judge(ctx.local, ctx.now.boot), silence::Silence::Nothing(_));
+            let unstopped = matches!(silence::judge(ctx.local, ctx.now.boot), silence::Silence::Nothing(_))
+                || ctx.local.deadman.in_use.is_some() && !ctx.local.postgres.alive;
             if unstopped && matches!(ctx.hold, Hold::Leader(_)) {
                 // The lock would end, and call a second writer. The status line says why it stays.
                 return None;

@@ -40,6 +40,9 @@ pub(crate) fn judge(local: &Local, now: BootInstant) -> Silence {
         return Silence::Proof;
     }
     let over = deadman.kill_at + DEAF;
+    if deadman.in_use.is_some() {
+        return Silence::Nothing("something that it did not start holds the data directory");
+    }
     if deadman.unfenced {
         return Silence::Nothing("it may have let Postgres run without a deadline");
     }

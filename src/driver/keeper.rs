@@ -32,6 +32,7 @@ fn fail(e: KeeperError) -> Fail {
     match e {
         KeeperError::Busy(_) | KeeperError::NotPermitted(_) => Fail::NotNow(e.to_string()),
         KeeperError::Refused(_) | KeeperError::Running(_) => Fail::Refused(e.to_string()),
+        KeeperError::InUse(_) => Fail::InUse(e.to_string()),
         KeeperError::Unreachable(_) | KeeperError::Silent(_) => Fail::Unreachable(e.to_string()),
     }
 }

@@ -9,32 +9,35 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 
 use super::process::{self, DirLock};
-use super::protocol::{Kind, Program, Role};
+use super::protocol::{Kind, NotStarted, Program, Refusal, Role};
 
 /// Starts a postmaster; what was put right on the way is said in `said`.
 ///
 /// # Errors
-/// One line: the directory is in use, the signal files do not fit, the program cannot be started.
+/// The directory is in use, the signal files do not fit, the program cannot be started.
 pub(super) fn postmaster(
     role: Role,
     program: &Program,
     data_dir: &str,
     socket_locks: &[String],
     said: &mut Vec<String>,
-) -> Result<i32, String> {
+) -> Result<i32, NotStarted> {
     let dir = Path::new(data_dir);
     clear_stale_locks(socket_locks, said);
     let Some(lock) = DirLock::take(dir)? else {
-        return Err(format!("{data_dir} is not a data directory: PG_VERSION is missing"));
+        return Err(format!("{data_dir} is not a data directory: PG_VERSION is missing").into());
     };
+    // Before anything else is found fault with: every other refusal says that nobody else works here.
+    clear_stale_pid(dir, said)?;
     let signal = dir.join("standby.signal").exists();
     if role == Role::Standby && !signal {
-        return Err(format!("{data_dir}/standby.signal is missing: without it Postgres would start read-write"));
+        return Err(format!("{data_dir}/standby.signal is missing: without it Postgres would start read-write").into());
     }
     if role == Role::Primary && (signal || dir.join("recovery.signal").exists()) {
-        return Err(format!("{data_dir} holds standby.signal or recovery.signal: it would not start as a primary"));
+        return Err(
+            format!("{data_dir} holds standby.signal or recovery.signal: it would not start as a primary").into()
+        );
     }
-    clear_stale_pid(dir, said)?;
     let child = process::spawn(program, process::Kind::Postmaster, Some(&lock))
         .map_err(|e| format!("start {}: {e}", program.argv.first().map_or("postgres", String::as_str)))?;
     Ok(pid_of(&child))
@@ -52,11 +55,11 @@ pub(super) fn program(run: u64, kind: Kind, program: Program) -> Result<Child, S
     let lock = match &program.data_dir {
         None => None,
         Some(dir) => {
-            let lock = DirLock::take(Path::new(dir))?;
+            let lock = DirLock::take(Path::new(dir)).map_err(|e| e.why)?;
             let mut said = Vec::new();
             let cleared = clear_stale_pid(Path::new(dir), &mut said);
             said.iter().for_each(|line| tracing::info!("{line}"));
-            cleared?;
+            cleared.map_err(|e| e.why)?;
             lock
         }
     };
@@ -71,7 +74,7 @@ pub(super) fn pid_of(child: &Child) -> i32 {
 
 /// With the lock held, a postmaster.pid is judged by what the process is: exe and cwd. A stranger's pid (containers
 /// reuse small numbers) would keep Postgres from starting; a live postmaster of this directory is never started beside.
-fn clear_stale_pid(data_dir: &Path, said: &mut Vec<String>) -> Result<(), String> {
+fn clear_stale_pid(data_dir: &Path, said: &mut Vec<String>) -> Result<(), NotStarted> {
     let path = data_dir.join("postmaster.pid");
     let Ok(text) = fs::read_to_string(&path) else { return Ok(()) };
     let Some(pid) = text.lines().next().and_then(|l| l.trim().parse::<i32>().ok()).map(i32::abs) else { return Ok(()) };
@@ -83,10 +86,11 @@ fn clear_stale_pid(data_dir: &Path, said: &mut Vec<String>) -> Result<(), String
     let cwd = fs::read_link(proc_dir.join("cwd")).unwrap_or_default();
     let here = fs::canonicalize(data_dir).unwrap_or_else(|_| data_dir.to_path_buf());
     if is_postgres(&exe) && cwd == here {
-        return Err(format!("a postmaster (pid {pid}) already runs in {}; stop it first", data_dir.display()));
+        let why = format!("a postmaster (pid {pid}) already runs in {}", data_dir.display());
+        return Err(NotStarted { why, class: Refusal::InUse });
     }
     said.push(format!("{}: process {pid} is no postmaster of this directory: removing the stale file", path.display()));
-    fs::remove_file(&path).map_err(|e| format!("remove stale {}: {e}", path.display()))
+    fs::remove_file(&path).map_err(|e| format!("remove stale {}: {e}", path.display()).into())
 }
 
 /// A server, and neither this keeper nor one of its wardens.

@@ -16,7 +16,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use super::core::End;
-use super::protocol::{Program, StopMode};
+use super::protocol::{NotStarted, Program, Refusal, StopMode};
 
 /// Nanoseconds since boot, the machine's sleep included.
 pub(super) fn boot_now() -> u64 {
@@ -416,13 +416,13 @@ impl DirLock {
     /// Locks `PGDATA/PG_VERSION`; `Ok(None)` when there is no such file yet.
     ///
     /// # Errors
-    /// One line: somebody holds it, or the file system cannot lock.
-    pub fn take(data_dir: &Path) -> Result<Option<DirLock>, String> {
+    /// Somebody holds it, or the file system cannot lock.
+    pub fn take(data_dir: &Path) -> Result<Option<DirLock>, NotStarted> {
         let path = data_dir.join("PG_VERSION");
         let file = match OpenOptions::new().read(true).write(true).open(&path) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(format!("open {}: {e}", path.display())),
+            Err(e) => return Err(format!("open {}: {e}", path.display()).into()),
         };
         // SAFETY: flock is plain data; zero is a valid value for every field (l_pid must be 0 for OFD locks).
         let mut lock: libc::flock = unsafe { std::mem::zeroed() };
@@ -437,14 +437,18 @@ impl DirLock {
 }
 
 /// A lock that somebody holds and a file system without locks call for different people.
-fn not_locked(data_dir: &Path, e: &io::Error) -> String {
+fn not_locked(data_dir: &Path, e: &io::Error) -> NotStarted {
     match e.raw_os_error() {
-        Some(libc::EAGAIN | libc::EACCES) => format!("{} is in use by another keeper: {e}", data_dir.display()),
+        Some(libc::EAGAIN | libc::EACCES) => {
+            let why = format!("{} is in use by what another keeper has started: {e}", data_dir.display());
+            NotStarted { why, class: Refusal::InUse }
+        }
         Some(_) | None => format!(
             "{} cannot be locked: {e}: its file system has no working locks (NFS without lockd, for instance), so a \
              second pod on the same volume could not be kept out",
             data_dir.display()
-        ),
+        )
+        .into(),
     }
 }
 
@@ -455,9 +459,10 @@ mod tests {
     #[test]
     fn a_file_system_without_locks_is_not_another_keeper() {
         let said = |errno| not_locked(Path::new("/data"), &io::Error::from_raw_os_error(errno));
-        assert!(said(libc::EAGAIN).contains("in use by another keeper"));
+        assert_eq!(said(libc::EAGAIN).class, Refusal::InUse);
         for errno in [libc::ENOLCK, libc::EOPNOTSUPP, libc::EIO] {
-            assert!(said(errno).contains("no working locks"), "{}", said(errno));
+            assert!(said(errno).why.contains("no working locks"), "{:?}", said(errno));
+            assert_eq!(said(errno).class, Refusal::Other);
         }
     }
 

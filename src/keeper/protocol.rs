@@ -252,6 +252,8 @@ pub enum Refusal {
     Busy,
     /// The permission does not cover it: permit first, with newer evidence.
     NotPermitted,
+    /// Processes that this keeper did not start hold the data directory, and may write to it: nothing failed, try again.
+    InUse,
     /// Anything else: tell a person.
     #[default]
     #[serde(other)]
@@ -417,9 +419,27 @@ pub enum FromWarden {
     Failed {
         /// Why, one line.
         why: String,
+        /// And what to do about it.
+        #[serde(default)]
+        class: Refusal,
         /// Lines for the log.
         said: Vec<String>,
     },
+}
+
+/// Why nothing was started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotStarted {
+    /// One line.
+    pub why: String,
+    /// What to do about it.
+    pub class: Refusal,
+}
+
+impl From<String> for NotStarted {
+    fn from(why: String) -> NotStarted {
+        NotStarted { why, class: Refusal::Other }
+    }
 }
 
 /// Puts a frame into bytes.

@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::protocol::{FromWarden, ToWarden, decode, encode};
+use super::protocol::{FromWarden, NotStarted, ToWarden, decode, encode};
 use super::{launch, process};
 
 const SECOND: u64 = 1_000_000_000;
@@ -97,7 +97,8 @@ impl Warden {
                     }
                 }
                 ToWarden::Try => {
-                    let made = process::waiter().map(|child| launch::pid_of(&child)).map_err(|e| say("start", e));
+                    let made =
+                        process::waiter().map(|child| launch::pid_of(&child)).map_err(|e| say("start", e).into());
                     if !self.started(made, Vec::new())? {
                         return Ok(false);
                     }
@@ -107,13 +108,13 @@ impl Warden {
         Ok(true)
     }
 
-    fn started(&mut self, made: Result<i32, String>, said: Vec<String>) -> Result<bool, String> {
+    fn started(&mut self, made: Result<i32, NotStarted>, said: Vec<String>) -> Result<bool, String> {
         let answer = match made {
             Ok(pid) => {
                 self.child = Some(pid);
                 FromWarden::Started { pid, hears: process::hears(pid), said }
             }
-            Err(why) => FromWarden::Failed { why, said },
+            Err(NotStarted { why, class }) => FromWarden::Failed { why, class, said },
         };
         self.answer(&answer)?;
         // It may have ended before the first signal was waited for.

@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::core::{End, In, Started, Ticket};
-use super::protocol::{FromWarden, ToWarden, decode, encode};
+use super::protocol::{FromWarden, NotStarted, Refusal, ToWarden, decode, encode};
 use super::{launch, process};
 
 const SECOND: u64 = 1_000_000_000;
@@ -62,17 +62,17 @@ impl Wardens {
     /// Starts one and gives it its orders.
     ///
     /// # Errors
-    /// One line.
-    pub fn start(&mut self, ticket: Ticket, orders: &[ToWarden]) -> Result<i32, String> {
+    /// Those that were ended are not dead yet, or the kernel refuses another one.
+    pub fn start(&mut self, ticket: Ticket, orders: &[ToWarden]) -> Result<i32, NotStarted> {
         if self.living.len() >= WARDENS_MAX {
-            return Err(format!("{WARDENS_MAX} wardens do not end"));
+            return Err(NotStarted { why: format!("{WARDENS_MAX} wardens do not end"), class: Refusal::Busy });
         }
         let (pid, socket) = start()?;
         let mut warden = Warden { ticket, socket, incoming: Vec::new(), postmaster: None };
         for order in orders {
             if let Err(why) = warden.tell(order) {
                 process::signal(pid, process::KILL);
-                return Err(format!("the warden of Postgres: {why}"));
+                return Err(format!("the warden of Postgres: {why}").into());
             }
         }
         self.living.insert(pid, warden);
@@ -115,7 +115,7 @@ impl Wardens {
                         warden.postmaster = process::watch(pid).map(|fd| (pid, fd));
                         (Ok(Started { pid, hears }), said)
                     }
-                    FromWarden::Failed { why, said } => (Err(why), said),
+                    FromWarden::Failed { why, class, said } => (Err(NotStarted { why, class }), said),
                 };
                 said.iter().for_each(|line| tracing::info!("{line}"));
                 news.push(In::Started { ticket, result });

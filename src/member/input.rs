@@ -65,6 +65,8 @@ pub enum Fail {
     Refused(String),
     /// Nothing was begun: another program works there, or the permission was not there (yet). A later try may do. One line.
     NotNow(String),
+    /// Nothing was begun: processes that the keeper did not start hold the data directory, and may write to it. One line.
+    InUse(String),
     /// Nobody is there who could do it. One line.
     Unreachable(String),
     /// It was ended on the way, by a cancel or by its deadline.
@@ -77,7 +79,7 @@ impl Fail {
     /// For people.
     pub fn text(&self) -> &str {
         match self {
-            Fail::Refused(line) | Fail::NotNow(line) | Fail::Unreachable(line) => line,
+            Fail::Refused(line) | Fail::NotNow(line) | Fail::InUse(line) | Fail::Unreachable(line) => line,
             Fail::Interrupted => "interrupted",
             Fail::TooLate => "too late",
         }

@@ -10,6 +10,8 @@ use super::Member;
 use super::*;
 use crate::model::*;
 
+mod orders;
+
 const SYSTEM: &str = "7439021837465564321";
 
 fn at(secs: f64) -> Now {

@@ -30,6 +30,9 @@ pub struct Deadman {
     pub container_ended: bool,
     /// My own session with the server, open before, is broken, and nobody listens there: since then.
     pub gone: Option<BootInstant>,
+    /// Processes that the keeper did not start hold the data directory, as its last answer to a start says: why. What an
+    /// earlier keeper of mine let run may be among them, and writes under my lock.
+    pub in_use: Option<String>,
 }
 
 impl Deadman {
@@ -51,7 +54,9 @@ impl Deadman {
 
     /// The keeper was met: what stands there is all there is.
     pub fn met(&mut self, permission: Permission, fence: Fence) {
-        *self = Deadman { fence, kill_at: self.kill_at, ..Deadman::default() };
+        // Whoever is met says nothing of what it did not start.
+        let in_use = self.in_use.take();
+        *self = Deadman { fence, kill_at: self.kill_at, in_use, ..Deadman::default() };
         self.permitted(permission);
     }
 
@@ -66,6 +71,7 @@ impl Deadman {
     pub fn runs(&mut self, fence: Fence) {
         self.fence = fence;
         self.in_doubt = false;
+        self.in_use = None;
     }
 
     /// The keeper says that nothing runs.

@@ -41,6 +41,9 @@ pub enum KeeperError {
     /// The permission does not cover it: permit first.
     #[error("the keeper refuses: {0}")]
     NotPermitted(String),
+    /// Processes that this keeper did not start hold the data directory: nothing failed, try again.
+    #[error("{0}")]
+    InUse(String),
     /// No connection, or it broke.
     #[error("the keeper cannot be reached: {0}")]
     Unreachable(String),
@@ -73,6 +76,7 @@ impl KeeperError {
             Refusal::Running => KeeperError::Running(why),
             Refusal::Busy => KeeperError::Busy(why),
             Refusal::NotPermitted => KeeperError::NotPermitted(why),
+            Refusal::InUse => KeeperError::InUse(why),
             Refusal::Other => KeeperError::Refused(why),
         }
     }
@@ -80,9 +84,11 @@ impl KeeperError {
     /// Was it refused, for whatever reason? Otherwise nobody knows whether it was done.
     pub fn is_refusal(&self) -> bool {
         match self {
-            KeeperError::Refused(_) | KeeperError::Running(_) | KeeperError::Busy(_) | KeeperError::NotPermitted(_) => {
-                true
-            }
+            KeeperError::Refused(_)
+            | KeeperError::Running(_)
+            | KeeperError::Busy(_)
+            | KeeperError::NotPermitted(_)
+            | KeeperError::InUse(_) => true,
             KeeperError::Unreachable(_) | KeeperError::Silent(_) => false,
         }
     }

@@ -184,7 +184,7 @@ pub async fn a_volume_in_two_pods_is_used_by_one(kube: SharedKube) -> Res<()> {
     kube.apply(&again.to_string()).await?;
     kube.kubectl(&["create", "namespace", "twin2"]).await?;
     install(&kube, "twin2", "twin", 1, &[]).await?;
-    let line = says(&kube, "twin2", "twin-0", "patroni", &["in use by another keeper"]).await?;
+    let line = says(&kube, "twin2", "twin-0", "patroni", &["in use by what another keeper has started"]).await?;
     println!("  {line}");
     release.judge(1, since, super::release::Allowed::Nothing).await?;
     kube.kubectl(&["delete", "namespace", "twin2", "--wait=true"]).await?;

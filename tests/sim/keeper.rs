@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use patroni::keeper::core::{Config, ControlState, Core, End, Facts, In, Level, Out, Spawn, Started, Target, Ticket};
-use patroni::keeper::protocol::{Ask, Permission, StopMode};
+use patroni::keeper::protocol::{Ask, NotStarted, Permission, StopMode};
 use patroni::model::ClusterState;
 
 use super::sidecar::ToSidecar;
@@ -21,7 +21,7 @@ pub enum ToKeeper {
     Request { conn: u64, id: u64, ask: Ask },
     Closed(u64),
     Reaped { pid: i32, end: End },
-    Started { ticket: Ticket, result: Result<Started, String> },
+    Started { ticket: Ticket, result: Result<Started, NotStarted> },
     Armed { warden: i32, at: Option<u64> },
     Ended { pid: i32 },
     ProgramEnds { run: u64, end: End },

@@ -395,6 +395,9 @@ impl World {
                     KeeperAnswer::Refused { why, class: Refusal::Busy | Refusal::NotPermitted } => {
                         self.keeper_answers(pod, about, Err(Fail::NotNow(why)));
                     }
+                    KeeperAnswer::Refused { why, class: Refusal::InUse } => {
+                        self.keeper_answers(pod, about, Err(Fail::InUse(why)));
+                    }
                     KeeperAnswer::Refused { why, .. } => self.keeper_answers(pod, about, Err(Fail::Refused(why))),
                     KeeperAnswer::Done => self.keeper_answers(pod, about, Ok(None)),
                     KeeperAnswer::State(state) => self.keeper_answers(pod, about, Ok(Some(*state))),

@@ -79,8 +79,8 @@ impl World {
     fn launch(&mut self, pod: usize, role: Role) {
         let fits = self.pods[pod].disk.as_ref().map(|d| d.standby_signal == (role == Role::Standby));
         let result = match fits {
-            None => Err("no data directory".to_owned()),
-            Some(false) => Err("the signal files do not fit the role".to_owned()),
+            None => Err("no data directory".to_owned().into()),
+            Some(false) => Err("the signal files do not fit the role".to_owned().into()),
             Some(true) => {
                 self.check_start(pod, role);
                 Ok(Started { pid: self.start_pg(pod), hears: true })

@@ -13,7 +13,7 @@
 
 use super::session::Asker;
 use super::{Core, End, Level, Out, Postmaster, SECOND, Started, Target, Ticket};
-use crate::keeper::protocol::{Event, Permission, Refusal, Role, StopMode};
+use crate::keeper::protocol::{Event, NotStarted, Permission, Refusal, Role, StopMode};
 use crate::mutant::{self, Mutant};
 
 /// A warden does nothing but answer; one that has not after this time is stuck.
@@ -151,7 +151,7 @@ impl Core {
         }
     }
 
-    pub(super) fn postmaster_started(&mut self, ticket: Ticket, result: Result<Started, String>, now: u64) {
+    pub(super) fn postmaster_started(&mut self, ticket: Ticket, result: Result<Started, NotStarted>, now: u64) {
         let Some(p) = self.postmaster.as_mut().filter(|p| p.is_starting(ticket)) else { return };
         let Some((_, asker)) = p.starting.take() else { return };
         match result {
@@ -176,13 +176,13 @@ impl Core {
     }
 
     /// There is no postmaster. A session that was opened meanwhile was told of one.
-    fn start_failed(&mut self, asker: Asker, why: String, now: u64) {
+    fn start_failed(&mut self, asker: Asker, NotStarted { why, class }: NotStarted, now: u64) {
         self.postmaster = None;
         if self.session != Some(asker.conn) {
             self.last_death = Some(now);
             self.tell(Event::Exited { how: why.clone(), at: now });
         }
-        self.refuse(asker, Refusal::Other, why);
+        self.refuse(asker, class, why);
     }
 
     /// The postmaster has ended. Its warden lets go of it, and it can be reaped.

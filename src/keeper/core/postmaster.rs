@@ -205,7 +205,7 @@ impl Core {
             return self.refuse(asker, Refusal::Running, why);
         }
         if self.terminating.is_some() {
-            return self.refuse(asker, Refusal::Other, "the keeper is terminating");
+            return self.refuse(asker, Refusal::Busy, "the keeper is terminating");
         }
         if let Some(run) = self.programs.on_data() {
             return self.refuse(asker, Refusal::Busy, format!("run {run} works on a data directory"));

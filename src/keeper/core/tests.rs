@@ -4,7 +4,7 @@ mod deadman;
 
 use super::*;
 use crate::keeper::protocol::{
-    Answer, Ask, Frame, Kind, PROTOCOL, Program, Refusal, Role, State, StopMode, UnfencedReason,
+    Answer, Ask, Frame, Kind, NotStarted, PROTOCOL, Program, Refusal, Role, State, StopMode, UnfencedReason,
 };
 
 /// A core, its clock, and what it put out that nobody has looked at.
@@ -337,8 +337,22 @@ fn one_postmaster_at_a_time_also_while_it_is_being_started() {
     let Some(Out::Spawn { ticket, .. }) = w.out.iter().find(|o| matches!(o, Out::Spawn { .. })).cloned() else {
         panic!()
     };
-    w.feed(In::Started { ticket, result: Err("no such file".into()) });
+    w.feed(In::Started { ticket, result: Err("no such file".to_owned().into()) });
     assert_eq!(w.start(Role::Primary, 0), None);
+}
+
+#[test]
+fn a_directory_that_others_hold_is_refused_by_that_name() {
+    let mut w = World::new();
+    w.permit(UNFENCED);
+    assert_eq!(w.start(Role::Primary, 0), None);
+    let asked = w.ids;
+    let Some(Out::Spawn { ticket, .. }) = w.out.iter().find(|o| matches!(o, Out::Spawn { .. })).cloned() else {
+        panic!()
+    };
+    let in_use = NotStarted { why: "held".to_owned(), class: Refusal::InUse };
+    w.feed(In::Started { ticket, result: Err(in_use) });
+    assert_eq!(w.answer(asked), Some(Answer::Refused { why: "held".to_owned(), class: Refusal::InUse }));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::super::protocol::{Ask, Frame, Kind, Program, Role, StopMode};
+use super::super::protocol::{Ask, Frame, Kind, NotStarted, Program, Role, StopMode};
 
 /// A connection, numbered by the shell in the order in which they were accepted.
 pub type Conn = u64;
@@ -114,7 +114,7 @@ pub enum In {
         /// The effect's.
         ticket: Ticket,
         /// The postmaster, or why there is none.
-        result: Result<Started, String>,
+        result: Result<Started, NotStarted>,
     },
     /// A warden has set its timer as it was told ([`Out::Arm`], [`Spawn::Postmaster`]).
     Armed {

@@ -43,6 +43,12 @@ impl State {
             Some(role) => self.found_running(role, first),
             None if self.local.postgres.alive => {
                 let at = standing.last_death.unwrap_or(self.now.boot).min(self.now.boot);
+                if standing.last_death.is_none() && !self.in_force.separate_container {
+                    // A keeper of later, outside of a container that ends as a whole: what the killed one let run may have
+                    // heard nothing. Until a start has tried the directory, it counts as in use.
+                    let why = "the keeper before this one was killed, and nobody saw the end of its Postgres";
+                    self.local.deadman.in_use = Some(why.to_owned());
+                }
                 self.died(at);
             }
             None => {}
@@ -111,7 +117,10 @@ impl State {
         match answer {
             Ok(Answer::Started(StartEnd::Started { fence, .. } | StartEnd::Running(_, fence))) => deadman.runs(*fence),
             Err(Fail::Unreachable(_) | Fail::Interrupted) => {}
-            Ok(_) | Err(Fail::Refused(_) | Fail::NotNow(_) | Fail::TooLate) => deadman.in_doubt = false,
+            Err(Fail::InUse(why)) => (deadman.in_doubt, deadman.in_use) = (false, Some(why.clone())),
+            // The keeper has looked for others before it found fault with anything else.
+            Err(Fail::Refused(_)) => (deadman.in_doubt, deadman.in_use) = (false, None),
+            Ok(_) | Err(Fail::NotNow(_) | Fail::TooLate) => deadman.in_doubt = false,
         }
     }
 

@@ -1,12 +1,13 @@
 //! Inputs into memory. Nothing here decides: whatever is learned lands in the state, and the decision after it acts.
 //!
 //! `view` (the store and the configuration), `lease` (how lease jobs end), `keeper`, `postgres` (what becomes of the server),
-//! `proof` (is a holder dead?),
+//! `proof` (is a holder dead?), `orders` (starts and promotions),
 //! `replies` (every other answer), `sync` (synchronous replication), `asked` (people), `time` (what is due by itself).
 
 mod asked;
 mod keeper;
 mod lease;
+mod orders;
 pub(super) mod postgres;
 mod proof;
 mod replies;

@@ -175,6 +175,6 @@ fn a_session_that_was_told_of_a_start_hears_that_it_failed() {
     w.feed(In::Warded { ticket, warden: WARDEN });
     assert!(w.hello(2).postgres.is_some());
     w.out.clear();
-    w.feed(In::Started { ticket, result: Err("the volume is gone".into()) });
+    w.feed(In::Started { ticket, result: Err("the volume is gone".to_owned().into()) });
     assert_eq!(w.events(), [Event::Exited { how: "the volume is gone".into(), at: SECOND }]);
 }

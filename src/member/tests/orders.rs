@@ -1,0 +1,112 @@
+//! Orders that come to nothing: who may write all the same, and when they are given again.
+
+use super::*;
+
+/// A keeper was killed while its Postgres was deaf. The next one finds the data directory in use, for longer than any failure
+/// is waited for: what works there writes under this lock.
+#[test]
+fn a_data_directory_in_use_is_no_failed_start_and_keeps_the_lock() {
+    let DataDir::Present { control: Some(control), .. } = standby_data() else { panic!("made above") };
+    let control = ControlData { state: ClusterState::InProduction, ..control };
+    let data = DataDir::Present { control: Some(control), standby_signal: false };
+    let start = |e: &Effect| matches!(e, Effect::Start { .. });
+    let renewal = |e: &Effect| matches!(e, Effect::WriteLeader(_));
+    let mut t = Trial::new(|_| {});
+    t.feed(Input::Keeper(News::Met(Standing::default())), 0.5);
+    t.feed(view(Some(of_an_earlier_life())), 1.0);
+    t.looks(1.1, &data, None);
+    t.answer(1.2, Answer::LeaderWritten(LeaderWritten::Wrote), renewal);
+    let mut tries = 0;
+    for tenth in 13..1200 {
+        let secs = f64::from(tenth) / 10.0;
+        t.feed(Input::Due, secs);
+        t.looks(secs, &data, None);
+        while t.has(permit) {
+            t.answer(secs, Answer::Kept, permit);
+        }
+        while let Some(sent) = t.sent.iter().find(|s| renewal(&s.effect)) {
+            let Effect::WriteLeader(write) = &sent.effect else { unreachable!() };
+            assert_eq!(write.record.leader, Some("a".into()), "released at {secs}");
+            t.answer(secs, Answer::LeaderWritten(LeaderWritten::Wrote), renewal);
+        }
+        if t.has(start) {
+            tries += 1;
+            let id = t.take(&start);
+            t.feed(Input::Reply { id, answer: Err(Fail::InUse("a postmaster (pid 77) runs there".into())) }, secs);
+        }
+    }
+    assert!((10..40).contains(&tries), "tried again, with pauses: {tries}");
+    let pg = &t.member.state.local.postgres;
+    assert_eq!((pg.failed_starts, &pg.state), (0, &PostgresState::Stopped));
+    let said = format!("{:?}", t.lines);
+    assert!(said.contains("pid 77") && said.contains("kill -QUIT"), "{said}");
+    // Free at last.
+    for tenth in 1200..1400 {
+        t.feed(Input::Due, f64::from(tenth) / 10.0);
+        if t.has(start) {
+            break;
+        }
+    }
+    let started = StartEnd::Started { pending: BTreeMap::new(), fence: Fence::Full };
+    t.answer(140.1, Answer::Started(started), start);
+    assert!(t.member.snapshot().alive && t.member.state.local.deadman.in_use.is_none());
+}
+
+/// The store answers whoever reads its lock or renews it, and the keeper whoever permits.
+fn lease_goes_on(t: &mut Trial, secs: f64) {
+    let renewal = |e: &Effect| matches!(e, Effect::WriteLeader(w) if w.record.leader.is_some());
+    let read = |e: &Effect| matches!(e, Effect::ReadLeader);
+    let permits = |e: &Effect| matches!(e, Effect::Permit { .. });
+    for _ in 0..20 {
+        let own = t.member.state.local.own.clone();
+        match own {
+            Some(own) if t.has(read) => {
+                let stands = LeaderRecord::of(Version("l2".into()), own.record);
+                t.answer(secs, Answer::Leader(Ok(Some(Box::new(stands)))), read);
+            }
+            _ if t.has(renewal) => t.answer(secs, Answer::LeaderWritten(LeaderWritten::Wrote), renewal),
+            _ if t.has(permits) => t.answer(secs, Answer::Kept, permits),
+            _ => return,
+        }
+    }
+}
+
+/// In the middle of a hand-over the keeper is killed, and its Postgres hears nothing of that: the one that comes after it knows
+/// of no Postgres, which proves nothing. Trying to start one does.
+#[test]
+fn what_a_killed_keeper_leaves_is_not_dead_before_a_start_has_tried_the_directory() {
+    for apart in [false, true] {
+        let mut t = holding(|f| f.separate_container = apart);
+        t.answer(1.8, Answer::Kept, permit);
+        t.answer(1.9, Answer::Kept, promote);
+        t.looks(2.0, &standby_data(), Some(&probe(false)));
+        t.feed(Input::Due, 2.3);
+        t.looks(2.3, &standby_data(), Some(&probe(false)));
+        t.member.state.local.handover = Some(Handover {
+            candidate: None,
+            why: "switchover",
+            began: at(2.3).boot,
+            checkpoint_done: true,
+            in_any_case: true,
+            stopped: None,
+        });
+        t.feed(Input::Due, 2.4);
+        t.feed(Input::Keeper(News::Lost("it was killed".into())), 2.5);
+        t.sent.retain(|s| !matches!(s.effect, Effect::Permit { .. }));
+        t.feed(Input::Keeper(News::Met(Standing::default())), 2.6);
+        let DataDir::Present { control: Some(control), .. } = standby_data() else { panic!("made above") };
+        let control = ControlData { state: ClusterState::InProduction, timeline: Timeline(2), ..control };
+        let data = DataDir::Present { control: Some(control), standby_signal: false };
+        let release = |e: &Effect| matches!(e, Effect::WriteLeader(w) if w.record.leader.is_none());
+        let (mut released, mut started) = (false, false);
+        for tenth in 27..100 {
+            let secs = f64::from(tenth) / 10.0;
+            t.feed(Input::Due, secs);
+            t.looks(secs, &data, None);
+            lease_goes_on(&mut t, secs);
+            released |= t.has(release);
+            started |= t.has(|e| matches!(e, Effect::Start { .. }));
+        }
+        assert_eq!((released, started), (apart, !apart), "in a container of its own: {apart}; {:#?}", t.lines);
+    }
+}
