@@ -405,6 +405,7 @@ impl World {
                 }
                 "kill-at" => l.deadman.kill_at = boot(value.parse().unwrap()),
                 "fence" => l.deadman.fence = if value == "full" { Fence::Full } else { Fence::Partial },
+                "ordered" => l.deadman.ordered = value != "no",
                 "in-use" => {
                     l.deadman.in_use = (value != "no").then(|| format!("a postmaster (pid {value}) runs there"));
                 }

@@ -335,6 +335,7 @@ impl<'a> Raw<'a> {
         let pg = &self.local.postgres;
         let standby = pg.started_as == Some(StartRoleSeen::Standby)
             && pg.promoting.is_none()
+            && !self.local.deadman.ordered
             && pg.probe.as_ref().is_none_or(|p| p.in_recovery);
         let silent = matches!(self.local.keeper, KeeperLink::Lost { .. });
         if (pg.alive && !standby || silent && self.local.deadman.in_doubt) && !(silent && self.ended_by_the_kernel()) {

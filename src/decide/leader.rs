@@ -116,12 +116,8 @@ fn promotion(ctx: &Ctx<'_>, own: &OwnLease) -> Decision {
     if ctx.keeper_lost() {
         return ctx.wait("not promoting because the keeper does not answer (fence: lost)");
     }
-    if ctx.local.backoff_until.is_some_and(|t| ctx.now.boot < t) {
-        let free = ctx.local.lease_write.is_none();
-        return ctx
-            .wait("releasing the lock: the pre-promote script failed")
-            .then(Action::Permit(Permission::None))
-            .then_if(free, || Action::ReleaseLease { shutdown: None });
+    if ctx.backs_off() {
+        return no_promotion(ctx);
     }
     if !ctx.renewed_since_death(own) {
         let renew = ctx.local.lease_write.is_none();
@@ -167,6 +163,22 @@ fn promotion(ctx: &Ctx<'_>, own: &OwnLease) -> Decision {
         .then(Action::Permit(ctx.permission(own)))
         .then(Action::Promote { claim: Some(claim) })
         .wake_by(ctx.now.boot + super::RETRY_PAUSE)
+}
+
+/// Somebody else is to lead. A standby goes on as one; but one that was ordered to promote may follow the order at any moment,
+/// whatever the answer to it was: it is stopped, and the lock goes when it is dead.
+fn no_promotion(ctx: &Ctx<'_>) -> Decision {
+    if ctx.local.deadman.ordered {
+        let why = "failed promotion";
+        return ctx
+            .wait("giving the lock up: the promotion failed; stopping Postgres first, which may still follow the order")
+            .then(Action::Permit(Permission::None))
+            .then(Action::StopPostgres { mode: StopMode::Immediate, why });
+    }
+    let free = ctx.local.lease_write.is_none();
+    ctx.wait("releasing the lock: the pre-promote script failed")
+        .then(Action::Permit(Permission::None))
+        .then_if(free, || Action::ReleaseLease { shutdown: None })
 }
 
 /// The number that was claimed with the lock that I hold. `Err`: none was (the lock of an earlier life, renewed), or it is used

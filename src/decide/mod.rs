@@ -347,6 +347,11 @@ impl<'a> Ctx<'a> {
         (self.now.boot < again && !mutant::is(Mutant::NeverRests)).then_some(again)
     }
 
+    /// What was to make a primary of me has failed: for a ttl somebody else may lead.
+    fn backs_off(&self) -> bool {
+        self.local.backoff_until.is_some_and(|until| self.now.boot < until)
+    }
+
     fn keeper_lost(&self) -> bool {
         matches!(self.local.keeper, KeeperLink::Lost { .. })
     }

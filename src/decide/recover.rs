@@ -114,6 +114,9 @@ fn with_lock(ctx: &Ctx<'_>, own: &OwnLease, control: &ControlData, standby_signa
             .then(Action::Permit(Permission::None))
             .then_if(ctx.local.lease_write.is_none(), || Action::ReleaseLease { shutdown: requests::oath(ctx) })
     };
+    if ctx.backs_off() {
+        return release("releasing the lock: the promotion failed, and Postgres has ended".to_owned());
+    }
     if pg.failed_starts > 0 {
         return release("removed leader key after trying and failing to start postgres".to_owned());
     }
@@ -216,8 +219,7 @@ fn hopeless(ctx: &Ctx<'_>) -> String {
 /// The lock names this very pod, and its time is over by my own clock: it is renewed before it is used.
 pub(super) fn reclaim(ctx: &Ctx<'_>) -> Option<Decision> {
     let record = ctx.local.reclaim.as_ref()?;
-    let backs_off = ctx.local.backoff_until.is_some_and(|until| ctx.now.boot < until);
-    if ctx.keeper_lost() || backs_off || ctx.local.misnumbered.is_some() {
+    if ctx.keeper_lost() || ctx.backs_off() || ctx.local.misnumbered.is_some() {
         // A lock that nobody can use is not prolonged.
         return None;
     }

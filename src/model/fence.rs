@@ -30,6 +30,8 @@ pub struct Deadman {
     pub container_ended: bool,
     /// My own session with the server, open before, is broken, and nobody listens there: since then.
     pub gone: Option<BootInstant>,
+    /// A promotion of the postmaster was ordered: whatever became of the answer, it may follow the order at any moment.
+    pub ordered: bool,
     /// Processes that the keeper did not start hold the data directory, as its last answer to a start says: why. What an
     /// earlier keeper of mine let run may be among them, and writes under my lock.
     pub in_use: Option<String>,
@@ -64,6 +66,7 @@ impl Deadman {
     pub fn starts(&mut self, writer: bool) {
         self.fence = Fence::Partial;
         self.gone = None;
+        self.ordered = false;
         self.in_doubt = writer;
     }
 

@@ -225,7 +225,7 @@ impl Core {
 
     /// A Postgres that the kernel would not end is not to write: it ends with its warden, and starts again with another.
     pub(super) fn warden_is_stuck(&mut self, asker: Asker, now: u64) {
-        self.refuse(asker, Refusal::NotPermitted, "the warden of Postgres does not answer");
+        self.refuse(asker, Refusal::Other, "the warden of Postgres does not answer: both are ended");
         if let Some(p) = &mut self.postmaster {
             p.warden.due = Some(now);
         }

@@ -93,7 +93,7 @@ impl State {
         self.local.postgres.checkpointed = false;
         self.promoted_to = claim.zip(self.local.postgres.probe.as_ref().map(|p| p.timeline));
         let renewal = self.evidence();
-        self.local.deadman.in_doubt = true;
+        (self.local.deadman.in_doubt, self.local.deadman.ordered) = (true, true);
         self.send(Effect::Promote { renewal, claim }, About::Promote);
     }
 

@@ -71,6 +71,39 @@ fn lease_goes_on(t: &mut Trial, secs: f64) {
     }
 }
 
+/// The answers to three orders to promote are late: any of them may be carried out at any moment.
+#[test]
+fn a_lock_is_not_given_up_under_a_postgres_that_was_ordered_to_promote() {
+    let mut t = holding(|_| {});
+    let release = |e: &Effect| matches!(e, Effect::WriteLeader(w) if w.record.leader.is_none());
+    let stop = |e: &Effect| matches!(e, Effect::Stop { mode: StopMode::Immediate });
+    let (mut orders, mut secs) = (0, 1.7);
+    while !t.has(stop) && secs < 60.0 {
+        secs += 0.1;
+        t.feed(Input::Due, secs);
+        t.looks(secs, &standby_data(), Some(&probe(true)));
+        lease_goes_on(&mut t, secs);
+        assert!(!t.has(release), "released at {secs} s, after {orders} orders: {:?}", t.lines.last());
+        if t.has(promote) {
+            orders += 1;
+            let id = t.take(&promote);
+            t.feed(Input::Reply { id, answer: Err(Fail::Interrupted) }, secs);
+        }
+    }
+    assert_eq!(orders, 3);
+    t.answer(secs, Answer::Kept, stop);
+    t.feed(Input::Due, secs + 0.1);
+    assert!(!t.has(release), "a stop that has begun is not enough");
+    t.feed(Input::Keeper(News::Died { how: "exit code 2".into(), at: at(secs + 0.2).boot }), secs + 0.2);
+    for _ in 0..20 {
+        secs += 0.1;
+        t.feed(Input::Due, secs + 0.2);
+        t.looks(secs + 0.2, &standby_data(), None);
+        lease_goes_on(&mut t, secs + 0.2);
+    }
+    assert!(t.has(release), "{:#?}\n{:#?}", t.effects(), t.lines);
+}
+
 /// In the middle of a hand-over the keeper is killed, and its Postgres hears nothing of that: the one that comes after it knows
 /// of no Postgres, which proves nothing. Trying to start one does.
 #[test]

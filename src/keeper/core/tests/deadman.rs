@@ -67,7 +67,7 @@ fn a_promotion_begins_when_the_timer_is_set_and_not_before() {
     w.ask(1, Ask::Promote { renewal: 2 * SECOND });
     assert!(w.core.wake(w.now) <= 3 * SECOND);
     w.at(3).feed(In::Due);
-    assert_eq!(class(w.answer(w.ids)), Refusal::NotPermitted, "a warden that does not answer holds nobody for ever");
+    assert_eq!(class(w.answer(w.ids)), Refusal::Other, "a warden that does not answer holds nobody for ever");
     assert!(!writes(&w) && w.armed.last() == Some(&None), "{:?}", w.armed);
     assert_eq!(w.kills(), [(Target::Warden(WARDEN), StopMode::Kill)], "and Postgres begins again with another");
 }
