@@ -52,8 +52,9 @@ impl State {
                 self.worked("acquire");
                 self.confirm(record, sent);
             }
-            JobEnd::Lost(_, why) => {
-                if self.local.death_proof.take().is_some() {
+            JobEnd::Lost(holder, why) => {
+                // One that names nobody looks as free as before: what has changed shows with the next view.
+                if self.local.death_proof.take().is_some() || holder.is_none() {
                     self.failed("acquire");
                 }
                 self.info(format!("could not acquire the leader lock: {why}"));

@@ -16,6 +16,8 @@ use crate::mutant::{self, Mutant};
 
 /// Store writes that were refused are not tried again before.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
+/// What a write was in conflict with shows with the next view, mostly within some ten milliseconds.
+const CONFLICT_PAUSE: Duration = Duration::from_millis(250);
 /// A comparison that could not be made is made again after this: nothing starts before the answer, or a standby runs
 /// meanwhile.
 const COMPARE_PAUSE: Duration = Duration::from_secs(1);
@@ -263,7 +265,10 @@ impl State {
                 self.local.bootstrap_failed = None;
                 self.local.task_end = None;
             }
-            WriteResult::Conflict => self.info("failed to acquire initialize lock"),
+            WriteResult::Conflict => {
+                self.info("failed to acquire initialize lock");
+                self.store_pause = self.now.boot + CONFLICT_PAUSE;
+            }
             WriteResult::Refused(_) | WriteResult::Unknown(_) => self.stored("the initialize key", &result),
         }
     }
@@ -272,7 +277,10 @@ impl State {
         self.local.store_write = false;
         match result {
             WriteResult::Written(_) => self.info(format!("{what}: written")),
-            WriteResult::Conflict => self.info(format!("{what}: somebody else wrote meanwhile, looking again")),
+            WriteResult::Conflict => {
+                self.info(format!("{what}: somebody else wrote meanwhile, looking again"));
+                self.store_pause = self.now.boot + CONFLICT_PAUSE;
+            }
             WriteResult::Refused(why) | WriteResult::Unknown(why) => {
                 self.warn(format!("{what}: not written: {why}"));
                 self.store_pause = self.now.boot + STORE_PAUSE;

@@ -104,6 +104,49 @@ fn a_lock_is_not_given_up_under_a_postgres_that_was_ordered_to_promote() {
     assert!(t.has(release), "{:#?}\n{:#?}", t.effects(), t.lines);
 }
 
+/// The store's answer and the view differ, and nothing names anybody: neither reads nor writes follow each other at once.
+#[test]
+fn what_was_lost_to_nobody_is_not_tried_again_at_once() {
+    let read = |e: &Effect| matches!(e, Effect::ReadLeader);
+    let mut t = racing(|_| {});
+    let mut other = released();
+    other.lease.renew_time = Some("r9".into());
+    let mut reads = 0;
+    for hundredth in 160..460 {
+        let secs = f64::from(hundredth) / 100.0;
+        t.feed(Input::Due, secs);
+        t.looks(secs, &standby_data(), Some(&probe(true)));
+        while t.has(|e| matches!(e, Effect::AskPeers { .. })) {
+            let answers = [("b".into(), PeerAnswer::Unreachable("gone".into()))].into();
+            t.answer(secs, Answer::Peers(answers), |e| matches!(e, Effect::AskPeers { .. }));
+        }
+        if t.has(read) {
+            reads += 1;
+            t.answer(secs, Answer::Leader(Ok(Some(Box::new(other.clone())))), read);
+        }
+    }
+    assert!((2..=4).contains(&reads), "{reads} reads in three seconds");
+}
+
+#[test]
+fn a_leader_object_that_is_made_in_conflict_is_not_made_again_at_once() {
+    let make = |e: &Effect| matches!(e, Effect::WriteStore(StoreWrite::LeaderObject));
+    let mut t = Trial::new(|_| {});
+    t.feed(Input::Keeper(News::Met(Standing { postgres: Some(StartRole::Standby), ..Standing::default() })), 0.5);
+    t.feed(view(None), 1.0);
+    let mut writes = 0;
+    for hundredth in 100..2000 {
+        let secs = f64::from(hundredth) / 100.0;
+        t.feed(Input::Due, secs);
+        t.looks(secs, &standby_data(), Some(&probe(true)));
+        if t.has(make) {
+            writes += 1;
+            t.answer(secs, Answer::Written(WriteResult::Conflict), make);
+        }
+    }
+    assert!((10..=45).contains(&writes), "{writes} writes in nine seconds");
+}
+
 /// In the middle of a hand-over the keeper is killed, and its Postgres hears nothing of that: the one that comes after it knows
 /// of no Postgres, which proves nothing. Trying to start one does.
 #[test]
