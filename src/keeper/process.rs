@@ -109,6 +109,9 @@ pub(super) enum Kind {
 /// Marks programs we run (and their orphans) with their run, so that they are not taken for Postgres' own children.
 const RUN_MARK: &str = "POSTGRES_KEEPER_RUN";
 
+/// So often the children of a process that is signalled are listed, at most: one list more than what forks while it lives.
+const LISTS_MAX: u32 = 16;
+
 /// Starts a process in a session of its own. Must be called from the main thread: PDEATHSIG follows the thread.
 ///
 /// The process and its children hold the lock of the directory from here on, and nobody else does: it is free when the
@@ -306,6 +309,39 @@ pub(super) fn signal(pid: i32, number: i32) {
     }
 }
 
+/// Sends a signal to a process first, and to everything below it, down to what it starts meanwhile. Whoever is to be killed
+/// stands still first: what a process starts between a look at its children and its end would get away.
+pub(super) fn signal_tree(pid: i32, number: i32) {
+    signal(pid, if number == KILL { libc::SIGSTOP } else { number });
+    if number == KILL {
+        stands(pid);
+    }
+    let mut told = BTreeSet::new();
+    for _ in 0..LISTS_MAX {
+        let more: Vec<i32> = descendants(pid).into_iter().filter(|each| told.insert(*each)).collect();
+        if more.is_empty() {
+            break;
+        }
+        more.into_iter().for_each(|each| signal(each, number));
+    }
+    if number == KILL {
+        signal(pid, KILL);
+    }
+}
+
+/// A process that is told to stop does so within microseconds, unless it is in state D: then it starts nothing either.
+fn stands(pid: i32) {
+    const LOOKS: u32 = 50;
+    for _ in 0..LOOKS {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
+        if state.is_none_or(|state| "tTZXx".contains(state)) {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_micros(100));
+    }
+}
+
 /// The signal of a stop mode.
 pub(super) fn stop_signal(mode: StopMode) -> i32 {
     match mode {
@@ -463,6 +499,36 @@ mod tests {
         for errno in [libc::ENOLCK, libc::EOPNOTSUPP, libc::EIO] {
             assert!(said(errno).why.contains("no working locks"), "{:?}", said(errno));
             assert_eq!(said(errno).class, Refusal::Other);
+        }
+    }
+
+    /// A shell that starts one child after the other, until it is ended.
+    #[test]
+    fn what_a_process_starts_while_it_is_killed_is_killed_too() {
+        for round in 0..20 {
+            let mark = format!("{}.{}{round}", 86_400, std::process::id());
+            let script = format!("trap '' CHLD; while :; do sleep {mark} & done");
+            let mut shell = Command::new("sh").args(["-c", &script]).stdin(Stdio::null()).spawn().expect("sh is there");
+            let pid = shell.id().cast_signed();
+            while descendants(pid).len() < 3 {
+                std::thread::yield_now();
+            }
+            signal_tree(pid, KILL);
+            shell.wait().expect("it is a child");
+            let named = |entry: &fs::DirEntry| {
+                fs::read(entry.path().join("cmdline")).is_ok_and(|line| line == format!("sleep\0{mark}\0").as_bytes())
+            };
+            // The dead keep no command line, but die a moment after the signal.
+            let left = || fs::read_dir("/proc").expect("is there").flatten().filter(named).count();
+            let by = boot_now() + 2_000_000_000;
+            while left() > 0 && boot_now() < by {
+                std::thread::yield_now();
+            }
+            let found = left();
+            if found > 0 {
+                assert!(Command::new("pkill").args(["-9", "-f", &mark]).status().is_ok());
+            }
+            assert_eq!(found, 0, "children got away in round {round}");
         }
     }
 

@@ -179,24 +179,16 @@ impl Keeper {
 
     fn kill(&self, target: Target, mode: StopMode) {
         let number = process::stop_signal(mode);
-        let tree = |pid: i32| {
-            let below = process::descendants(pid);
-            for each in std::iter::once(pid).chain(below) {
-                process::signal(each, number);
-            }
-        };
         match target {
             Target::Postmaster(pid) => process::signal(pid, number),
-            Target::Tree(pid) => tree(pid),
-            // It first: it starts nothing more then.
-            Target::Warden(pid) => tree(pid),
+            Target::Tree(pid) | Target::Warden(pid) => process::signal_tree(pid, number),
             Target::Orphans => {
                 let left = process::orphans(&self.known());
                 left.postgres.into_iter().for_each(|pid| process::signal(pid, number));
             }
             Target::Run { run, pid } => {
                 if self.pipes.lives(run) {
-                    tree(pid);
+                    process::signal_tree(pid, number);
                 }
                 let left = process::orphans(&self.known());
                 left.runs.into_iter().filter(|(of, _)| *of == run).for_each(|(_, pids)| {
