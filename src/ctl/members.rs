@@ -83,7 +83,7 @@ pub fn table(cluster: &Cluster, positions: &BTreeMap<MemberName, Positions>, sho
     let extras: Vec<(&str, Vec<Value>)> = EXTRAS
         .iter()
         .map(|(name, cell)| (*name, names.iter().map(|(_, n)| cell(&context.raw(n), show)).collect::<Vec<_>>()))
-        .filter(|(_, cells)| show.extended || cells.iter().any(|c| c != ""))
+        .filter(|(name, cells)| show.extended && *name != FENCE || cells.iter().any(|c| c != ""))
         .collect();
     let table = show.format.is_table();
     let mut columns = columns(table);
@@ -246,12 +246,15 @@ fn megabytes(bytes: u64) -> u64 {
 type Extra = (&'static str, fn(&Value, &Show<'_>) -> Value);
 
 /// The optional columns: heading, and the cell from the member's published data.
-const EXTRAS: [Extra; 4] = [
+const EXTRAS: [Extra; 5] = [
     ("Pending restart", |raw, _| if truthy(&raw["pending_restart"]) { "*".into() } else { "".into() }),
     ("Pending restart reason", reason),
     ("Scheduled restart", |raw, _| scheduled(&raw["scheduled_restart"]).into()),
     ("Tags", tags),
+    (FENCE, |raw, _| raw["fence"].as_str().unwrap_or("").into()),
 ];
+/// Only where something is wrong with it, whatever else is shown: of a healthy cluster nothing is said.
+const FENCE: &str = "Fence";
 
 fn truthy(value: &Value) -> bool {
     match value {

@@ -91,6 +91,18 @@ fn list_prints_the_table_of_the_reference() {
 }
 
 #[test]
+fn a_fence_that_is_not_whole_is_shown_and_a_whole_one_never() {
+    let mut c = demo();
+    assert!(!print(&c, Format::Pretty, true).contains("Fence"), "of a healthy cluster nothing is said");
+    c.members.insert("pg-0".into(), member("10.0.0.4:5432", json!({"role": "primary", "fence": "lost"})));
+    c.members.insert("pg-1".into(), member("10.0.0.5:5432", json!({"fence": "partial"})));
+    let tsv = print(&c, Format::Tsv, false);
+    let cells: Vec<&str> = tsv.lines().map(|line| line.rsplit('\t').next().unwrap_or("")).collect();
+    assert_eq!(cells[..4], ["Fence", "lost", "partial", ""]);
+    assert!(print(&c, Format::Json, false).contains("\"Fence\": \"lost\""));
+}
+
+#[test]
 fn json_and_tsv_are_those_of_the_reference() {
     let mut two = demo();
     two.members.remove(&"pg-2".into());

@@ -11,7 +11,8 @@ use super::effect::Effect;
 use super::flights::{About, Lane};
 use super::state::State;
 use crate::model::{
-    BootInstant, Cluster, Local, Lsn, MemberName, MemberStatus, PostgresState, Role, Settings, WriteResult,
+    BootInstant, Cluster, Fence, KeeperLink, Local, Lsn, MemberName, MemberStatus, PostgresState, Role, Settings,
+    WriteResult,
 };
 
 /// A position that moved by less is not worth a write of its own.
@@ -69,6 +70,7 @@ fn same_but_positions(a: &MemberStatus, b: &MemberStatus) -> bool {
         replication_state,
         timeline,
         scheduled_restart,
+        fence,
         is_leader,
     } = a;
     (state, role, is_leader, timeline) == (&b.state, &b.role, &b.is_leader, &b.timeline)
@@ -76,6 +78,7 @@ fn same_but_positions(a: &MemberStatus, b: &MemberStatus) -> bool {
         && (tags, replication_state, checkpoint_pending) == (&b.tags, &b.replication_state, &b.checkpoint_pending)
         && (pending_restart, pending_restart_reason, scheduled_restart)
             == (&b.pending_restart, &b.pending_restart_reason, &b.scheduled_restart)
+        && *fence == b.fence
 }
 
 /// Does anybody read positions from the store: a member that is not ours, or one that streams from me?
@@ -116,7 +119,7 @@ fn with_nosync(tags: &Arc<str>) -> Arc<str> {
 
 impl State {
     /// My own status document as of now.
-    fn member_status(&self) -> MemberStatus {
+    pub(super) fn member_status(&self) -> MemberStatus {
         let pg = &self.local.postgres;
         let f = &self.in_force;
         let mut status = MemberStatus::new(f.conn_url.clone(), f.api_url.clone(), pg.state.clone(), pg.role);
@@ -124,6 +127,11 @@ impl State {
         status.tags = if self.local.quits_sync.is_some() { with_nosync(&f.tags) } else { f.tags.clone() };
         status.pending_restart_reason = self.pending_restart.clone();
         status.scheduled_restart = self.scheduled.as_ref().map(|s| s.document.clone());
+        status.fence = match self.local.keeper {
+            KeeperLink::Lost { .. } => Some("lost"),
+            KeeperLink::Connected { .. } if pg.alive && self.local.deadman.fence == Fence::Partial => Some("partial"),
+            KeeperLink::Connected { .. } => None,
+        };
         let leader = self.leader_until().is_some_and(|until| self.now.boot < until);
         let mut status = status_of(&self.local, status, leader);
         if status.replication_state.is_none() && status.receive_lsn.or(status.replay_lsn).is_some() && f.restores {

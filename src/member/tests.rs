@@ -240,6 +240,7 @@ fn a_keeper_that_does_not_answer_is_lost_and_nothing_is_promoted() {
     t.feed(Input::Reply { id, answer: Err(Fail::Unreachable("it stalls".into())) }, 6.1);
     t.feed(Input::Keeper(News::Lost("it stalls".into())), 6.2);
     assert!(t.member.snapshot().fence_lost);
+    assert_eq!(t.member.state.member_status().fence, Some("lost"), "people read it in the list");
     assert!(!t.has(promote));
 }
 

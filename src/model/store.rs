@@ -289,6 +289,8 @@ pub struct MemberStatus {
     pub timeline: Option<Timeline>,
     /// Scheduled restart as printed: a JSON object as text.
     pub scheduled_restart: Option<Arc<str>>,
+    /// What is wrong with the fence, in one word; nothing: it is whole.
+    pub fence: Option<&'static str>,
     /// I hold the lock (decides the role label; not part of the document).
     pub is_leader: bool,
 }
@@ -312,6 +314,7 @@ impl MemberStatus {
             replication_state: None,
             timeline: None,
             scheduled_restart: None,
+            fence: None,
             is_leader: false,
         }
     }

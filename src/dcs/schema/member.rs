@@ -137,6 +137,9 @@ pub fn status_text(s: &MemberStatus, primary_word: &str) -> String {
             o.insert("pending_restart_reason".into(), Value::Object(reasons));
         }
     }
+    if let Some(word) = s.fence {
+        o.insert("fence".into(), word.into());
+    }
     let mut lsn = |key: &str, v: Option<Lsn>| {
         if let Some(lsn) = v {
             o.insert(key.into(), lsn.0.into());

@@ -324,6 +324,9 @@ fn member_data_has_its_exact_form() {
             env!("CARGO_PKG_VERSION")
         )
     );
+    s.fence = Some("lost");
+    let lost = status_text(&s, "master");
+    assert!(lost.contains(r#""fence":"lost""#) && !same_status(&text, &lost), "{lost}");
     assert!(same_status(&text, &text.replace(':', ": ").replace(": //", "://").replace("h: ", "h:")));
 }
 
