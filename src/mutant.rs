@@ -71,8 +71,6 @@ mutants! {
     PositionsAcrossTimelines,
     /// The sync key keeps nobody from leading.
     SyncKeyBindsNobody,
-    /// Whoever wants to lead trusts the sync key in its view.
-    SyncKeyOnTrust,
     /// A standby is no longer waited for while the sync key still vouches for it.
     NamesGoBeforeTheKey,
     /// The sync key vouches for a standby as soon as it is named.

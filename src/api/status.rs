@@ -145,8 +145,13 @@ fn of_cluster(d: &mut Map<String, Value>, snapshot: &Snapshot) {
         d.insert("cluster_unlocked".into(), json!(true));
     }
     d.insert("dcs_last_seen".into(), json!(snapshot.dcs_last_seen));
-    if !snapshot.effective_tags.is_empty() {
-        d.insert("tags".into(), Value::Object((*snapshot.effective_tags).clone()));
+    let mut tags = (*snapshot.effective_tags).clone();
+    if snapshot.quits_sync {
+        tags.insert("nosync".into(), true.into());
+        tags.insert("sync_priority".into(), 0.into());
+    }
+    if !tags.is_empty() {
+        d.insert("tags".into(), Value::Object(tags));
     }
     if let Some(id) = &snapshot.system_id {
         d.insert("database_system_identifier".into(), json!(id));

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use super::{Ctx, Hold, rewind};
+use super::{Ctx, Hold, rewind, sync};
 use crate::model::{
     Action, BootInstant, DataDir, Decision, Initialize, Initializer, KeeperLink, LeaseVerdict, Member, MemberName,
     Permission, StandbyNames, StartRole, Stood, StopMode, StoreLink, TaskKind, Upstream,
@@ -339,7 +339,8 @@ fn who_has_data(ctx: &Ctx<'_>) -> String {
     if names.is_empty() { "; no other member shows data".to_owned() } else { format!(" (data: {})", names.join(", ")) }
 }
 
-/// A copy of a replica tagged `clonefrom`, else of the leader; of the leader alone if a person asked for that.
+/// A copy of a replica tagged `clonefrom`, else of the leader; of the leader alone if a person asked for that, or while the
+/// sync key names me.
 fn clone(ctx: &Ctx<'_>, leader: &MemberName) -> Decision {
     if let Some(end) = &ctx.local.task_end
         && let (TaskKind::CreateReplica { .. }, Some(why)) = (&end.kind, end.result.why())
@@ -351,7 +352,8 @@ fn clone(ctx: &Ctx<'_>, leader: &MemberName) -> Decision {
                 .wake_by(again);
         }
     }
-    let from_leader = ctx.local.reinit.as_ref().is_some_and(|r| r.from_leader);
+    // The sync key says that I have every commit: a copy of anything but the leader may not.
+    let from_leader = ctx.local.reinit.as_ref().is_some_and(|r| r.from_leader) || sync::vouched(ctx);
     let members = &ctx.cluster.members;
     let replica = members.iter().find(|(name, m)| {
         *name != leader && **name != ctx.local.me && m.tags.clonefrom && m.is_running() && m.conn_url.is_some()

@@ -168,7 +168,7 @@ fn outcome(ctx: &Ctx<'_>, unlocked: &Unlocked) -> Outcome {
         return yields(format!("I am {why}{}", way_out(ctx, &why)));
     }
     // A watch proves nothing: whoever leads without having heard of the key loses what it promises.
-    if !ctx.local.sync_read.is_some_and(|at| at >= unlocked.emptied) && !mutant::is(Mutant::SyncKeyOnTrust) {
+    if !ctx.local.sync_read.is_some_and(|at| at >= unlocked.emptied) {
         return Outcome::ReadSync;
     }
     if let Some(why) = sync::bars(ctx) {

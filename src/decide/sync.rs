@@ -210,6 +210,12 @@ fn picked(ctx: &Ctx<'_>, probe: &Probe) -> Vec<MemberName> {
     found.into_iter().take(settings.count).map(|c| c.name.clone()).collect()
 }
 
+/// The key says that I have every commit that was acknowledged.
+pub(super) fn vouched(ctx: &Ctx<'_>) -> bool {
+    let me = &ctx.local.me;
+    binding(ctx.cluster).is_some_and(|r| r.leader.as_ref() != Some(me) && r.standbys.iter().any(|n| n.is(me)))
+}
+
 /// How long a synchronous standby that stops waits until it is one no more.
 fn patience(ctx: &Ctx<'_>) -> Duration {
     ctx.settings.loop_wait * 2
@@ -218,11 +224,8 @@ fn patience(ctx: &Ctx<'_>) -> Duration {
 /// A synchronous standby that is about to stop says so, and waits for a moment until nobody waits for it: else every commit
 /// of the cluster would hang until its leader finds out.
 pub(super) fn leaves(ctx: &Ctx<'_>) -> Option<Decision> {
-    let me = &ctx.local.me;
-    let named =
-        binding(ctx.cluster).is_some_and(|r| r.leader.as_ref() != Some(me) && r.standbys.iter().any(|n| n.is(me)));
     let pg = &ctx.local.postgres;
-    if !named || !pg.alive || pg.stopping.is_some() || ctx.leader().is_none() || ctx.keeper_lost() {
+    if !vouched(ctx) || !pg.alive || pg.stopping.is_some() || ctx.leader().is_none() || ctx.keeper_lost() {
         return None;
     }
     let text = "Waiting for primary to release us from synchronous standby";

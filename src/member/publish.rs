@@ -114,6 +114,7 @@ fn status_of(local: &Local, mut status: MemberStatus, leader: bool) -> MemberSta
 fn with_nosync(tags: &Arc<str>) -> Arc<str> {
     let mut all: Map<String, Value> = serde_json::from_str(tags).unwrap_or_default();
     all.insert("nosync".to_owned(), Value::Bool(true));
+    all.insert("sync_priority".to_owned(), 0.into());
     Value::Object(all).to_string().into()
 }
 

@@ -54,4 +54,6 @@ pub struct MemberSnapshot {
     pub fence_lost: bool,
     /// A postmaster lives that nothing but its keeper would stop.
     pub fence_partial: bool,
+    /// It is about to stop: nobody should wait for it, and its tags say so.
+    pub quits_sync: bool,
 }

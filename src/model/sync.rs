@@ -146,7 +146,7 @@ pub struct Replication {
 }
 
 impl Replication {
-    /// Is this member waited for now, and how far is it? One that shows up twice is as far as the one that is behind.
+    /// How far is this member, if commits wait for it at this moment? One that shows up twice is as far as the one that is behind.
     fn synchronous(&self, name: &MemberName) -> Option<Lsn> {
         let mine = || self.senders.iter().filter(|s| s.name.is(name));
         let all = mine().all(|s| s.streaming && s.rank == 3);

@@ -254,6 +254,7 @@ pub fn leader() -> Snapshot {
         reason: "I am the leader with the lock".to_owned(),
         fence_lost: false,
         fence_partial: false,
+        quits_sync: false,
     };
     Snapshot {
         member,

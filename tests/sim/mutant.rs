@@ -39,9 +39,6 @@ const UNSEEN: &[Fault] =
 const WATCHERS: &[Fault] =
     &[F::FreezeWarden, F::FreezeSidecarKeeper, F::FreezeWatchers, F::FreezeKeeper, F::SwitchoverTo, F::KillSidecar];
 
-/// The mode is switched on while somebody's watch shows nothing of it.
-const UNHEARD: &[Fault] = &[F::ApiStalls, F::CommitMode, F::KillPod { reported: true }];
-
 /// Standbys come and go, and so does the leader.
 const SYNC: &[Fault] =
     &[F::KillPod { reported: true }, F::NetworkCut, F::PostgresCrash, F::KillPod { reported: false }, F::ApiCut];
@@ -67,13 +64,8 @@ fn bad_tools(plan: &mut Plan) {
 
 fn commits(plan: &mut Plan) {
     plan.commits = Some(SyncPlan { strict: false, count: 1 });
-    plan.slow_network = true;
+    (plan.slow_network, plan.pause) = (true, 10 * SEC);
 }
-fn fresh_commits(plan: &mut Plan) {
-    commits(plan);
-    (plan.servers, plan.pause) = (3, 10 * SEC);
-}
-
 /// All of them.
 pub const CASES: &[Case] = &[
     case(IgnoresTheTtl, LEASE, plain, &["S1", "S2"]),
@@ -104,7 +96,6 @@ pub const CASES: &[Case] = &[
     case(LagIsIgnored, &[F::NetworkCut, F::KillPod { reported: false }, F::FreezePod], plain, &["S5"]),
     case(PositionsAcrossTimelines, DIVERGE, plain, &["S5", "S6"]),
     case(SyncKeyBindsNobody, DEATH, commits, &["S3"]),
-    case(SyncKeyOnTrust, UNHEARD, fresh_commits, &["S3"]),
     case(NamesGoBeforeTheKey, SYNC, commits, &["S3"]),
     case(KeyBeforeSure, SYNC, commits, &["S3"]),
     case(HistoryOnTrust, UNSEEN, slow_views, &["S5", "S6"]),
