@@ -66,15 +66,14 @@ impl State {
             Action::Promote { claim } => self.promote(claim),
             Action::Follow { upstream, names } => self.follow(upstream, names),
             Action::NameStandbys(names) => self.name_standbys(names),
-            Action::WriteSync { expect, leader, standbys } => self.write_sync(expect, leader, standbys),
             Action::Checkpoint => {
                 if !self.flights.busy(Lane::Checkpoint) && self.rested("checkpoint") {
                     self.send(Effect::Checkpoint, About::Checkpoint);
                 }
             }
-            Action::ReadConfig => self.read_config(),
-            Action::ReadSync => self.read_sync(),
-            Action::AskPeers { members } => self.ask(&members),
+            Action::ReadConfig | Action::ReadSync | Action::WriteSync { .. } | Action::AskPeers { .. } => {
+                self.ask_around(action);
+            }
             Action::Begin(kind) => self.begin(kind),
             Action::CancelTask => {
                 // A removal is let go on: it is short, and nobody may begin to fill what is still being removed.

@@ -85,19 +85,30 @@ impl State {
         self.send(Effect::WriteStore(write), about);
     }
 
-    pub(super) fn read_config(&mut self) {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "only these come here")]
+    pub(super) fn ask_around(&mut self, action: Action) {
+        match action {
+            Action::ReadConfig => self.read_config(),
+            Action::ReadSync => self.read_sync(),
+            Action::WriteSync { expect, leader, standbys } => self.write_sync(expect, leader, standbys),
+            Action::AskPeers { members } => self.ask(&members),
+            _ => {}
+        }
+    }
+
+    fn read_config(&mut self) {
         if !self.flights.busy(Lane::Config) && self.rested("read the history") {
             self.send(Effect::ReadConfig, About::Config);
         }
     }
 
-    pub(super) fn read_sync(&mut self) {
+    fn read_sync(&mut self) {
         if !self.flights.busy(Lane::SyncRead) && self.rested("read the sync key") {
             self.send(Effect::ReadSync, About::SyncRead);
         }
     }
 
-    pub(super) fn write_sync(
+    fn write_sync(
         &mut self,
         expect: Option<Version>,
         leader: Option<MemberName>,
@@ -124,7 +135,7 @@ impl State {
         self.send(effect, About::History);
     }
 
-    pub(super) fn ask(&mut self, members: &[MemberName]) {
+    fn ask(&mut self, members: &[MemberName]) {
         if self.flights.busy(Lane::Peers) {
             return;
         }
