@@ -62,7 +62,8 @@ pub(crate) fn judge(local: &Local, now: BootInstant) -> Silence {
 }
 
 fn may_write(local: &Local) -> bool {
-    local.deadman.in_doubt || local.postgres.may_write()
+    // One that was ordered to promote may follow the order at any moment, whatever the answer was.
+    local.deadman.in_doubt || local.deadman.ordered && local.postgres.alive || local.postgres.may_write()
 }
 
 /// A promotion that was ordered has not come about, and the order is worth nothing any more: it was a standby still when no

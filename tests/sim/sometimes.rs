@@ -36,6 +36,10 @@ const EXCEPTIONS: &[(&str, &str)] = &[
         "a write lands while a bootstrap is given up: once in thousands of seeds; unit tests take it",
     ),
     (": going on as an ordinary member", "the same, before it is given up"),
+    (
+        "giving the lock up: the promotion failed",
+        "three failed promotions in a row; a scenario and a unit test take it",
+    ),
     ("reinitialize: the keeper does not answer", "a person's wish within the seconds in which a keeper stands"),
 ];
 
