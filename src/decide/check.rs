@@ -296,6 +296,9 @@ impl<'a> Raw<'a> {
         match stood {
             Stood::ProvenDead(record) => {
                 let proven = self.local.death_proof.as_ref().is_some_and(|proof| proof.record == *record);
+                if proven && self.now < seen.hidden_until {
+                    return Some("a proof of death of one, while another may hold the lock unseen");
+                }
                 (!proven).then_some("a proof of death of another record")
             }
             Stood::Record(record) if record.leader.is_some() => {

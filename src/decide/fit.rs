@@ -127,7 +127,9 @@ impl<'a> Field<'a> {
             cut_off: false,
         });
         let mine = field.mine.filter(|_| of_me(ctx).is_none());
-        let others = answers.values().filter(|a| barred(a).is_none()).filter_map(|a| field.of(a));
+        // Whom the sync key does not name has promoted nobody: its timeline is not the cluster's.
+        let counts = |(name, a): &(&MemberName, &PeerAnswer)| barred(a).is_none() && !field.outside(name);
+        let others = answers.iter().filter(counts).filter_map(|(_, a)| field.of(a));
         let on_record = others.chain(mine).filter(|s| field.off_record(s).is_none()).map(|s| s.timeline);
         field.newest = on_record.max().unwrap_or_default();
         let mine = field.mine.map(|s| s.known.max(s.timeline));
@@ -141,6 +143,11 @@ impl<'a> Field<'a> {
         let published = cluster.members.values().filter_map(|m| m.timeline).max().unwrap_or_default();
         field.heard = field.heard.max(claimed).max(published);
         field
+    }
+
+    /// The sync key does not let it lead, and no person has named it.
+    fn outside(&self, name: &MemberName) -> bool {
+        self.sync.is_some_and(|s| !s.allows(name) && self.waived != Some(name))
     }
 
     pub(super) fn me(&self) -> Option<Standing> {
@@ -204,8 +211,7 @@ impl<'a> Field<'a> {
     pub(super) fn fit(&self, name: &MemberName) -> Result<Standing, Option<Why>> {
         let answer = self.answers.get(name).ok_or(None)?;
         let standing = self.of(answer).ok_or(None)?;
-        let outside = self.sync.is_some_and(|s| !s.allows(name) && self.waived != Some(name));
-        match barred(answer).or(outside.then_some(Why::NotSynchronous)).or_else(|| self.unfit(&standing)) {
+        match barred(answer).or(self.outside(name).then_some(Why::NotSynchronous)).or_else(|| self.unfit(&standing)) {
             Some(why) => Err(Some(why)),
             None => Ok(standing),
         }

@@ -187,6 +187,9 @@ impl<'a> Ctx<'a> {
         if let LeaseVerdict::Silence { until } = self.verdict {
             d = d.wake_by(until);
         }
+        if self.hidden() && self.death_proof().is_some() {
+            d = d.wake_by(self.local.lease.hidden_until);
+        }
         if self.verdict == LeaseVerdict::Absent && !holding && !leaving {
             d = self.make_leader_object(d);
         }
@@ -253,12 +256,17 @@ impl<'a> Ctx<'a> {
         self.local.death_proof.as_ref().filter(|p| p.record == *standing)
     }
 
+    /// The death of whoever is named says nothing yet of whoever was not shown.
+    fn hidden(&self) -> bool {
+        self.now.boot < self.local.lease.hidden_until
+    }
+
     /// Is the throne empty?
     fn unlocked(&self) -> Option<Unlocked> {
         let since = self.local.lease.since;
         let stood = self.local.lease.stood();
         match &self.verdict {
-            LeaseVerdict::Held(holder) => self.death_proof().map(|proof| Unlocked {
+            LeaseVerdict::Held(holder) => self.death_proof().filter(|_| !self.hidden()).map(|proof| Unlocked {
                 stood: Stood::ProvenDead(proof.record.clone()),
                 emptied: self.local.proof_tried.unwrap_or(since),
                 positions_final: self.local.proof_tried.unwrap_or(since),

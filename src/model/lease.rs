@@ -84,6 +84,9 @@ pub struct LeaseTracker {
     /// Until when the last record *with a holder* counts while nobody is named. It outlives a vanished object: a wiped
     /// store is silence, and silence costs the full ttl.
     pub silent_until: BootInstant,
+    /// The object was gone, or named nobody and nobody said why: until then somebody may hold the lock whom it does not show,
+    /// whoever it names by now, and however dead that one is.
+    pub hidden_until: BootInstant,
     /// The last record with a holder that was seen in this object; `None` when the object was gone since.
     pub seen: Option<LeaseRecord>,
     /// The ttl of the last record with a holder, in this object or an earlier one.
@@ -126,6 +129,7 @@ impl LeaseTracker {
             version: None,
             since: now,
             silent_until: now + ttl,
+            hidden_until: BootInstant::default(),
             seen: None,
             last_ttl: None,
             marked: false,
@@ -193,6 +197,7 @@ impl LeaseTracker {
     fn fall_silent(&mut self, at: BootInstant, own_ttl: Duration) {
         let ttl = self.last_ttl.unwrap_or(own_ttl).max(own_ttl);
         self.silent_until = self.silent_until.max(at + ttl);
+        self.hidden_until = self.hidden_until.max(at + ttl);
     }
 
     /// The verdict at `now`.

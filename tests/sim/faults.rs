@@ -213,9 +213,10 @@ impl Plan {
             blips: false,
         };
         plan.draw_more(Rng::new(seed, 0, 6), &on);
-        plan.draw_commits(Rng::new(seed, 0, 14), &on);
+        plan.draw_commits(Rng::new(seed, 0, 15), &on);
         if let Some(profile) = profile {
             plan.faults = profile.faults.to_vec();
+            plan.commits = None;
             (profile.twist)(&mut plan);
         } else if on.is_empty() {
             plan.blips = Rng::new(seed, 0, 13).one_in(16);

@@ -40,6 +40,10 @@ const EXCEPTIONS: &[(&str, &str)] = &[
         "giving the lock up: the promotion failed",
         "three failed promotions in a row; a scenario and a unit test take it",
     ),
+    (
+        "my timeline has ended and WAL of it still comes, starting",
+        "a receiver that does not end within five seconds of its upstream; a scenario takes it",
+    ),
     ("reinitialize: the keeper does not answer", "a person's wish within the seconds in which a keeper stands"),
 ];
 

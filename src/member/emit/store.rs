@@ -108,12 +108,7 @@ impl State {
         }
     }
 
-    fn write_sync(
-        &mut self,
-        expect: Option<Version>,
-        leader: Option<MemberName>,
-        standbys: Vec<MemberName>,
-    ) {
+    fn write_sync(&mut self, expect: Option<Version>, leader: Option<MemberName>, standbys: Vec<MemberName>) {
         if self.flights.busy(Lane::Sync) || !self.rested("sync key") {
             return;
         }
