@@ -240,9 +240,7 @@ impl<'a> Raw<'a> {
 
     /// Whoever stands in the key, or may, is waited for.
     fn narrower(&self, names: &StandbyNames) -> Option<&'static str> {
-        let Some(record) = self.cluster.sync.as_ref().filter(|r| r.leader.as_ref() == Some(&self.local.me)) else {
-            return None;
-        };
+        let record = self.cluster.sync.as_ref().filter(|r| r.leader.as_ref() == Some(&self.local.me))?;
         let sent = self.local.sync.unsure.iter().filter(|w| w.expect.as_ref() == Some(&record.version));
         let mut may_stand = record.standbys.iter().chain(sent.flat_map(|w| &w.standbys));
         let waited = |name: &MemberName| match names {
