@@ -91,6 +91,16 @@ mutants! {
     DivergenceIsDenied,
     /// A standby stays with the upstream it had.
     NeverFollows,
+    /// In maintenance mode Postgres is started when it has ended by itself.
+    StartsInPause,
+    /// In maintenance mode a standby races for a free lock.
+    PromotesInPause,
+    /// In maintenance mode a primary is stopped when its lock is not renewed.
+    FencesInPause,
+    /// After the maintenance a primary goes on without a deadline, whether or not its lock is renewed.
+    ResumesUnrenewed,
+    /// The lock of a holder in maintenance ends by time.
+    TakesPausedHolder,
     /// A request of a person is not consumed.
     RequestsStay,
     /// What failed is tried again at once.

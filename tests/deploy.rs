@@ -244,7 +244,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("dynamicConfig.synchronous_mode=quorum", "dynamicConfig.synchronous_mode: quorum is refused by this version"),
     ("dynamicConfig.synchronous_mode=yess", "'/dynamicConfig/synchronous_mode'"),
     ("dynamicConfig.failsafe_mode=true", "dynamicConfig.failsafe_mode is refused by this version"),
-    ("dynamicConfig.pause=true", "dynamicConfig.pause is refused by this version"),
     ("dynamicConfig.standby_cluster.host=a", "dynamicConfig.standby_cluster is refused by this version"),
     ("dynamicConfig.slots.a.type=logical", "dynamicConfig.slots.a: logical slots are refused"),
     ("watchdog.mode=required", "watchdog.mode: required is refused by this version: it opens no watchdog device"),

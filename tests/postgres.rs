@@ -297,7 +297,7 @@ async fn a_copy_streams_gets_its_slot_and_sees_the_shutdown_of_its_leader() {
     let existing = a.sql().slots().await.unwrap();
     assert_eq!(existing, []);
     let want = [WantedSlot { name: "pg_1".into(), expected_active: true, advance_to: None }];
-    let synced = a.sql().sync_slots(&want).await.unwrap();
+    let synced = a.sql().sync_slots(&want, false).await.unwrap();
     assert!(synced.failed.is_empty() && synced.positions.contains_key("pg_1"), "{synced:?}");
 
     let mut b = Node::copy_of(base.path(), "pg-1", &a).await;
@@ -311,7 +311,7 @@ async fn a_copy_streams_gets_its_slot_and_sees_the_shutdown_of_its_leader() {
     let senders = a.sql().walsenders().await.unwrap();
     assert_eq!((senders[0].application_name.as_str(), senders[0].state.as_str()), ("pg-1", "streaming"));
     assert_eq!(a.sql().status().await.unwrap().replication[0].client_addr.as_deref(), Some("127.0.0.1"));
-    let dropped = a.sql().sync_slots(&[]).await.unwrap();
+    let dropped = a.sql().sync_slots(&[], false).await.unwrap();
     assert!(dropped.positions.contains_key("pg_1"), "an active slot stays: {dropped:?}");
 
     a.stop(rustix::process::Signal::INT);
@@ -337,7 +337,7 @@ async fn a_copy_streams_gets_its_slot_and_sees_the_shutdown_of_its_leader() {
     a.start(StartRole::Standby, &b.upstream()).await;
     let old = a.sql();
     let slot = [WantedSlot { name: "pg_0".into(), expected_active: true, advance_to: None }];
-    b.sql().sync_slots(&slot).await.unwrap();
+    b.sql().sync_slots(&slot, false).await.unwrap();
     until("the old leader follows", async || {
         old.probe(at()).await.is_ok_and(|p| p.streaming && p.timeline == Timeline(2))
     })
@@ -350,7 +350,7 @@ async fn a_crashed_leader_with_writes_of_its_own_is_recovered_rewound_and_follow
     let base = scratch();
     let mut a = Node::primary(base.path(), "pg-0").await;
     let want = [WantedSlot { name: "pg_1".into(), expected_active: true, advance_to: None }];
-    a.sql().sync_slots(&want).await.unwrap();
+    a.sql().sync_slots(&want, false).await.unwrap();
     let mut b = Node::copy_of(base.path(), "pg-1", &a).await;
     let sql = b.sql();
     until("streaming", async || sql.probe(at()).await.is_ok_and(|p| p.streaming)).await;
@@ -379,7 +379,10 @@ async fn a_crashed_leader_with_writes_of_its_own_is_recovered_rewound_and_follow
     assert!(command.argv.iter().all(|w| !w.contains("password")));
     hand_over(a.home());
     run(&command);
-    b.sql().sync_slots(&[WantedSlot { name: "pg_0".into(), expected_active: true, advance_to: None }]).await.unwrap();
+    b.sql()
+        .sync_slots(&[WantedSlot { name: "pg_0".into(), expected_active: true, advance_to: None }], false)
+        .await
+        .unwrap();
     a.start(StartRole::Standby, &b.upstream()).await;
     let old = a.sql();
     until("it follows", async || old.probe(at()).await.is_ok_and(|p| p.streaming && p.timeline == Timeline(2))).await;

@@ -16,6 +16,8 @@ use patroni::model::*;
 
 #[path = "scenarios/commits.rs"]
 mod commits;
+#[path = "scenarios/pause.rs"]
+mod pause;
 #[path = "scenarios/words.rs"]
 mod words;
 use words::*;
@@ -107,6 +109,7 @@ impl World {
             "rewind" => self.rewind(&args),
             "local" => self.local_flags(&args),
             "commits" | "key" | "named" | "senders" | "unsure" | "sync" => self.commits(command, &args),
+            "maintenance" => self.maintenance(&args),
             "decide" => self.decide(out),
             other => panic!("unknown command {other}"),
         }
@@ -230,6 +233,7 @@ impl World {
                 containers: BTreeMap::from([("postgres".to_owned(), "id1".to_owned())]),
                 acquire_time: "t0".into(),
                 renew_time: renew,
+                paused: args.contains(&"paused"),
             }),
             optime,
             slots: BTreeMap::new(),
@@ -261,6 +265,7 @@ impl World {
             record,
             evidence: boot(args[0].parse().unwrap()),
             ttl: self.settings.ttl,
+            paused: args.contains(&"paused"),
         });
     }
 
@@ -397,7 +402,8 @@ impl World {
                 "keeper" => {
                     let (stop_at, kill_at) = (boot(self.now), boot(self.now));
                     let permission = match value {
-                        "unfenced" => Permission::Unfenced,
+                        "unfenced" => Permission::Unfenced(UnfencedReason::Bootstrap),
+                        "paused" => Permission::PAUSED,
                         "writer" => Permission::Writer { stop_at, kill_at },
                         _ => Permission::None,
                     };
@@ -463,7 +469,13 @@ impl World {
                 let filter = RestartFilter { role: (!value.is_empty()).then(|| value.into()), ..Default::default() };
                 l.request = Some(Request::Restart { filter, timeout: None })
             }
-            "planned" => l.restart = Some(PlannedRestart { began: boot(self.now), timeout: Duration::from_secs(300) }),
+            "planned" => {
+                l.restart = Some(PlannedRestart {
+                    began: boot(self.now),
+                    timeout: Duration::from_secs(300),
+                    from_stopped: false,
+                })
+            }
             "reinit" => l.request = Some(Request::Reinitialize { force: value == "force", from_leader: false }),
             "reinit-from-leader" => l.request = Some(Request::Reinitialize { force: false, from_leader: true }),
             "reinit-began" => l.reinit = Some(Reinit { from_leader: value == "leader", began: boot(self.now) }),

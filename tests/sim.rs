@@ -28,6 +28,8 @@ mod keeper;
 mod kubelet;
 #[path = "sim/mutant.rs"]
 mod mutant;
+#[path = "sim/pause.rs"]
+mod pause;
 #[path = "sim/postgres.rs"]
 mod postgres;
 #[path = "sim/rng.rs"]
@@ -116,18 +118,17 @@ fn show(w: &World, replay: &str) {
     eprintln!("{}\nwithout faults {:?}\n{replay}", lines.join("\n"), w.left_out);
 }
 
-/// So many seeds reach every kind of effect and every reason of a decision.
-const SOMETIMES_FROM: usize = 5000;
+/// So many seeds, the first there are, reach every kind of effect and every reason of a decision. Of others it is only said
+/// what they have not reached: which rare thing five thousand drawn seeds miss is chance.
+const SOMETIMES_SEEDS: u64 = 5000;
 
 #[test]
 fn the_cluster_keeps_its_promises_under_every_seed() {
+    let (first, count) = (variable("SIM_FROM").unwrap_or(1), variable("SIM_SEEDS").unwrap_or(40));
+    let kept = KEPT.lines().filter_map(|l| l.split_whitespace().next()?.parse().ok());
     let seeds: Vec<u64> = match variable("SIM_SEED") {
         Some(one) => vec![one],
-        None => {
-            let kept = KEPT.lines().filter_map(|l| l.split_whitespace().next()?.parse().ok());
-            let first = variable("SIM_FROM").unwrap_or(1);
-            kept.chain(first..first + variable("SIM_SEEDS").unwrap_or(40)).collect()
-        }
+        None => kept.chain(first..first + count).collect(),
     };
     let known = AtomicU64::new(0);
     let sometimes = Mutex::new(Sometimes::default());
@@ -151,8 +152,9 @@ fn the_cluster_keeps_its_promises_under_every_seed() {
     }
     println!("{} seeds, {} ended in what is known (SIM_STRICT=1 shows them)", seeds.len(), known.into_inner());
     let never = sometimes.into_inner().unwrap().never();
-    if seeds.len() >= SOMETIMES_FROM || std::env::var_os("SIM_NEVER").is_some() {
-        assert!(never.is_empty(), "reached in fewer than three seeds: {never:#?}");
+    if count >= SOMETIMES_SEEDS && !never.is_empty() {
+        println!("reached in fewer than three seeds: {never:#?}");
+        assert!(first != 1, "what a decision says, and the first {SOMETIMES_SEEDS} seeds do not reach: {never:#?}");
     }
     assert!(failed.is_empty(), "{} of {} seeds failed", failed.len(), seeds.len());
 }
@@ -180,10 +182,15 @@ fn finder(case: &Case) -> Option<(u64, String)> {
 /// A mutant that lives longer than so many seeds says that a fault or a checker is missing.
 const MUTANT_SEEDS: u64 = 200;
 
+/// `SIM_MUTANT=NAME`: this one alone; with `SIM_SEED` besides, that run of it.
 #[test]
 fn a_rule_that_is_missing_is_found() {
     let one = std::env::var("SIM_MUTANT").ok();
     let numbers: Vec<u64> = (0..CASES.len() as u64).collect();
+    if let (Some(name), Some(seed)) = (&one, variable("SIM_SEED")) {
+        let case = CASES.iter().find(|case| format!("{:?}", case.mutant) == *name);
+        return show(&without(seed, case, &BTreeSet::new()), "as the rule is missing");
+    }
     let found = run_all(&numbers, |n| {
         let case = &CASES[n as usize];
         one.as_ref().is_none_or(|name| format!("{:?}", case.mutant) == *name).then(|| finder(case))

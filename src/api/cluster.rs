@@ -52,6 +52,9 @@ pub(super) async fn cluster(handle: &Handle) -> Reply {
         document.insert("scheduled_switchover".into(), Value::Object(scheduled));
     }
     document.insert("scope".into(), json!(&*snapshot.scope));
+    if snapshot.settings.pause {
+        document.insert("pause".into(), json!(true));
+    }
     Reply::json(200, &document)
 }
 

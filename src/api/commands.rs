@@ -196,6 +196,9 @@ fn word(value: &Value) -> String {
 
 /// `POST /restart`: keys are validated in the order sent, the first error wins.
 async fn restart(handle: &Handle, body: &Map<String, Value>) -> Reply {
+    if body.contains_key("schedule") && handle.snapshot().settings.pause {
+        return Reply::text(500, "Can't schedule restart in the paused state");
+    }
     let mut filter = RestartFilter::default();
     let mut timeout = None;
     let mut schedule = None;
@@ -293,10 +296,17 @@ async fn change_leader(handle: &Handle, body: &Map<String, Value>, asked: Change
     if asked == Change::Failover && scheduled.is_some() {
         return Reply::text(400, "Failover can't be scheduled");
     }
+    let paused = handle.snapshot().settings.pause;
+    if scheduled.is_some() && paused {
+        return Reply::text(400, "Can't schedule switchover in the paused state");
+    }
     let schedule = match scheduled.map(|s| times::schedule(&s, "switchover", handle.now().wall)).transpose() {
         Ok(schedule) => schedule.map(|(_, iso)| iso),
         Err((status, text)) => return Reply::text(status, text),
     };
+    if candidate.is_none() && paused {
+        return Reply::text(400, "Switchover is possible only to a specific candidate in a paused state");
+    }
     let change = if leader.is_some() { Change::Switchover } else { asked };
     if asked != change {
         tracing::warn!("POST /failover with a leader is treated as a switchover");

@@ -136,7 +136,7 @@ fn cluster(p: &mut Page<'_>, s: &Snapshot, st: &Status, postgres: Option<&Postgr
         s.dcs_last_seen,
     );
     p.flag("pending_restart", "Value is 1 if the node needs a restart, 0 otherwise.", s.pending_restart);
-    p.flag("is_paused", "Value is 1 if auto failover is disabled, 0 otherwise.", false);
+    p.flag("is_paused", "Value is 1 if auto failover is disabled, 0 otherwise.", s.settings.pause);
     p.flag("fence_lost", "Value is 1 if the keeper does not answer, 0 otherwise.", s.fence_lost);
     p.flag(
         "fence_partial",

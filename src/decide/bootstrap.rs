@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::{Ctx, Hold, rewind, sync};
 use crate::model::{
     Action, BootInstant, DataDir, Decision, Initialize, Initializer, KeeperLink, LeaseVerdict, Member, MemberName,
-    Permission, StandbyNames, StartRole, Stood, StopMode, StoreLink, TaskKind, Upstream,
+    Permission, StandbyNames, StartRole, Stood, StopMode, StoreLink, TaskKind, UnfencedReason, Upstream,
 };
 use crate::mutant::{self, Mutant};
 
@@ -74,13 +74,14 @@ fn initializing(ctx: &Ctx<'_>) -> Decision {
         if pg.failed_starts > 0 || pg.crashed || done.kind == TaskKind::PostBootstrap {
             return give_up(ctx, "Postgres did not start, or ended, after its initialization");
         }
-        return ctx.wait("starting the new cluster").then(Action::Permit(Permission::Unfenced)).then(
-            Action::StartPostgres {
+        return ctx
+            .wait("starting the new cluster")
+            .then(Action::Permit(Permission::Unfenced(UnfencedReason::Bootstrap)))
+            .then(Action::StartPostgres {
                 role: StartRole::Primary,
                 upstream: Upstream::Nobody,
                 names: StandbyNames::AsConfigured,
-            },
-        );
+            });
     }
     let Some(probe) = &pg.probe else { return ctx.wait("starting the new cluster") };
     if probe.in_recovery {

@@ -5,11 +5,13 @@
 //!
 //! Stopping, demoting, permission `none` and disarming are never refused.
 
+mod pause;
+
 use super::{Ctx, Hold};
 use crate::model::{
     Action, BootInstant, Cluster, Commits, DataDir, Decision, Fence, KeeperLink, Local, MemberName, Now, PeerAnswer,
     Permission, Role, Settings, Shutdown, StandbyNames, StartRole, StartRoleSeen, Stood, TaskKind, Timeline, Timings,
-    Upstream,
+    UnfencedReason, Upstream,
 };
 
 /// Checks every action of a decision.
@@ -34,6 +36,11 @@ pub fn check(
 }
 
 fn broken_rule(ctx: &Ctx<'_>, action: &Action) -> Option<&'static str> {
+    if ctx.local.maintenance.is_on()
+        && let Some(rule) = pause::broken_rule(&Raw::of(ctx), action)
+    {
+        return Some(rule);
+    }
     match action {
         Action::Permit(permission) => permit(ctx, permission),
         Action::StartPostgres { .. } if matches!(ctx.local.data, DataDir::HalfRewound { .. }) => {
@@ -102,7 +109,11 @@ fn broken_rule(ctx: &Ctx<'_>, action: &Action) -> Option<&'static str> {
 fn permit(ctx: &Ctx<'_>, permission: &Permission) -> Option<&'static str> {
     match permission {
         Permission::None => None,
-        Permission::Unfenced => (!ctx.local.bootstrapping).then_some("unfenced permission outside a bootstrap"),
+        Permission::Unfenced(UnfencedReason::Bootstrap) => {
+            (!ctx.local.bootstrapping).then_some("unfenced permission outside a bootstrap")
+        }
+        Permission::Unfenced(UnfencedReason::Pause) => Raw::of(ctx).unfence(),
+        Permission::Writer { stop_at, kill_at } if Raw::of(ctx).after_maintenance(*stop_at, *kill_at) => None,
         Permission::Writer { stop_at, kill_at } => match &ctx.hold {
             Hold::Leader(own)
                 if *stop_at <= own.evidence + ctx.timings.stop && *kill_at <= own.evidence + ctx.timings.kill =>
@@ -217,9 +228,13 @@ impl<'a> Raw<'a> {
         let me = &self.local.me;
         let Some(record) = self.cluster.sync.as_ref().filter(|r| r.leader.is_some()) else { return false };
         let named = record.leader.iter().chain(&record.standbys).any(|n| n.is(me));
-        let asked =
-            self.cluster.failover.as_ref().is_some_and(|r| r.leader.is_none() && r.candidate.as_ref() == Some(me));
-        !named && !asked
+        !named && !self.names_me()
+    }
+
+    /// A person asks for a failover to me, whatever is lost by it.
+    fn names_me(&self) -> bool {
+        let me = Some(&self.local.me);
+        self.cluster.failover.as_ref().is_some_and(|r| r.leader.is_none() && r.candidate.as_ref() == me)
     }
 
     /// A writer begins: the key says that I lead, as this process has written it under this lock, and its first commit waits
@@ -301,12 +316,18 @@ impl<'a> Raw<'a> {
             }
             Stood::Record(record) if record.leader.is_some() => {
                 let end = seen.since + record.ttl_or(self.settings.ttl);
+                if seen.paused && !self.names_me() {
+                    return Some("taking a paused holder's lock for silence");
+                }
                 (self.now <= end).then_some("taking a lease that somebody holds")
             }
             Stood::Record(_) | Stood::Untouched(_) | Stood::Nothing if self.local.bootstrapping => None,
             Stood::Record(_) if seen.released => None,
             Stood::Record(_) => Some("taking an object that names nobody in whatever version it is found"),
             Stood::Nothing => Some("taking a lock whose object is not there"),
+            Stood::Untouched(_) if seen.paused && !self.names_me() => {
+                Some("taking what a paused holder may still hold")
+            }
             Stood::Untouched(_) => {
                 let long = self.now >= seen.silent_until && self.now >= self.local.started + self.settings.ttl;
                 (!long).then_some("taking a lease in silence, before a full ttl")
@@ -429,7 +450,8 @@ mod tests {
     fn a_forged_hold_does_not_fool_the_check() {
         let (cluster, settings) = (Cluster::default(), Settings::default());
         let local = Local::at_start("a".into(), "s".into(), at(0), Duration::from_secs(30));
-        let forged = OwnLease { record: LeaseRecord::default(), evidence: at(100), ttl: Duration::from_secs(30) };
+        let forged =
+            OwnLease { record: LeaseRecord::default(), evidence: at(100), ttl: Duration::from_secs(30), paused: false };
         let mut ctx = Ctx::new(&cluster, &local, &settings, Now { boot: at(100), wall: WallTime(0) });
         ctx.hold = Hold::Leader(&forged);
         ctx.verdict = crate::model::LeaseVerdict::Released;

@@ -233,7 +233,7 @@ fn step_down(ctx: &Ctx<'_>, why: &'static str, text: &str) -> Decision {
 }
 
 /// The normal life of a leader.
-fn primary(ctx: &Ctx<'_>, timeline: Timeline) -> Decision {
+pub(super) fn primary(ctx: &Ctx<'_>, timeline: Timeline) -> Decision {
     if let Some(d) = requests::failover_request(ctx) {
         return upkeep_of_primary(ctx, d, timeline);
     }

@@ -4,7 +4,7 @@
 //! wins, with the fence before everything else:
 //!
 //! ```text
-//! leave ─ silence ─ fence ─ shutdown ─ hand-over ─ task ─ bootstrap ─ data directory ─ requests ─ recover ─ lead | follow | race
+//! leave ─ silence ─ maintenance ─ fence ─ shutdown ─ hand-over ─ task ─ bootstrap ─ data directory ─ requests ─ recover ─ lead | follow | race
 //! ```
 //! [`Ctx::upkeep`] then adds what every decision needs: the renewal when it is due, the proof of death when the view
 //! suggests one, the member status, and the time to look again.
@@ -15,6 +15,7 @@ mod bootstrap;
 pub mod check;
 mod fit;
 mod leader;
+mod pause;
 mod race;
 mod recover;
 mod replica;
@@ -96,7 +97,8 @@ impl<'a> Ctx<'a> {
         let timings = timings_for(settings, ttl, local.watchdog_armed);
         let hold = match &local.own {
             Some(own) if now.boot < own.evidence + timings.demote => Hold::Leader(own),
-            Some(own) if now.boot < own.evidence + timings.ttl => Hold::Lapsed(own),
+            // One that says that it is in maintenance does not end by time.
+            Some(own) if own.paused || now.boot < own.evidence + timings.ttl => Hold::Lapsed(own),
             Some(_) | None => Hold::No,
         };
         let verdict = local.lease.verdict(now.boot, settings.ttl);
@@ -108,6 +110,9 @@ impl<'a> Ctx<'a> {
             return d;
         }
         if let Some(d) = silence::let_go(self) {
+            return d;
+        }
+        if let Some(d) = pause::situation(self) {
             return d;
         }
         if let Some(d) = leader::fence(self) {
@@ -193,6 +198,7 @@ impl<'a> Ctx<'a> {
         if self.verdict == LeaseVerdict::Absent && !holding && !leaving {
             d = self.make_leader_object(d);
         }
+        d = pause::fence_again(self, d);
         let leaving_now = d.actions.iter().any(|a| matches!(a, Action::Exit { .. }));
         d.then_if(!leaving_now, || Action::PublishStatus)
     }
@@ -261,11 +267,25 @@ impl<'a> Ctx<'a> {
         self.now.boot < self.local.lease.hidden_until
     }
 
+    /// A holder that was in maintenance is silent, and a person asks me to lead in its place: it is that person who says that
+    /// it writes no more.
+    fn given_for_dead(&self) -> bool {
+        let me = Some(&self.local.me);
+        let silent = self.local.lease.silent_in_maintenance(self.now.boot, self.settings.ttl);
+        silent && sync::waived(self.cluster) == me
+    }
+
     /// Is the throne empty?
     fn unlocked(&self) -> Option<Unlocked> {
         let since = self.local.lease.since;
         let stood = self.local.lease.stood();
         match &self.verdict {
+            LeaseVerdict::Held(holder) if self.given_for_dead() => Some(Unlocked {
+                stood,
+                emptied: since + self.settings.ttl,
+                positions_final: since + self.settings.ttl,
+                gone: Some(holder.clone()),
+            }),
             LeaseVerdict::Held(holder) => self.death_proof().filter(|_| !self.hidden()).map(|proof| Unlocked {
                 stood: Stood::ProvenDead(proof.record.clone()),
                 emptied: self.local.proof_tried.unwrap_or(since),
@@ -285,6 +305,10 @@ impl<'a> Ctx<'a> {
                 positions_final: self.local.lease.expires(self.settings.ttl) - ASK_BEFORE_EXPIRY,
                 gone: Some(holder.clone()),
             }),
+            LeaseVerdict::Silence { .. } if self.given_for_dead() => {
+                let emptied = since + self.settings.ttl;
+                Some(Unlocked { stood, emptied, positions_final: emptied, gone: None })
+            }
             LeaseVerdict::Silence { .. } | LeaseVerdict::Absent => None,
             LeaseVerdict::Vacant => {
                 let until = self.local.lease.silent_until;
@@ -364,8 +388,19 @@ impl<'a> Ctx<'a> {
         matches!(self.local.keeper, KeeperLink::Lost { .. })
     }
 
+    /// What the keeper has said that it lets run.
+    fn standing(&self) -> Permission {
+        match self.local.keeper {
+            KeeperLink::Connected { permission } => permission,
+            KeeperLink::Lost { .. } => Permission::None,
+        }
+    }
+
     /// The permission that my lease allows.
     fn permission(&self, own: &OwnLease) -> Permission {
+        if self.local.maintenance.is_on() && own.paused {
+            return Permission::PAUSED;
+        }
         Permission::Writer { stop_at: own.evidence + self.timings.stop, kill_at: own.evidence + self.timings.kill }
     }
 

@@ -37,7 +37,14 @@ pub(super) fn follow(ctx: &Ctx<'_>) -> Decision {
 }
 
 /// A standby with nothing to do: slots, and the early question before a silent lease ends.
-pub(super) fn idle(ctx: &Ctx<'_>, reason: String) -> Decision {
+pub(super) fn idle(ctx: &Ctx<'_>, mut reason: String) -> Decision {
+    if ctx.local.lease.silent_in_maintenance(ctx.now.boot, ctx.settings.ttl) && !ctx.local.maintenance.is_on() {
+        let me = &ctx.local.me;
+        reason.push_str(&format!(
+            "; its holder was in maintenance mode when it was last heard of and may write on, so nobody takes the lock for \
+             silence: once it is dead for certain, `patronictl failover --candidate {me} --force`"
+        ));
+    }
     let ahead = if ctx.leader().is_some() { race::ask_ahead(ctx) } else { None };
     let done = matches!(ctx.local.rewind, RewindState::Success(_) | RewindState::NotNeeded(_));
     let streaming = ctx.local.postgres.probe.as_ref().is_some_and(|p| p.streaming);

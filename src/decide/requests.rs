@@ -211,6 +211,9 @@ pub(super) fn failover_request(ctx: &Ctx<'_>) -> Option<Decision> {
     if let Some(d) = scheduled(ctx, request) {
         return d;
     }
+    if ctx.local.maintenance.is_on() && request.candidate.is_none() {
+        return clear("possible only to a specific candidate in a paused state".to_owned());
+    }
     if let Some(from) = request.leader.as_ref().filter(|l| **l != ctx.local.me) {
         // Mostly the end of a good hand-over, seen by the one who was handed the lock.
         let elsewhere = request.candidate.as_ref().filter(|c| **c != ctx.local.me);
@@ -233,6 +236,9 @@ pub(super) fn failover_request(ctx: &Ctx<'_>) -> Option<Decision> {
 /// `Some(None)`: a scheduled request is not due, nothing else to do with it; `None`: act on it.
 fn scheduled(ctx: &Ctx<'_>, request: &FailoverRequest) -> Option<Option<Decision>> {
     let at = request.scheduled_at?;
+    if ctx.local.maintenance.is_on() {
+        return Some(None);
+    }
     let left = ctx.now.wall.micros_until(at);
     let late = Duration::from_micros(u64::try_from(-left).unwrap_or(0));
     if left > 0 {
@@ -323,7 +329,7 @@ pub(super) fn of_people(ctx: &Ctx<'_>) -> Option<Decision> {
     }
 }
 
-fn answer(ctx: &Ctx<'_>, status: u16, text: &str) -> Decision {
+pub(super) fn answer(ctx: &Ctx<'_>, status: u16, text: &str) -> Decision {
     ctx.wait(text).then(Action::AnswerRequest { status, text: text.to_owned() }).wake_by(ctx.now.boot)
 }
 
@@ -334,7 +340,7 @@ fn restart(ctx: &Ctx<'_>, filter: &RestartFilter, timeout: Option<Duration>) -> 
         if pg.alive
             && pg.stopping.is_none()
             && pg.probe.as_ref().is_some_and(|p| p.at > plan.began)
-            && restarted(ctx, plan.began)
+            && (plan.from_stopped || restarted(ctx, plan.began))
         {
             return Some(
                 ctx.wait("restarted successfully")
@@ -372,7 +378,7 @@ fn restarted(ctx: &Ctx<'_>, began: BootInstant) -> bool {
     ctx.local.postgres.last_death.is_some_and(|death| death >= began)
 }
 
-fn matches(ctx: &Ctx<'_>, filter: &RestartFilter) -> bool {
+pub(super) fn matches(ctx: &Ctx<'_>, filter: &RestartFilter) -> bool {
     let pg = &ctx.local.postgres;
     let role = filter.role.as_ref().is_none_or(|r| Role::from_word(r) == Some(pg.role));
     let version = filter.below_version.is_none_or(|v| pg.server_version.is_some_and(|mine| mine < v));

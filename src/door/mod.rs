@@ -95,11 +95,12 @@ impl Snapshot {
     pub fn me(&self) -> &MemberName {
         &self.member.me
     }
-    /// Does the machine still step? A primary's may be late by a ttl, a standby's by two.
+    /// Does the machine still step? A primary's may be late by a ttl, a standby's by two; in maintenance mode nobody is to end
+    /// this process for it.
     pub fn is_live(&self, now: BootInstant) -> bool {
         let primary = matches!(self.role, Role::Primary | Role::Promoted) && self.alive;
         let threshold = if primary { self.settings.ttl } else { self.settings.ttl * 2 };
-        now < self.next_step + threshold
+        self.settings.pause || now < self.next_step + threshold
     }
     /// No leader known, or the store unavailable (`cluster_unlocked`).
     pub fn cluster_unlocked(&self) -> bool {

@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::dcs::{Dcs, Life, schema};
 use crate::keeper::protocol::{self, Ask, Program, SOCKET_PATH_MAX, State, UnfencedReason};
 use crate::member::{Fail, News, Standing};
-use crate::model::{BootInstant, Fence, LeaseRecord, Permission, StartRole, StopMode, WallTime};
+use crate::model::{self, BootInstant, Fence, LeaseRecord, Permission, StartRole, StopMode, WallTime};
 use crate::postgres::keeper_client::{KeeperClient, KeeperError, KeeperEvent, spawn_keeper};
 use crate::postgres::{Command, Setup};
 
@@ -106,7 +106,12 @@ impl Link {
             Permission::Writer { stop_at, kill_at } => {
                 protocol::Permission::Writer { stop_at: stop_at.as_nanos(), kill_at: kill_at.as_nanos() }
             }
-            Permission::Unfenced => protocol::Permission::Unfenced { reason: UnfencedReason::Bootstrap },
+            Permission::Unfenced(reason) => protocol::Permission::Unfenced {
+                reason: match reason {
+                    model::UnfencedReason::Bootstrap => UnfencedReason::Bootstrap,
+                    model::UnfencedReason::Pause => UnfencedReason::Pause,
+                },
+            },
         };
         let ask = Ask::Permit { permission, evidence: evidence.as_nanos(), note };
         self.client.command(ask).await.map_err(fail)
@@ -336,7 +341,10 @@ fn standing(state: &State) -> Standing {
         protocol::Permission::Writer { stop_at, kill_at } => {
             Permission::Writer { stop_at: BootInstant::from_nanos(stop_at), kill_at: BootInstant::from_nanos(kill_at) }
         }
-        protocol::Permission::Unfenced { .. } => Permission::Unfenced,
+        protocol::Permission::Unfenced { reason: UnfencedReason::Bootstrap } => {
+            Permission::Unfenced(model::UnfencedReason::Bootstrap)
+        }
+        protocol::Permission::Unfenced { reason: UnfencedReason::Pause } => Permission::PAUSED,
     };
     Standing {
         permission,

@@ -66,7 +66,7 @@ fn can_be_dropped(effect: &Effect) -> bool {
         | Effect::Probe
         | Effect::Compare { .. }
         | Effect::Checkpoint
-        | Effect::SyncSlots(_)
+        | Effect::SyncSlots { .. }
         | Effect::PendingRestart
         | Effect::Cancel(_)
         | Effect::Configure { .. }
@@ -166,7 +166,7 @@ impl Hands {
             Effect::Look => self.look().await,
             Effect::Compare { leader, conn_url } => self.compare(&leader, &conn_url).await,
             Effect::Checkpoint => sql(self.sql.checkpoint(Duration::from_secs(600)).await.map(|()| Answer::Done)),
-            Effect::SyncSlots(wanted) => sql(self.sql.sync_slots(&wanted).await.map(Answer::Slots)),
+            Effect::SyncSlots { wanted, keep } => sql(self.sql.sync_slots(&wanted, keep).await.map(Answer::Slots)),
             Effect::PendingRestart => self.pending_restart().await,
             Effect::ReadHistory { timeline, previous } => self.history(timeline, previous).await,
             Effect::Reconfigure { role, upstream, names, reload } => {
@@ -293,7 +293,8 @@ impl Hands {
         match self.sql.probe(clock::boot()).await {
             Ok(probe) => Looked::Answer(probe),
             Err(SqlError::Refused(_)) if self.sql.has_ended() => Looked::Gone,
-            Err(SqlError::Refused(_) | SqlError::StartingUp(_)) => Looked::NotReady,
+            Err(SqlError::Refused(_)) => Looked::Nobody,
+            Err(SqlError::StartingUp(_)) => Looked::NotReady,
             Err(e) if e.refuses_login() => Looked::LoginRefused(e.to_string()),
             Err(e) => {
                 debug!("monitoring query: {e}");

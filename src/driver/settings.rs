@@ -115,6 +115,7 @@ fn settings(config: &Config, dynamic: &Dynamic, effective: &EffectivePostgres, w
         retry_timeout: lease_seconds(dynamic.retry_timeout),
         maximum_lag_on_failover: u64::try_from(dynamic.maximum_lag_on_failover).unwrap_or(1_048_576),
         check_timeline: dynamic.check_timeline,
+        pause: dynamic.pause,
         synchronous: synchronous(dynamic),
         primary_start_timeout: seconds(dynamic.primary_start_timeout),
         max_timelines_history: usize::try_from(dynamic.max_timelines_history).unwrap_or(0),

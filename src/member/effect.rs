@@ -136,7 +136,12 @@ pub enum Effect {
     /// CHECKPOINT. → `Answer::Done`
     Checkpoint,
     /// Make the replication slots so. → `Answer::Slots`
-    SyncSlots(Vec<WantedSlot>),
+    SyncSlots {
+        /// Those that there are to be.
+        wanted: Vec<WantedSlot>,
+        /// Drop none that is not among them.
+        keep: bool,
+    },
     /// Ask which parameters wait for a restart. → `Answer::Pending`
     PendingRestart,
     /// Read the history file of this timeline. → `Answer::History`
@@ -220,7 +225,7 @@ impl Effect {
             Effect::Look => Duration::from_secs(30),
             Effect::Compare { .. } => Duration::from_secs(8),
             Effect::Checkpoint => Duration::from_secs(600),
-            Effect::SyncSlots(_) | Effect::PendingRestart | Effect::ReadHistory { .. } => Duration::from_secs(30),
+            Effect::SyncSlots { .. } | Effect::PendingRestart | Effect::ReadHistory { .. } => Duration::from_secs(30),
             Effect::SaveFiles | Effect::EndBootstrap | Effect::KeepPublished { .. } | Effect::Configure { .. } => {
                 Duration::from_secs(120)
             }

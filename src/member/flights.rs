@@ -215,7 +215,7 @@ impl Lane {
             Effect::Look => Lane::Look,
             Effect::Compare { .. } => Lane::Compare,
             Effect::Checkpoint => Lane::Checkpoint,
-            Effect::SyncSlots(_) => Lane::Slots,
+            Effect::SyncSlots { .. } => Lane::Slots,
             Effect::PendingRestart => Lane::Pending,
             Effect::ReadHistory { .. } => Lane::History,
             Effect::SaveFiles | Effect::EndBootstrap | Effect::KeepPublished { .. } => Lane::Files,

@@ -144,8 +144,10 @@ pub enum StartEnd {
 pub enum Looked {
     /// An answer.
     Answer(Probe),
-    /// Connections are refused: starting up, or shutting down.
+    /// It says that it takes no connections: starting up, or shutting down.
     NotReady,
+    /// Nobody listens, and no session was open before.
+    Nobody,
     /// The session that was open has ended, and nobody listens any more.
     Gone,
     /// It is up, but does not let me in; its words.

@@ -31,6 +31,15 @@ const READS_MAX: usize = 3;
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
 const PAUSE_MOST: Duration = Duration::from_secs(1);
 
+/// An attempt that was sent.
+#[derive(Clone, Debug)]
+struct Sent {
+    record: LeaseRecord,
+    at: BootInstant,
+    /// It says that its holder is in maintenance mode.
+    paused: bool,
+}
+
 /// A request of ours that has not been answered.
 #[derive(Clone, Debug)]
 enum Flight {
@@ -61,6 +70,8 @@ struct Attempt {
     last_error: String,
     /// My own record, unexpired until then: a renewal writes an object again that vanished or lost its keys.
     own: Option<(LeaseRecord, BootInstant)>,
+    /// The holder is in maintenance mode.
+    paused: bool,
 }
 
 /// The lease machine of one process.
@@ -68,7 +79,7 @@ struct Attempt {
 pub struct Lease {
     writer: Writer,
     /// Attempts sent and when; the confirmed one among them.
-    attempts: Vec<(LeaseRecord, BootInstant)>,
+    attempts: Vec<Sent>,
     adopted: Option<LeaseRecord>,
     last_stamp: i64,
     job: Option<Attempt>,
@@ -159,6 +170,7 @@ impl Lease {
             landed: None,
             last_error: format!("no answer from the Kubernetes API within {:.1} s", start.deadline.as_secs_f64()),
             own: start.own,
+            paused: start.paused,
         });
         self.send(first, now, ids);
     }
@@ -267,12 +279,17 @@ impl Lease {
     }
 
     fn sent(&self, record: &LeaseRecord) -> Option<BootInstant> {
-        self.attempts.iter().find(|(r, _)| r == record).map(|(_, sent)| *sent)
+        self.attempts.iter().find(|sent| sent.record == *record).map(|sent| sent.at)
+    }
+
+    /// Does this record of mine say that its holder is in maintenance mode?
+    pub fn says_paused(&self, record: &LeaseRecord) -> bool {
+        self.attempts.iter().any(|sent| sent.record == *record && sent.paused)
     }
 
     /// `record` stands: attempts on older versions can no longer land.
     fn confirm(&mut self, record: &LeaseRecord, sent: BootInstant) {
-        self.attempts = vec![(record.clone(), sent)];
+        self.attempts = vec![Sent { record: record.clone(), at: sent, paused: self.says_paused(record) }];
         self.adopted = None;
     }
 
@@ -298,11 +315,12 @@ impl Lease {
             }
             Next::Write(seen) => {
                 a.writes += 1;
+                let paused = a.paused;
                 let Some(write) = self.attempt(seen.as_deref(), now.wall) else { return };
                 if self.attempts.len() == ATTEMPTS_MAX {
                     self.attempts.remove(0);
                 }
-                self.attempts.push((write.record.clone(), now.boot));
+                self.attempts.push(Sent { record: write.record.clone(), at: now.boot, paused });
                 self.flying.push((id, Flight::Write { record: write.record.clone(), sent: now.boot }));
                 self.out.push((id, Effect::WriteLeader(Box::new(write))));
             }
@@ -470,7 +488,7 @@ impl Lease {
                 let acquired = stood.acquire_time.filter(|_| again).unwrap_or_else(|| stamp.clone());
                 let record = full(&self.writer.me, acquired, stamp, transitions);
                 let claim = claim.map_or(Change::Remove, |timeline| claim_of(&record, timeline));
-                let holder = Some(self.writer.mark(&record));
+                let holder = Some(self.writer.mark(&record, a.paused));
                 LeaderWrite { record, holder, claim, ..plain }
             }
             Job::Renew { status, fulfilled, claim } => {
@@ -479,7 +497,7 @@ impl Lease {
                 let base = if again { stood } else { a.own.map(|(own, _)| own).unwrap_or_default() };
                 let acquired = base.acquire_time.unwrap_or_else(|| stamp.clone());
                 let record = full(&self.writer.me, acquired, stamp, base.transitions.unwrap_or_else(|| "0".into()));
-                let holder = Some(self.writer.mark(&record));
+                let holder = Some(self.writer.mark(&record, a.paused));
                 let released = if fulfilled { Change::Remove } else { Change::Keep };
                 let claim = claim.map_or(Change::Keep, |timeline| claim_of(&record, timeline));
                 LeaderWrite { record, holder, status, released, claim, ..plain }

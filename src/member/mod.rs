@@ -109,6 +109,7 @@ impl Member {
         s.now = now;
         s.absorb(input);
         s.time_passed();
+        s.maintain();
         s.local.configuring = s.flights.busy(flights::Lane::Configuration);
         let mut wake_at = now.boot + ROUNDS_PAUSE;
         for _ in 0..ROUNDS_MAX {

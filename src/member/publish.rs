@@ -71,6 +71,7 @@ fn same_but_positions(a: &MemberStatus, b: &MemberStatus) -> bool {
         timeline,
         scheduled_restart,
         fence,
+        pause,
         is_leader,
     } = a;
     (state, role, is_leader, timeline) == (&b.state, &b.role, &b.is_leader, &b.timeline)
@@ -78,7 +79,7 @@ fn same_but_positions(a: &MemberStatus, b: &MemberStatus) -> bool {
         && (tags, replication_state, checkpoint_pending) == (&b.tags, &b.replication_state, &b.checkpoint_pending)
         && (pending_restart, pending_restart_reason, scheduled_restart)
             == (&b.pending_restart, &b.pending_restart_reason, &b.scheduled_restart)
-        && *fence == b.fence
+        && (*fence, *pause) == (b.fence, b.pause)
 }
 
 /// Does anybody read positions from the store: a member that is not ours, or one that streams from me?
@@ -133,6 +134,7 @@ impl State {
             KeeperLink::Connected { .. } if pg.alive && self.local.deadman.fence == Fence::Partial => Some("partial"),
             KeeperLink::Connected { .. } => None,
         };
+        status.pause = self.local.maintenance.is_on();
         let leader = self.leader_until().is_some_and(|until| self.now.boot < until);
         let mut status = status_of(&self.local, status, leader);
         if status.replication_state.is_none() && status.receive_lsn.or(status.replay_lsn).is_some() && f.restores {

@@ -58,7 +58,8 @@ impl State {
             return;
         }
         self.slots.last = Some((now, want.clone()));
-        self.send(Effect::SyncSlots(want), About::Slots);
+        let keep = self.local.maintenance.is_on();
+        self.send(Effect::SyncSlots { wanted: want, keep }, About::Slots);
     }
 
     fn wanted_slots(&mut self, leading: bool) -> Result<Vec<WantedSlot>, String> {

@@ -13,7 +13,8 @@ use super::publish::Publisher;
 use super::slots::SlotsKept;
 use super::{Identity, Level, Line};
 use crate::model::{
-    BootInstant, Cluster, KeeperLink, Local, Now, Permission, Request, StopMode, StoreLink, Timeline, Timings, backoff,
+    BootInstant, Cluster, KeeperLink, Local, Maintenance, Now, Permission, Request, StopMode, StoreLink, Timeline,
+    Timings, backoff,
 };
 use crate::mutant::{self, Mutant};
 
@@ -248,7 +249,13 @@ impl State {
         if self.local.lease_write == Some(crate::model::InFlight::Release) {
             return None;
         }
-        Some(own.evidence + self.timings(own.ttl)?.end)
+        let end = self.timings(own.ttl)?.end;
+        match self.local.maintenance {
+            // It does not end by time.
+            Maintenance::On if own.paused => Some(self.now.boot + own.ttl),
+            Maintenance::Resuming { since } if own.paused => Some(since + end),
+            Maintenance::On | Maintenance::Resuming { .. } | Maintenance::Off => Some(own.evidence + end),
+        }
     }
 
     /// The store was read and is not silent for longer than a lease.

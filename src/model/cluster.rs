@@ -28,6 +28,8 @@ pub struct HolderMark {
     pub acquire_time: String,
     /// Must equal the record's.
     pub renew_time: String,
+    /// It is in maintenance mode, and nothing stops its Postgres when it is silent: time alone ends no lock with this mark.
+    pub paused: bool,
 }
 
 /// The leader object.

@@ -26,8 +26,17 @@ pub enum Permission {
         /// The keeper kills it.
         kill_at: BootInstant,
     },
-    /// No fence: bootstrap before any lease exists.
-    Unfenced,
+    /// One writer without a deadline.
+    Unfenced(UnfencedReason),
+}
+
+/// The two situations without a deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnfencedReason {
+    /// A new cluster, before any lease exists.
+    Bootstrap,
+    /// Maintenance mode.
+    Pause,
 }
 
 /// How a postmaster is started.

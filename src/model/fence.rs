@@ -42,7 +42,7 @@ impl Deadman {
     pub fn permitted(&mut self, permission: Permission) {
         match permission {
             Permission::None => {}
-            Permission::Unfenced => self.unfenced = true,
+            Permission::Unfenced(_) => self.unfenced = true,
             Permission::Writer { kill_at, .. } => self.kill_at = self.kill_at.max(kill_at),
         }
     }
@@ -96,6 +96,7 @@ impl PostgresView {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::UnfencedReason;
 
     fn writer(kill: u64) -> Permission {
         let at = |s: u64| BootInstant::from_nanos(s * 1_000_000_000);
@@ -105,7 +106,7 @@ mod tests {
     #[test]
     fn what_was_sent_counts_from_its_sending_and_what_ends_it_from_its_confirmation() {
         let mut d = Deadman::default();
-        d.permitted(Permission::Unfenced);
+        d.permitted(Permission::Unfenced(UnfencedReason::Bootstrap));
         d.permitted(writer(30));
         assert!(d.unfenced, "a keeper that has not answered may not have heard of it");
         d.permitted(writer(40));
@@ -128,7 +129,7 @@ mod tests {
         assert_eq!((d.fence, d.in_doubt), (Fence::Partial, true), "what an order made is not known before its answer");
         d.runs(Fence::Full);
         assert_eq!((d.fence, d.in_doubt), (Fence::Full, false));
-        d.met(Permission::Unfenced, Fence::Full);
+        d.met(Permission::Unfenced(UnfencedReason::Bootstrap), Fence::Full);
         assert!(d.unfenced);
     }
 }

@@ -16,6 +16,9 @@ use std::time::Duration;
 use super::{BootInstant, LeaderRecord, MemberName, Timeline, Version};
 use crate::mutant::{self, Mutant};
 
+/// Longer than anybody waits.
+const NEVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
 /// The five keys of the lease. Times are opaque text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeaseRecord {
@@ -99,6 +102,9 @@ pub struct LeaseTracker {
     pub claimed: Timeline,
     /// The record names nobody because its holder gave it up.
     pub released: bool,
+    /// The last holder that was named was in maintenance mode, and has not given the lock up: nothing stops its Postgres,
+    /// however long it is silent, and whether or not the object is still there.
+    pub paused: bool,
 }
 
 /// What an observer may conclude from the leader object.
@@ -136,6 +142,7 @@ impl LeaseTracker {
             latest: 0,
             claimed: Timeline(0),
             released: false,
+            paused: false,
         }
     }
 
@@ -182,9 +189,30 @@ impl LeaseTracker {
                 self.seen = None;
             }
         }
+        self.paused = match leader.filter(|_| named) {
+            Some(leader) => leader.valid_holder().is_some_and(|holder| holder.paused),
+            // Whoever was named last writes on, unless it gave the lock up.
+            None => self.paused && !self.released,
+        };
         self.record = record;
         self.since = at;
         true
+    }
+
+    /// Whoever held the lock in maintenance has lost it, as it knows itself.
+    pub fn forget_mark(&mut self) {
+        self.paused = false;
+    }
+
+    /// The lock does not end by time.
+    fn stays(&self) -> bool {
+        self.paused && !mutant::is(Mutant::TakesPausedHolder)
+    }
+
+    /// A holder in maintenance mode has not been heard of for its ttl. It may be dead, or write on.
+    pub fn silent_in_maintenance(&self, now: BootInstant, own_ttl: Duration) -> bool {
+        let ttl = self.record.as_ref().map_or(own_ttl, |r| r.ttl_or(own_ttl));
+        self.stays() && now > self.since + ttl
     }
 
     /// An old copy of an object that was released once, applied while a later acquisition stands, is no release of that.
@@ -207,6 +235,7 @@ impl LeaseTracker {
             Some(who) => LeaseVerdict::Held(who.clone()),
             None if self.released => LeaseVerdict::Released,
             None if self.record.is_none() && !mutant::is(Mutant::AbsenceIsVacancy) => LeaseVerdict::Absent,
+            None if self.stays() => LeaseVerdict::Silence { until: self.since + NEVER },
             None if now >= self.silent_until || mutant::is(Mutant::SilenceCostsNothing) => LeaseVerdict::Vacant,
             None => LeaseVerdict::Silence { until: self.silent_until },
         }
@@ -225,6 +254,7 @@ impl LeaseTracker {
     pub fn expires(&self, own_ttl: Duration) -> BootInstant {
         match self.record.as_ref().filter(|r| r.leader.is_some()) {
             None => self.silent_until,
+            Some(_) if self.stays() => self.since + NEVER,
             Some(_) if mutant::is(Mutant::IgnoresTheTtl) => self.since,
             Some(r) => self.since + r.ttl_or(own_ttl),
         }
@@ -240,6 +270,8 @@ pub struct OwnLease {
     pub evidence: BootInstant,
     /// The ttl in force: that of the confirmed record, or a shorter one while an attempt with another ttl is unconfirmed.
     pub ttl: Duration,
+    /// The confirmed record says that I am in maintenance mode: nobody takes it for silence.
+    pub paused: bool,
 }
 
 #[cfg(test)]

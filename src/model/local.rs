@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{
-    BootInstant, Cluster, Deadman, Initialize, LeaseRecord, LeaseTracker, Lsn, MemberName, OwnLease, PeerRound,
-    Permission, PostgresState, Replication, RestartFilter, RewindState, Role, StopMode, SyncKeeping, TaskKind,
-    TaskOutcome, Timeline, Upstream, Version, WallTime,
+    BootInstant, Cluster, Deadman, Initialize, LeaseRecord, LeaseTracker, Lsn, Maintenance, MemberName, OwnLease,
+    PeerRound, Permission, PostgresState, Replication, RestartFilter, RewindState, Role, StopMode, Stranger,
+    SyncKeeping, TaskKind, TaskOutcome, Timeline, Upstream, Version, WallTime,
 };
 
 /// The connection to the store.
@@ -270,6 +270,8 @@ pub struct PlannedRestart {
     pub began: BootInstant,
     /// Start timeout.
     pub timeout: Duration,
+    /// Nothing ran when it was asked for.
+    pub from_stopped: bool,
 }
 
 /// A reinitialize under way: what runs is cancelled, Postgres stopped, the directory removed (a leader must answer just
@@ -351,6 +353,10 @@ pub struct Local {
     pub claim: Option<Timeline>,
     /// When the last attempt to renew was sent.
     pub last_attempt: Option<BootInstant>,
+    /// Maintenance mode.
+    pub maintenance: Maintenance,
+    /// In maintenance mode, while the keeper runs nothing: what answers all the same.
+    pub stranger: Option<Stranger>,
     /// The sync key, and whom my Postgres waits for.
     pub sync: SyncKeeping,
     /// When the last fresh read of the sync key whose answer is in the view was sent.
@@ -444,6 +450,8 @@ impl Local {
             lease_write: None,
             claim: None,
             last_attempt: None,
+            maintenance: Maintenance::Off,
+            stranger: None,
             sync: SyncKeeping::default(),
             sync_read: None,
             quits_sync: None,
@@ -490,6 +498,11 @@ impl Local {
     pub fn mode_is_fresh(&self, now: BootInstant) -> bool {
         const YOUNG: Duration = Duration::from_secs(5);
         !self.configuring && self.config_read.is_some_and(|at| now.since(at) < YOUNG)
+    }
+
+    /// The sync key in the view was read since then.
+    pub fn sync_read_since(&self, emptied: BootInstant) -> bool {
+        self.sync_read.is_some_and(|at| at >= emptied)
     }
 
     /// Takes note whether the pod that is to initialize the cluster is still there.

@@ -16,6 +16,7 @@ pub mod fence;
 pub mod lease;
 pub mod local;
 pub mod member;
+pub mod pause;
 pub mod peers;
 pub mod settings;
 pub mod slots;
@@ -33,7 +34,8 @@ pub use cluster::{
 };
 pub use command::Command;
 pub use decision::{
-    Action, Decision, Permission, Reason, Rewrite, StartRole, StopMode, TaskKind, TaskOutcome, Upstream, Warning,
+    Action, Decision, Permission, Reason, Rewrite, StartRole, StopMode, TaskKind, TaskOutcome, UnfencedReason,
+    Upstream, Warning,
 };
 pub use divergence::{Compared, RewindState};
 pub use fence::{Deadman, Fence};
@@ -43,6 +45,7 @@ pub use local::{
     Local, PlannedRestart, PostgresView, Probe, ProofWanted, Reinit, Request, StartRoleSeen, StoreLink, Task, TaskEnd,
 };
 pub use member::{Member, MemberName, PostgresState, Role, Tags};
+pub use pause::{Maintenance, Stranger};
 pub use peers::{PeerAnswer, PeerRole, PeerRound};
 pub use settings::{ProofOfDeath, RestartFilter, Settings, WatchdogMode};
 pub use slots::{SlotsNow, WantedSlot};

@@ -52,6 +52,8 @@ pub struct Settings {
     pub maximum_lag_on_failover: u64,
     /// Candidates must be on the latest timeline.
     pub check_timeline: bool,
+    /// Maintenance mode: nothing is done to Postgres but what a person asks for.
+    pub pause: bool,
     /// Synchronous replication.
     pub synchronous: Synchronous,
     /// How long a crashed primary may take to start; 0 = fail over at once.
@@ -95,6 +97,7 @@ impl Default for Settings {
             retry_timeout: Duration::from_secs(10),
             maximum_lag_on_failover: 1_048_576,
             check_timeline: false,
+            pause: false,
             synchronous: Synchronous::default(),
             primary_start_timeout: Duration::from_secs(300),
             max_timelines_history: 0,

@@ -291,6 +291,8 @@ pub struct MemberStatus {
     pub scheduled_restart: Option<Arc<str>>,
     /// What is wrong with the fence, in one word; nothing: it is whole.
     pub fence: Option<&'static str>,
+    /// It is in maintenance mode.
+    pub pause: bool,
     /// I hold the lock (decides the role label; not part of the document).
     pub is_leader: bool,
 }
@@ -315,6 +317,7 @@ impl MemberStatus {
             timeline: None,
             scheduled_restart: None,
             fence: None,
+            pause: false,
             is_leader: false,
         }
     }

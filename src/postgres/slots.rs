@@ -44,11 +44,11 @@ pub enum SlotAction {
     },
 }
 
-/// What to do about the difference. Active slots are never dropped.
-pub fn plan(wanted: &[WantedSlot], existing: &[Existing]) -> Vec<SlotAction> {
+/// What to do about the difference. Active slots are never dropped, with `keep` no slot is.
+pub fn plan(wanted: &[WantedSlot], existing: &[Existing], keep: bool) -> Vec<SlotAction> {
     let mut out = Vec::new();
     let drop = |name: &str, why| SlotAction::Drop { name: name.to_owned(), why };
-    for slot in existing.iter().filter(|s| !s.active) {
+    for slot in existing.iter().filter(|s| !s.active && !keep) {
         if !wanted.iter().any(|w| w.name == slot.name) {
             out.push(drop(&slot.name, "no member needs it"));
         }
@@ -59,7 +59,7 @@ pub fn plan(wanted: &[WantedSlot], existing: &[Existing]) -> Vec<SlotAction> {
             out.push(create());
             continue;
         };
-        let why = if slot.active {
+        let why = if slot.active || keep {
             None
         } else if !slot.physical {
             Some("it is logical, a physical one is wanted")
@@ -99,13 +99,13 @@ impl Sql {
         let rows = self.all(EXISTING, &[]).await?;
         rows.iter().map(existing_of).collect::<Result<_, _>>().map_err(|e| SqlError::of(&e))
     }
-    /// Makes the slots as wanted. A slot that fails does not stop the others.
+    /// Makes the slots as wanted; with `keep` none is dropped. A slot that fails does not stop the others.
     ///
     /// # Errors
     /// The slots cannot be listed.
-    pub async fn sync_slots(&self, wanted: &[WantedSlot]) -> Result<SlotsNow, SqlError> {
+    pub async fn sync_slots(&self, wanted: &[WantedSlot], keep: bool) -> Result<SlotsNow, SqlError> {
         let mut out = SlotsNow::default();
-        for action in plan(wanted, &self.slots().await?) {
+        for action in plan(wanted, &self.slots().await?, keep) {
             let (result, text) = match &action {
                 SlotAction::Create(name) => (
                     self.all("SELECT pg_create_physical_replication_slot($1::text::name, true)", &[name]).await,
@@ -165,17 +165,21 @@ mod tests {
     #[test]
     fn the_plan_never_drops_an_active_slot() {
         let active = Existing { active: true, ..slot("old") };
-        assert_eq!(plan(&[], &[active]), []);
-        assert_eq!(plan(&[], &[slot("old")]), [SlotAction::Drop { name: "old".into(), why: "no member needs it" }]);
+        assert_eq!(plan(&[], &[active], false), []);
+        assert_eq!(
+            plan(&[], &[slot("old")], false),
+            [SlotAction::Drop { name: "old".into(), why: "no member needs it" }]
+        );
+        assert_eq!(plan(&[], &[slot("old")], true), [], "in maintenance none is dropped");
     }
 
     #[test]
     fn idle_slots_advance_and_never_go_back() {
         let want = |to| WantedSlot { name: "a".into(), expected_active: false, advance_to: Some(Lsn(to)) };
-        assert_eq!(plan(&[want(200)], &[slot("a")]), [SlotAction::Advance { name: "a".into(), to: Lsn(200) }]);
-        assert_eq!(plan(&[want(50)], &[slot("a")]), []);
+        assert_eq!(plan(&[want(200)], &[slot("a")], false), [SlotAction::Advance { name: "a".into(), to: Lsn(200) }]);
+        assert_eq!(plan(&[want(50)], &[slot("a")], false), []);
         let xmin = Existing { has_xmin: true, ..slot("a") };
-        assert_eq!(plan(&[want(200)], &[xmin]).len(), 2);
-        assert_eq!(plan(&[want(200)], &[]), [SlotAction::Create("a".into())]);
+        assert_eq!(plan(&[want(200)], &[xmin], false).len(), 2);
+        assert_eq!(plan(&[want(200)], &[], false), [SlotAction::Create("a".into())]);
     }
 }

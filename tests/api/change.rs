@@ -1,6 +1,7 @@
 //! Everything that changes something: bodies, configuration, restart, switchover,
 //! timestamps, reinitialize.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use patroni::door::{Answer, COMMANDS_MAX, Command};
@@ -448,6 +449,34 @@ async fn a_command_that_takes_long_holds_nobody_up() {
     assert_eq!(world.get("/primary").await.status, 200);
     asked.reply.send(Answer::new(200, "restarted successfully")).unwrap();
     assert_eq!(asking.await.unwrap().says(), (200, "restarted successfully"));
+}
+
+/// Nothing is scheduled in maintenance mode, and a switchover names its candidate.
+#[tokio::test]
+async fn maintenance_mode_is_told_and_refuses_what_it_cannot_keep() {
+    let world = world().await;
+    world.change(|s| Arc::make_mut(&mut s.settings).pause = true);
+    for (path, body, status, text) in [
+        ("/restart", r#"{"schedule": "2099-01-01T00:00Z"}"#, 500, "Can't schedule restart in the paused state"),
+        (
+            "/switchover",
+            r#"{"leader": "pg-0", "candidate": "pg-1", "scheduled_at": "2099-01-01T00:00Z"}"#,
+            400,
+            "Can't schedule switchover in the paused state",
+        ),
+        (
+            "/switchover",
+            r#"{"leader": "pg-0"}"#,
+            400,
+            "Switchover is possible only to a specific candidate in a paused state",
+        ),
+    ] {
+        assert_eq!(world.ask("POST", path, Some(body)).await.says(), (status, text), "{path} {body}");
+    }
+    for path in ["/patroni", "/cluster"] {
+        assert_eq!(world.get(path).await.json()["pause"], json!(true), "{path}");
+    }
+    assert!(world.get("/metrics").await.body.contains("patroni_is_paused{scope=\"demo\",name=\"pg-0\"} 1"));
 }
 
 #[tokio::test]

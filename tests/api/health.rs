@@ -62,6 +62,7 @@ fn matrix() -> Vec<(&'static str, &'static str, Snapshot, Says)> {
     let hidden = |s: &mut Snapshot| Arc::make_mut(&mut s.settings).tags.noloadbalance = true;
     let no_dcs = |s: &mut Snapshot| s.dcs_available = false;
     let unlocked = |s: &mut Snapshot| edit_cluster(s, |c| c.leader = None);
+    let paused = |s: &mut Snapshot| Arc::make_mut(&mut s.settings).pause = true;
     vec![
         ("primary with lock", "YY..Y.Y..YYYY", leader(), primary()),
         ("Postgres primary without lock", "..........Y.Y", with(leader(), without_lock), primary()),
@@ -96,6 +97,9 @@ fn matrix() -> Vec<(&'static str, &'static str, Snapshot, Says)> {
         ("unlocked cluster, replica streaming", "...YY..Y..YYY", with(replica(), unlocked), standby()),
         ("HA loop stuck 45 s, replica", "...YY..Y..YYY", with(replica(), loop_stuck), standby()),
         ("HA loop stuck 45 s, primary", "..........Y..", with(leader(), loop_stuck), primary()),
+        ("paused, HA loop stuck 45 s, primary", "..........Y.Y", with(with(leader(), paused), loop_stuck), primary()),
+        ("paused, DCS unavailable, primary", "YY..Y.....YYY", with(with(leader(), paused), no_dcs), primary()),
+        ("paused, primary without lock", "..........Y.Y", with(with(leader(), paused), without_lock), primary()),
     ]
 }
 

@@ -79,6 +79,7 @@ impl Prover<'_> {
             containers: containers.clone(),
             acquire_time: self.record.acquire_time.clone().unwrap(),
             renew_time: self.record.renew_time.clone().unwrap(),
+            paused: false,
         });
         cluster.leader = Some(leader);
         let a = MemberName::from("a");

@@ -110,6 +110,7 @@ impl Member {
             containers: BTreeMap::new(),
             acquire_time: record.acquire_time.clone().unwrap(),
             renew_time: record.renew_time.clone().unwrap(),
+            paused: false,
         });
         LeaderWrite {
             expect: self.desk.version_of(Object::Leader),

@@ -73,7 +73,8 @@ pub fn brief(action: &Action) -> String {
             format!("Permit writer stop@{} kill@{}", t(*stop_at).round() / 10.0, t(*kill_at).round() / 10.0)
         }
         Action::Permit(Permission::None) => "Permit none".into(),
-        Action::Permit(Permission::Unfenced) => "Permit unfenced".into(),
+        Action::Permit(Permission::Unfenced(UnfencedReason::Bootstrap)) => "Permit unfenced".into(),
+        Action::Permit(Permission::Unfenced(UnfencedReason::Pause)) => "Permit paused".into(),
         Action::AcquireLease { stood, claim } => {
             format!("AcquireLease over {}{}", over(stood), claim.map_or(String::new(), |t| format!(" claiming {t}")))
         }

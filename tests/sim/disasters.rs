@@ -11,7 +11,7 @@ use super::world::{Ns, SEC, World};
 impl World {
     pub fn inject_more(&mut self, fault: Fault, pod: usize, long: Ns, leader: Option<usize>) {
         match fault {
-            Fault::ApiRefuses => self.refuses_until = self.t + long,
+            Fault::ApiRefuses => self.refuses_until = self.refuses_until.max(self.t + long),
             Fault::StoreRestored => self.restore_store(),
             Fault::OldDump => self.apply_dump(),
             Fault::WallJump => {
@@ -52,6 +52,7 @@ impl World {
             }
             Fault::Edit => self.edit_config(),
             Fault::CommitMode => self.switch_commits(),
+            Fault::Pause => self.pause_cluster(!self.is_paused()),
             Fault::FreezeWarden => self.freeze(pod, long, &[Part::Warden]),
             Fault::FreezeSidecarKeeper => self.freeze(pod, long, &[Part::Sidecar, Part::Keeper]),
             Fault::FreezeSidecarWarden => self.freeze(pod, long, &[Part::Sidecar, Part::Warden]),
@@ -64,6 +65,7 @@ impl World {
 
     fn ask_member(&mut self, pod: usize, command: Command) {
         let t = self.t;
+        self.pods[pod].fell = false;
         if self.pods[pod].sidecar.as_ref().is_some_and(|s| t >= s.frozen) {
             let ticket = Ticket(t);
             self.step(pod, Input::Asked { ticket, command });
@@ -102,7 +104,7 @@ impl World {
     }
 
     /// `patronictl failover --candidate`, with or without a leader.
-    fn ask_for_failover(&mut self, pod: usize) {
+    pub fn ask_for_failover(&mut self, pod: usize) {
         let (kind, _) = self.kind();
         self.judge.forced = true;
         let annotations = json!({"leader": Value::Null, "member": self.pods[pod].name.as_str()});
@@ -142,7 +144,11 @@ impl World {
         let (kind, _) = self.kind();
         let (Some(plan), Some(document)) = (self.plan.commits, self.dynamic()) else { return };
         let on = document["synchronous_mode"].as_bool() == Some(true);
-        let patch = json!({"metadata": {"annotations": {"config": plan.document(!on)}}});
+        let mut switched: Value = serde_json::from_str(&plan.document(!on)).unwrap_or_default();
+        if document["pause"].as_bool() == Some(true) {
+            switched["pause"] = json!(true);
+        }
+        let patch = json!({"metadata": {"annotations": {"config": switched.to_string()}}});
         if self.store.merge(kind, "default", "demo-config", &patch).is_ok() {
             self.commits_are_switched(!on);
         }

@@ -6,8 +6,9 @@ use patroni::dcs::{Answer as Got, Failure, Object, Request, leader_written, writ
 use patroni::keeper::protocol::{self, Ask, State, UnfencedReason};
 use patroni::member::{Answer, Effect, Fail, Id, Looked, Reload, Sent, StartEnd};
 use patroni::model::{
-    BootInstant, Compared, Fence, LeaderWritten, Lsn, MemberName, PeerAnswer, PeerRole, Permission, PostgresState,
-    Probe, Replication, RewindState, Sender, SlotsNow, StartRole, StopMode, Tags, Timeline, Upstream, WriteResult,
+    self, BootInstant, Compared, Fence, LeaderWritten, Lsn, MemberName, PeerAnswer, PeerRole, Permission,
+    PostgresState, Probe, Replication, RewindState, Sender, SlotsNow, StartRole, StopMode, Tags, Timeline, Upstream,
+    WriteResult,
 };
 use patroni::postgres::remote::LeaderTimeline;
 use patroni::postgres::rewind::{self, Divergence, LocalEnd};
@@ -94,7 +95,7 @@ impl World {
                 let answer = if answers { Ok(Answer::Done) } else { Err(Fail::Unreachable("no server".to_owned())) };
                 self.reply_in(pod, takes, id, answer);
             }
-            Effect::SyncSlots(_) => self.reply_in(pod, 5 * MS, id, Ok(Answer::Slots(SlotsNow::default()))),
+            Effect::SyncSlots { .. } => self.reply_in(pod, 5 * MS, id, Ok(Answer::Slots(SlotsNow::default()))),
             Effect::PendingRestart => self.reply_in(pod, 5 * MS, id, Ok(Answer::Pending(BTreeMap::new()))),
             Effect::ReadHistory { previous, .. } => {
                 let p = &self.pods[pod];
@@ -321,6 +322,7 @@ impl World {
                 Looked::Answer(probe)
             }
             None if gone && s.asked_postgres => Looked::Gone,
+            None if gone => Looked::Nobody,
             None => Looked::NotReady,
         };
         self.reply_in(pod, takes, id, Ok(Answer::Looked(looked)));
@@ -481,6 +483,11 @@ fn in_protocol(permission: Permission) -> protocol::Permission {
         Permission::Writer { stop_at, kill_at } => {
             protocol::Permission::Writer { stop_at: stop_at.as_nanos(), kill_at: kill_at.as_nanos() }
         }
-        Permission::Unfenced => protocol::Permission::Unfenced { reason: UnfencedReason::Bootstrap },
+        Permission::Unfenced(model::UnfencedReason::Bootstrap) => {
+            protocol::Permission::Unfenced { reason: UnfencedReason::Bootstrap }
+        }
+        Permission::Unfenced(model::UnfencedReason::Pause) => {
+            protocol::Permission::Unfenced { reason: UnfencedReason::Pause }
+        }
     }
 }

@@ -68,6 +68,8 @@ pub enum Fault {
     FreezeContainer,
     /// Somebody switches `synchronous_mode`.
     CommitMode,
+    /// Somebody pauses the cluster, or resumes it.
+    Pause,
     /// The API is away or slow, for less than `min(retry_timeout, D − N)` (L2).
     ApiBlip,
 }
@@ -214,6 +216,10 @@ impl Plan {
         };
         plan.draw_more(Rng::new(seed, 0, 6), &on);
         plan.draw_commits(Rng::new(seed, 0, 15), &on);
+        if Rng::new(seed, 0, 14).one_in(8) && on.is_empty() {
+            // Often enough to meet whatever else happens.
+            plan.faults.extend([Fault::Pause; 3]);
+        }
         if let Some(profile) = profile {
             plan.faults = profile.faults.to_vec();
             plan.commits = None;
@@ -273,6 +279,9 @@ impl World {
             at += self.chance.between(SEC, self.plan.pause);
         }
         self.at(FAULTS_END, Event::Heal);
+        if self.plan.faults.contains(&Fault::Pause) {
+            self.at(FAULTS_END + 40 * SEC, Event::Person);
+        }
         self.at(FAULTS_END + HEALED, Event::End);
     }
 
@@ -447,6 +456,7 @@ impl World {
         let Some(g) = self.pods[pod].pg.as_mut().filter(|g| !g.dead) else { return };
         g.orphans_until = t + lingers;
         g.stop = Some(StopMode::Kill);
+        self.pods[pod].fell = true;
         // A postmaster killed alone: its backends do not know yet.
         self.pg_event(pod, 0, PgEvent::Exits(End::Signal(9)));
     }
@@ -517,6 +527,7 @@ impl World {
         self.quiet = true;
         self.refuses_until = self.refuses_until.min(t);
         self.note("everything is healed");
+        self.pause_cluster(false);
         for pod in 0..self.pods.len() {
             let p = &mut self.pods[pod];
             p.api_cut = p.api_cut.min(t);

@@ -1,7 +1,7 @@
 //! The checkers: they see the whole cluster, and nothing of the product but what it shows.
 
 use patroni::dcs::schema;
-use patroni::keeper::protocol::{Permission, Role};
+use patroni::keeper::protocol::{Permission, Role, StopMode, UnfencedReason};
 use patroni::model::{LeaderRecord, SyncRecord};
 
 use super::disk::{Branch, Disk, Marker};
@@ -71,6 +71,9 @@ impl World {
         }
         // Whose clock stood writes a lock again that is long over for everybody else, and may give it up.
         let stood = self.pods.iter().any(|p| p.paused > 0 && t < p.paused + 60 * SEC);
+        // In maintenance a lock ends when a person says so, and whoever held it may not have heard of that.
+        let by_word = self.judge.forced && self.plan.faults.contains(&Fault::Pause);
+        let stood = stood || by_word;
         if let Some(other) = (0..self.pods.len()).find(|i| *i != pod && until(self, *i) > t).filter(|_| !stood) {
             self.violation(format!("S1 m{pod} and m{other} hold unexpired leases"));
         }
@@ -79,6 +82,7 @@ impl World {
     /// At every acknowledged commit: S2, S6, S9.
     pub fn acknowledged(&mut self, pod: usize, end: u64) {
         self.judge.acknowledged += 1;
+        self.check_fence_again(pod);
         let t = self.t;
         let p = &self.pods[pod];
         let thawing = t >= p.thawed && t < p.thawed + 700 * MS;
@@ -99,7 +103,13 @@ impl World {
             return;
         }
         let (frozen, beyond, let_go) = (self.keeper_stood(pod), self.beyond_the_kernel(pod), p.let_go);
-        if let Permission::Unfenced { .. } = k.permission {
+        let paused = k.permission == Permission::Unfenced { reason: UnfencedReason::Pause };
+        if paused {
+            if self.judge.forced {
+                // A person has said that whoever led before is dead.
+                return;
+            }
+        } else if let Permission::Unfenced { .. } = k.permission {
             // While the scripts of a new cluster run, its sidecar alone ends it, and one that stands, or sees no store, ends
             // nothing. Nobody is sent there before the store names it.
             let stands = p.sidecar.as_ref().is_none_or(|s| {
@@ -200,7 +210,8 @@ impl World {
     }
 
     /// L2, when a primary is told to stop.
-    pub fn check_demotion(&mut self, pod: usize) {
+    pub fn check_demotion(&mut self, pod: usize, mode: StopMode) {
+        self.check_stop_at_rest(pod, mode);
         if self.plan.blips && self.t > CALM {
             self.violation(format!("L2 m{pod} is demoted, and the API was never away for long"));
         }
@@ -272,6 +283,7 @@ impl World {
         }
         self.check_promised(pod);
         self.check_fitness(pod);
+        self.check_promotion_at_rest(pod);
         // Whose clock stood writes a lock again that is long over for everybody else, and may give it up.
         let stood = self.pods.iter().any(|p| p.paused > 0 && self.t < p.paused + 60 * SEC);
         let leases = self.pods[pod].sidecar.as_ref().is_some_and(|s| s.leads_until > self.t);
@@ -400,7 +412,7 @@ impl World {
         self.pods.iter().position(|p| leader.named() == Some(&p.name))
     }
 
-    fn leader_record(&self) -> Option<LeaderRecord> {
+    pub fn leader_record(&self) -> Option<LeaderRecord> {
         let (kind, name) = self.kind();
         let object = self.store.get(kind, "default", name).ok()?;
         let annotations = object["metadata"]["annotations"].as_object()?;
@@ -418,6 +430,7 @@ impl World {
 
     /// S10, S2: when a postmaster begins.
     pub fn check_start(&mut self, pod: usize, role: Role) {
+        self.check_rest(pod);
         let p = &self.pods[pod];
         if p.pg.is_some() {
             return self.violation(format!("S10 two postmasters in m{pod}"));

@@ -263,7 +263,7 @@ impl World {
         };
         self.pg_event(pod, takes, PgEvent::Exits(end));
         if demoted {
-            self.check_demotion(pod);
+            self.check_demotion(pod, mode);
         }
     }
 

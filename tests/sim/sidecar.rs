@@ -7,11 +7,13 @@ use patroni::dcs::desk::Desk;
 use patroni::dcs::options::{Access, Mode, StoreOptions};
 use patroni::dcs::{Feed, Life, Object, schema};
 use patroni::keeper::protocol::{
-    self, Answer as KeeperAnswer, Ask, Event as KeeperEvent, Frame, PROTOCOL, Refusal, State,
+    self, Answer as KeeperAnswer, Ask, Event as KeeperEvent, Frame, PROTOCOL, Refusal, State, UnfencedReason,
 };
 use patroni::kubemem;
 use patroni::member::{Answer, Effect, Fail, Id, Identity, Input, Level, Member, News, Signal, Standing};
-use patroni::model::{BootInstant, Fence, LeaseRecord, MemberName, Permission, StartRole, TaskOutcome, View, WallTime};
+use patroni::model::{
+    self, BootInstant, Fence, LeaseRecord, MemberName, Permission, StartRole, TaskOutcome, View, WallTime,
+};
 
 use super::api::{Asked, Following};
 use super::keeper::ToKeeper;
@@ -140,6 +142,9 @@ pub struct Sidecar {
     woken: Ns,
     /// By its own word, in global time.
     pub leads_until: Ns,
+    /// In maintenance mode since then, and out of it, as it was told.
+    pub paused: Option<Ns>,
+    pub resumed: Ns,
     steps: (Ns, u32),
     /// Requests within a second.
     pub rate: (Ns, u32),
@@ -184,6 +189,8 @@ impl World {
             wake: u64::MAX,
             woken: u64::MAX,
             leads_until: 0,
+            paused: None,
+            resumed: 0,
             steps: (0, 0),
             rate: (0, 0),
             refused: (0, 0),
@@ -262,6 +269,7 @@ impl World {
             }
             ToSidecar::Configured(document) => {
                 let in_force = self.in_force(pod, &document);
+                self.member_is_told(pod, &document);
                 self.step(pod, Input::Settings(in_force));
             }
             ToSidecar::Signal(signal) => self.step(pod, Input::Signal(signal)),
@@ -540,7 +548,10 @@ fn standing(state: &State, now: BootInstant) -> Standing {
         protocol::Permission::Writer { stop_at, kill_at } => {
             Permission::Writer { stop_at: BootInstant::from_nanos(stop_at), kill_at: BootInstant::from_nanos(kill_at) }
         }
-        protocol::Permission::Unfenced { .. } => Permission::Unfenced,
+        protocol::Permission::Unfenced { reason: UnfencedReason::Bootstrap } => {
+            Permission::Unfenced(model::UnfencedReason::Bootstrap)
+        }
+        protocol::Permission::Unfenced { reason: UnfencedReason::Pause } => Permission::PAUSED,
     };
     Standing {
         permission,

@@ -44,13 +44,24 @@ const EXCEPTIONS: &[(&str, &str)] = &[
         "my timeline has ended and WAL of it still comes, starting",
         "a receiver that does not end within five seconds of its upstream; a scenario takes it",
     ),
+    (
+        "giving the lock back:",
+        "the sync key changes hands between the taking of the lock and the promotion; a scenario takes it",
+    ),
+    ("no data directory", "while a copy is made there is one"),
+    ("system ID mismatch: the store says", "nobody takes the data of another cluster; a scenario takes it"),
+    (
+        "demoting self because the lock could not be renewed after",
+        "an outage that lasts from a resume until the moment of demotion; a scenario takes it",
+    ),
     ("reinitialize: the keeper does not answer", "a person's wish within the seconds in which a keeper stands"),
 ];
 
-const DECISIONS: [&str; 9] = [
+const DECISIONS: [&str; 10] = [
     include_str!("../../src/decide/bootstrap.rs"),
     include_str!("../../src/decide/leader.rs"),
     include_str!("../../src/decide/mod.rs"),
+    include_str!("../../src/decide/pause.rs"),
     include_str!("../../src/decide/race.rs"),
     include_str!("../../src/decide/recover.rs"),
     include_str!("../../src/decide/replica.rs"),

@@ -80,6 +80,8 @@ pub enum Event {
     },
     Fault,
     Heal,
+    /// Somebody looks after what is left.
+    Person,
     End,
 }
 
@@ -161,6 +163,8 @@ pub struct Pod {
     pub last_death: Option<u64>,
     /// Its clock stood until then: nothing is promised for a while.
     pub paused: Ns,
+    /// Its postmaster has ended by itself, and nobody has asked for another.
+    pub fell: bool,
     /// The volume is full until then.
     pub full_until: Ns,
     pub api_cut: Ns,
@@ -332,6 +336,7 @@ impl World {
             Event::Kubelet { pod, what } => self.kubelet(pod, what),
             Event::Fault => self.fault(),
             Event::Heal => self.heal(),
+            Event::Person => self.person_looks(),
             Event::End => {
                 self.healthy();
                 self.ended = true;
@@ -367,7 +372,8 @@ impl World {
     }
     pub fn in_force(&self, pod: usize, document: &Arc<str>) -> Arc<InForce> {
         let name = &self.pods[pod].name;
-        let settings = Settings { synchronous: commits_of(document), ..(*self.settings).clone() };
+        let settings =
+            Settings { synchronous: commits_of(document), pause: paused_by(document), ..(*self.settings).clone() };
         Arc::new(InForce {
             settings: Arc::new(settings),
             document: document.clone(),
@@ -405,6 +411,12 @@ pub fn commits_of(document: &str) -> Synchronous {
     Synchronous { mode, strict: flag("synchronous_mode_strict"), count, maximum_lag: None }
 }
 
+/// Does a dynamic document ask for maintenance mode?
+pub fn paused_by(document: &str) -> bool {
+    let read: serde_json::Value = serde_json::from_str(document).unwrap_or_default();
+    read["pause"].as_bool() == Some(true)
+}
+
 fn pod(seed: u64, i: usize, chance: &mut Rng, plan: &Plan) -> Pod {
     let id = i as u64 + 1;
     Pod {
@@ -428,6 +440,7 @@ fn pod(seed: u64, i: usize, chance: &mut Rng, plan: &Plan) -> Pod {
         promote_ordered: 0,
         last_death: None,
         paused: 0,
+        fell: false,
         full_until: 0,
         api_cut: 0,
         let_go: false,

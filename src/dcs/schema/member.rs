@@ -154,6 +154,9 @@ pub fn status_text(s: &MemberStatus, primary_word: &str) -> String {
     if let Some(timeline) = s.timeline.filter(|t| t.0 != 0) {
         o.insert("timeline".into(), timeline.0.into());
     }
+    if s.pause {
+        o.insert("pause".into(), Value::Bool(true));
+    }
     if let Some(restart) = s.scheduled_restart.as_deref().and_then(object_of) {
         o.insert("scheduled_restart".into(), Value::Object(restart));
     }

@@ -108,19 +108,23 @@ pub fn holder_from(text: &str) -> Option<HolderMark> {
             .collect::<Option<_>>()?,
         acquire_time: get("acquireTime")?,
         renew_time: get("renewTime")?,
+        paused: v.get("pause").and_then(Value::as_bool).unwrap_or(false),
     })
 }
 
 /// The text of `patroni.holder`.
 pub fn holder_text(mark: &HolderMark) -> String {
-    json!({
+    let mut text = json!({
         "uid": mark.uid,
         "session": mark.session,
         "containers": mark.containers,
         "acquireTime": mark.acquire_time,
         "renewTime": mark.renew_time,
-    })
-    .to_string()
+    });
+    if mark.paused {
+        text["pause"] = Value::Bool(true);
+    }
+    text.to_string()
 }
 
 /// The five keys.

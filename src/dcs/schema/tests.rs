@@ -36,13 +36,14 @@ fn leases() -> impl Strategy<Value = LeaseRecord> {
 
 fn holders() -> impl Strategy<Value = HolderMark> {
     let containers = proptest::collection::btree_map(names(), "[ -~]{0,20}", 0..4);
-    ("[ -~]{0,20}", "[ -~]{0,20}", containers, ".{0,20}", ".{0,20}").prop_map(
-        |(uid, session, containers, acquire_time, renew_time)| HolderMark {
+    ("[ -~]{0,20}", "[ -~]{0,20}", containers, ".{0,20}", ".{0,20}", any::<bool>()).prop_map(
+        |(uid, session, containers, acquire_time, renew_time, paused)| HolderMark {
             uid,
             session,
             containers,
             acquire_time,
             renew_time,
+            paused,
         },
     )
 }
@@ -201,6 +202,7 @@ fn the_five_keys_and_the_holder_have_their_exact_form() {
         containers: BTreeMap::from([("postgres".into(), "c://1".into())]),
         acquire_time: "A".into(),
         renew_time: "R".into(),
+        paused: false,
     };
     let a = applied(&lease_patch(&record, Some(&mark)));
     let expected = [

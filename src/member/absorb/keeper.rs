@@ -5,7 +5,7 @@ use super::super::flights::Lane;
 use super::super::input::{Answer, Fail, News, Standing, StartEnd};
 use super::super::state::State;
 use super::postgres;
-use crate::model::{BootInstant, KeeperLink, Permission, Request, StartRole, StartRoleSeen, Upstream};
+use crate::model::{BootInstant, KeeperLink, Maintenance, Permission, Request, StartRole, StartRoleSeen, Upstream};
 use crate::mutant::{self, Mutant};
 
 impl State {
@@ -35,6 +35,10 @@ impl State {
         self.local.postgres.last_death = self.local.postgres.last_death.max(standing.last_death);
         self.local.deadman.met(standing.permission, standing.fence);
         self.met_at = self.now.boot;
+        if standing.permission == Permission::PAUSED && self.local.maintenance == Maintenance::Off && !self.viewed {
+            // Until the store says otherwise.
+            self.local.maintenance = Maintenance::On;
+        }
         let first = !std::mem::replace(&mut self.met, true);
         if !first {
             self.info("connected to the keeper again");

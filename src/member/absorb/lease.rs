@@ -7,7 +7,8 @@ use super::super::input::{Answer, Fail};
 use super::super::lease::JobEnd;
 use super::super::state::State;
 use crate::model::{
-    BootInstant, InFlight, KeeperLink, LeaderStatus, LeaseRecord, LeaseRefused, MemberName, OwnLease, Permission,
+    BootInstant, InFlight, KeeperLink, LeaderStatus, LeaseRecord, LeaseRefused, Maintenance, MemberName, OwnLease,
+    Permission,
 };
 use crate::mutant::{self, Mutant};
 
@@ -118,7 +119,8 @@ impl State {
         let sent = if mutant::is(Mutant::LeaseFromConfirmation) { self.now.boot } else { sent };
         // An earlier attempt may land after a later one: that takes nothing back of what was confirmed.
         let sent = self.local.own.as_ref().map_or(sent, |own| own.evidence.max(sent));
-        self.local.own = Some(OwnLease { record, evidence: sent, ttl });
+        let paused = self.lease.says_paused(&record);
+        self.local.own = Some(OwnLease { record, evidence: sent, ttl, paused });
         self.local.reclaim = None;
         self.send_evidence();
     }
@@ -126,7 +128,7 @@ impl State {
     /// A write of mine that landed when its time was over (the API server was frozen, an answer was late): the record names me
     /// for everybody else, and counts for nothing by my own clock. Renewed first, it does.
     pub(super) fn late_lease(&mut self) {
-        let over = self.local.own.as_ref().is_none_or(|own| self.now.boot >= own.evidence + own.ttl);
+        let over = self.local.own.as_ref().is_none_or(|own| !own.paused && self.now.boot >= own.evidence + own.ttl);
         if !over || self.local.stepped_down.is_some() || self.local.handover.is_some() || self.lease.busy() {
             return;
         }
@@ -142,11 +144,16 @@ impl State {
 
     fn lose(&mut self) {
         self.lease.outrun();
+        if self.marked() {
+            self.local.lease.forget_mark();
+        }
         self.local.own = None;
         self.local.claim = None;
         self.local.reclaim = None;
         self.pre_promoted = None;
-        self.permit(Permission::None);
+        if self.standing() != Permission::PAUSED || !self.local.maintenance.is_on() {
+            self.permit(Permission::None);
+        }
     }
 
     /// Sends the permission that my lease allows, unless I am about to give the lease away.
@@ -157,7 +164,13 @@ impl State {
         if leaving || matches!(self.local.keeper, KeeperLink::Lost { .. }) {
             return;
         }
-        if let Some(permission) = self.permission_of(&own) {
+        let permission = match self.local.maintenance {
+            Maintenance::On if own.paused => Some(Permission::PAUSED),
+            // A renewal that still says so was sent before the resume was heard of: the deadlines count from that.
+            Maintenance::Resuming { .. } if own.paused => None,
+            Maintenance::On | Maintenance::Resuming { .. } | Maintenance::Off => self.permission_of(&own),
+        };
+        if let Some(permission) = permission {
             self.permit(permission);
         }
     }
@@ -175,8 +188,10 @@ impl State {
             return;
         }
         let evidence = match permission {
-            // There is no lease yet: the wish itself is the evidence, and then the end of the new cluster's scripts.
-            Permission::Unfenced => self.now.boot,
+            // There is no lease yet, or it does not matter: the wish itself is the evidence, and then the end of the new
+            // cluster's scripts, or the resume.
+            Permission::Unfenced(_) => self.now.boot,
+            Permission::Writer { .. } if self.resumed().is_some() => self.resumed().unwrap_or_default(),
             Permission::Writer { .. } if self.local.own.is_none() => {
                 self.local.task_end.as_ref().map_or(BootInstant::default(), |end| end.at)
             }

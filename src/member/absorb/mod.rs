@@ -2,12 +2,13 @@
 //!
 //! `view` (the store and the configuration), `lease` (how lease jobs end), `keeper`, `postgres` (what becomes of the server),
 //! `proof` (is a holder dead?), `orders` (starts and promotions),
-//! `replies` (every other answer), `sync` (synchronous replication), `asked` (people), `time` (what is due by itself).
+//! `pause` (maintenance mode), `replies` (every other answer), `sync` (synchronous replication), `asked` (people), `time` (what is due by itself).
 
 mod asked;
 mod keeper;
 mod lease;
 mod orders;
+mod pause;
 pub(super) mod postgres;
 mod proof;
 mod replies;

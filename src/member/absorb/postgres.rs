@@ -126,7 +126,7 @@ pub(in crate::member) fn probed(local: &mut Local, looked: Looked, now: BootInst
     }
     local.deadman.gone = match looked {
         Looked::Gone => local.deadman.gone.or(Some(now)),
-        Looked::Answer(_) | Looked::NotReady | Looked::LoginRefused(_) | Looked::Silent => None,
+        Looked::Answer(_) | Looked::NotReady | Looked::Nobody | Looked::LoginRefused(_) | Looked::Silent => None,
     };
     match looked {
         Looked::Answer(mut probe) => {
@@ -167,7 +167,7 @@ pub(in crate::member) fn probed(local: &mut Local, looked: Looked, now: BootInst
                 enter(pg, PostgresState::Running, now);
             }
         }
-        Looked::NotReady | Looked::Gone => {
+        Looked::NotReady | Looked::Nobody | Looked::Gone => {
             pg.login_refused = None;
             pg.probe = None;
             if pg.stopping.is_none() && pg.state == PostgresState::Running {
@@ -337,7 +337,8 @@ mod tests {
         let mut l = local();
         started(&mut l, StartRole::Standby, Upstream::Nobody, false, at(1));
         probed(&mut l, probe(true), at(2));
-        l.restart = Some(PlannedRestart { began: at(3), timeout: std::time::Duration::from_secs(9) });
+        l.restart =
+            Some(PlannedRestart { began: at(3), timeout: std::time::Duration::from_secs(9), from_stopped: false });
         stopping(&mut l, StopMode::Fast, at(3));
         died(&mut l, at(4));
         assert_eq!(l.postgres.state, PostgresState::Restarting);

@@ -43,6 +43,8 @@ impl State {
             && leader.valid_holder().is_some_and(|h| h.uid == wanted.uid && h.containers == wanted.containers);
         if same {
             self.info(format!("the holder of the leader lock is dead: {how}"));
+            // Whatever it said when it was heard of last.
+            self.local.lease.forget_mark();
             self.local.death_proof = Some(DeathProof { record: wanted.record, version: leader.version.clone(), how });
         }
     }

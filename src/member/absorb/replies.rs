@@ -306,8 +306,13 @@ impl State {
         // Stamped with its sending, whatever clock the answer came with.
         let looked = match looked {
             Looked::Answer(probe) => Looked::Answer(crate::model::Probe { at: sent, ..probe }),
-            other @ (Looked::NotReady | Looked::Gone | Looked::LoginRefused(_) | Looked::Silent) => other,
+            other @ (Looked::NotReady | Looked::Nobody | Looked::Gone | Looked::LoginRefused(_) | Looked::Silent) => {
+                other
+            }
         };
+        if self.looks_for_strangers() {
+            return self.met_stranger(&looked, sent);
+        }
         let was = self.local.postgres.state.clone();
         postgres::probed(&mut self.local, looked, self.now.boot);
         if was != PostgresState::Running && self.local.postgres.state == PostgresState::Running {

@@ -49,7 +49,10 @@ impl State {
 
     /// A scheduled restart that is due becomes a request; one that is much too late is forgotten.
     fn due_restart(&mut self) {
-        let Some((at, filter)) = self.local.scheduled_restart.clone() else { return };
+        let Some((at, filter)) = self.local.scheduled_restart.clone().filter(|_| !self.local.maintenance.is_on())
+        else {
+            return;
+        };
         let late = -self.now.wall.micros_until(at);
         if late < 0 {
             return;
@@ -130,7 +133,7 @@ impl State {
     /// Between two tries of the monitoring query when nothing happens.
     fn probe_period(&self) -> Duration {
         let pg = &self.local.postgres;
-        if self.keeper_is_silent() {
+        if self.keeper_is_silent() || self.looks_for_strangers() {
             return POLL_SILENT.min(self.in_force.settings.loop_wait);
         }
         if pg.probe.is_none() || pg.promoting.is_some() {
@@ -147,7 +150,7 @@ impl State {
     /// A server that stops is not asked, unless nobody else says what becomes of it.
     fn asks_postgres(&self) -> bool {
         let pg = &self.local.postgres;
-        pg.alive && (pg.stopping.is_none() || self.keeper_is_silent())
+        pg.alive && (pg.stopping.is_none() || self.keeper_is_silent()) || self.looks_for_strangers()
     }
 
     /// Whatever happened, decisions want to know Postgres as it is: it is asked with every event, not oftener than every
@@ -197,7 +200,7 @@ impl State {
         by(self.failures.values().map(|(until, _)| *until).filter(|until| *until > now).min());
         by(Some(self.store_pause).filter(|at| *at > now));
         by(Some(self.compare_pause).filter(|at| *at > now));
-        if let Some((at, _)) = &self.local.scheduled_restart {
+        if let Some((at, _)) = self.local.scheduled_restart.as_ref().filter(|_| !self.local.maintenance.is_on()) {
             let left = self.now.wall.micros_until(*at).max(1000);
             by(Some(now + Duration::from_micros(left.unsigned_abs())));
         }

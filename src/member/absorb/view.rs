@@ -8,7 +8,9 @@ use super::super::flights::{About, Lane};
 use super::super::input::{Answer, Fail, InForce};
 use super::super::lease;
 use super::super::state::State;
-use crate::model::{BootInstant, DataDir, InFlight, LeaderRecord, OwnLease, StoreLink, Timeline, View};
+use crate::model::{
+    BootInstant, DataDir, InFlight, LeaderRecord, Maintenance, OwnLease, Permission, StoreLink, Timeline, View,
+};
 
 /// An early renewal after a view that contradicts my lease, at most this often.
 const CONTRADICTED_PAUSE: Duration = Duration::from_millis(500);
@@ -93,12 +95,19 @@ impl State {
             self.info("the lock is mine: the keeper has the note of the standing record");
             self.lease.adopt(record.clone());
             let ttl = record.ttl_or(self.in_force.settings.ttl);
-            self.local.own = Some(OwnLease { record, evidence, ttl });
+            let paused = leader.valid_holder().is_some_and(|holder| holder.paused);
+            self.local.own = Some(OwnLease { record, evidence, ttl, paused });
+            if paused && !self.local.maintenance.is_on() {
+                // The life before this one had heard of the resume, and has not renewed the lock since.
+                self.local.maintenance = Maintenance::Resuming { since: self.now.boot };
+            }
             return;
         }
-        let this_pod = leader.valid_holder().is_some_and(|h| !self.local.uid.is_empty() && h.uid == self.local.uid);
-        if this_pod && standing.postgres.is_none() {
-            self.info("the lock names this pod, and nothing of its earlier life is left");
+        let this_pod = leader.valid_holder().filter(|h| !self.local.uid.is_empty() && h.uid == self.local.uid);
+        let paused = this_pod.is_some_and(|h| h.paused) && standing.permission == Permission::PAUSED;
+        if this_pod.is_some() && (standing.postgres.is_none() || paused) {
+            let how = if paused { "was in maintenance mode" } else { "has left nothing" };
+            self.info(format!("the lock names this pod, whose earlier life {how}"));
             self.local.reclaim = Some(leader.lease);
         } else {
             self.warn("the lock names me, but nothing proves that it is mine: watching it like everybody else");
@@ -125,6 +134,7 @@ impl State {
         let ttl = self.attempted_ttl();
         let own = self.local.own.as_ref().map(|own| (own.record.clone(), own.evidence + own.ttl));
         let left = match (&own, &self.local.reclaim) {
+            _ if self.marked() => ttl,
             (Some((_, until)), _) => now.until(*until),
             (None, Some(record)) => {
                 self.lease.adopt(record.clone());
@@ -137,7 +147,7 @@ impl State {
         let deadline = self.in_force.settings.retry_timeout.min(left).max(SHORTEST_WRITE);
         let own = own.filter(|_| !self.pod_leaves);
         let job = lease::Job::Renew { status: self.leader_status(), fulfilled: self.oath_fulfilled(), claim };
-        let start = lease::Start { job, ttl, deadline, own };
+        let start = lease::Start { job, ttl, deadline, own, paused: self.local.maintenance.is_on() };
         self.with_lease(|lease, cluster, now, ids| lease.start(start, cluster, now, ids));
     }
 
@@ -145,7 +155,7 @@ impl State {
     /// attempt may land and its answer be lost. Until it is confirmed the shorter one counts.
     fn attempted_ttl(&mut self) -> Duration {
         let wanted = self.in_force.settings.ttl;
-        let Some(own) = self.local.own.clone().filter(|own| wanted < own.ttl) else { return wanted };
+        let Some(own) = self.local.own.clone().filter(|own| wanted < own.ttl && !own.paused) else { return wanted };
         let shorter = OwnLease { ttl: wanted, ..own.clone() };
         if self.permission_of(&shorter).is_some_and(|p| self.standing() == p) {
             self.local.own = Some(shorter);
@@ -155,6 +165,12 @@ impl State {
             self.permit(permission);
         }
         own.ttl
+    }
+
+    /// What the store says of maintenance mode is in force.
+    pub(super) fn document_is_in_force(&self) -> bool {
+        let text = self.cluster.config.as_ref().and_then(|c| c.document.as_deref());
+        self.viewed && !self.flights.busy(Lane::Configuration) && text.is_none_or(|text| *self.asked_document == *text)
     }
 
     /// Another dynamic document than the one in force is put in force.

@@ -133,7 +133,8 @@ impl State {
                 self.local.bootstrap_failed = Some(BootstrapFailed { why, at: self.now.boot });
             }
             Action::PlanRestart { timeout } => {
-                self.local.restart = Some(PlannedRestart { began: self.now.boot, timeout });
+                let from_stopped = !self.local.postgres.alive;
+                self.local.restart = Some(PlannedRestart { began: self.now.boot, timeout, from_stopped });
             }
             Action::RestartDone => self.local.restart = None,
             Action::QuitSync => self.local.quits_sync = Some(self.now.boot),

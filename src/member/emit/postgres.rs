@@ -5,7 +5,8 @@ use super::super::effect::{Effect, Reload, Script};
 use super::super::flights::{About, Lane};
 use super::super::state::State;
 use crate::model::{
-    KeeperLink, MemberName, Permission, StandbyNames, StartRole, StopMode, Task, TaskKind, Timeline, Upstream,
+    KeeperLink, MemberName, Permission, StandbyNames, StartRole, StopMode, Task, TaskKind, Timeline, UnfencedReason,
+    Upstream,
 };
 use crate::mutant::{self, Mutant};
 
@@ -28,7 +29,8 @@ impl State {
     fn writer_permitted(&self) -> bool {
         match self.standing() {
             Permission::None => false,
-            Permission::Unfenced => self.local.bootstrapping,
+            Permission::Unfenced(UnfencedReason::Bootstrap) => self.local.bootstrapping,
+            Permission::Unfenced(UnfencedReason::Pause) => self.local.maintenance.is_on() && self.marked(),
             Permission::Writer { .. } => {
                 let wanted = self.local.own.as_ref().and_then(|own| self.permission_of(own));
                 wanted == Some(self.standing())

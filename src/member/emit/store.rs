@@ -46,7 +46,8 @@ impl State {
         self.local.lease_write = Some(kind);
         let own = self.local.own.as_ref().map(|own| (own.record.clone(), own.evidence + own.ttl));
         let s = &self.in_force.settings;
-        let start = Start { job, ttl: s.ttl, deadline: s.retry_timeout, own };
+        let paused = self.local.maintenance.is_on();
+        let start = Start { job, ttl: s.ttl, deadline: s.retry_timeout, own, paused };
         self.with_lease(|lease, cluster, now, ids| lease.start(start, cluster, now, ids));
     }
 

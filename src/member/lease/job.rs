@@ -62,12 +62,13 @@ pub struct Writer {
 
 impl Writer {
     /// The mark that belongs to a record. The store's client fills in the container IDs.
-    pub(super) fn mark(&self, record: &LeaseRecord) -> HolderMark {
+    pub(super) fn mark(&self, record: &LeaseRecord, paused: bool) -> HolderMark {
         HolderMark {
             uid: self.uid.clone(),
             session: self.session.clone(),
             acquire_time: record.acquire_time.clone().unwrap_or_default(),
             renew_time: record.renew_time.clone().unwrap_or_default(),
+            paused,
             ..HolderMark::default()
         }
     }
@@ -83,4 +84,6 @@ pub struct Start {
     pub deadline: Duration,
     /// My lease, and until when it is unexpired by my own clock.
     pub own: Option<(LeaseRecord, BootInstant)>,
+    /// I am in maintenance mode: the mark says so.
+    pub paused: bool,
 }

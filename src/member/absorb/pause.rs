@@ -1,0 +1,69 @@
+//! Maintenance mode: when it begins and ends for this member, and what it finds running that it has not started.
+
+use super::super::input::Looked;
+use super::super::state::State;
+use crate::model::{BootInstant, Maintenance, Permission, Stranger};
+
+impl State {
+    /// Follows the configuration in force. A member that was started beside a keeper in maintenance stays in it until the
+    /// store says otherwise.
+    pub(in crate::member) fn maintain(&mut self) {
+        let before = self.local.maintenance;
+        let now = self.now.boot;
+        let marked = self.local.own.as_ref().is_some_and(|own| own.paused);
+        let unfenced = self.standing() == Permission::PAUSED;
+        self.local.maintenance = match before {
+            _ if self.in_force.settings.pause => Maintenance::On,
+            Maintenance::On if !self.document_is_in_force() => Maintenance::On,
+            Maintenance::On if marked || unfenced => Maintenance::Resuming { since: now },
+            Maintenance::Resuming { since } if marked || unfenced && !self.confirmed_since(since) => before,
+            Maintenance::On | Maintenance::Resuming { .. } | Maintenance::Off => Maintenance::Off,
+        };
+        if self.local.maintenance == before {
+            return;
+        }
+        self.local.stranger = None;
+        match (before, self.local.maintenance) {
+            (_, Maintenance::On) => self.info("maintenance mode is on: Postgres is left alone"),
+            (Maintenance::On, _) => self.info("maintenance mode is off"),
+            (_, _) => {}
+        }
+    }
+
+    fn confirmed_since(&self, since: BootInstant) -> bool {
+        self.local.own.as_ref().is_some_and(|own| !own.paused && own.evidence >= since)
+    }
+
+    /// The confirmed record says that I am in maintenance mode: it does not end by time.
+    pub(in crate::member) fn marked(&self) -> bool {
+        self.local.own.as_ref().is_some_and(|own| own.paused)
+    }
+
+    /// When the resume was heard of, until the lock is renewed.
+    pub(super) fn resumed(&self) -> Option<BootInstant> {
+        match self.local.maintenance {
+            Maintenance::Resuming { since } if self.marked() => Some(since),
+            Maintenance::Resuming { .. } | Maintenance::On | Maintenance::Off => None,
+        }
+    }
+
+    /// Is somebody asked where my Postgres would be, although the keeper runs none?
+    pub(in crate::member) fn looks_for_strangers(&self) -> bool {
+        self.local.maintenance.is_on() && !self.local.postgres.alive && self.local.task.is_none()
+    }
+
+    /// What was asked while nothing of mine runs.
+    pub(super) fn met_stranger(&mut self, looked: &Looked, sent: BootInstant) {
+        let (answers, writes) = match looked {
+            Looked::Answer(probe) => (true, (!probe.in_recovery).then_some(probe.timeline)),
+            Looked::NotReady | Looked::LoginRefused(_) => (true, None),
+            Looked::Nobody | Looked::Gone => (false, None),
+            // Nothing is known: what was known stays.
+            Looked::Silent => return,
+        };
+        if answers {
+            self.warn_once("a Postgres that I have not started answers here: it is not supervised".to_owned());
+        }
+        self.local.stranger = Some(Stranger { at: sent, answers, writes });
+    }
+}
