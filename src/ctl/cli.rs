@@ -10,9 +10,7 @@ const FORMATS: [&str; 5] = ["pretty", "tsv", "json", "yaml", "yml"];
 const ROLES: [&str; 6] = ["leader", "primary", "standby-leader", "replica", "standby", "any"];
 
 /// The commands this version knows by name only: name, help, what to do instead.
-const REFUSED: [(&str, &str, &str); 6] = [
-    ("pause", "Disable auto failover (not available in this version)", NO_PAUSE),
-    ("resume", "Resume auto failover (not available in this version)", NO_PAUSE),
+const REFUSED: [(&str, &str, &str); 4] = [
     (
         "flush",
         "Discard scheduled events (not available in this version)",
@@ -26,7 +24,6 @@ const REFUSED: [(&str, &str, &str); 6] = [
     ("demote-cluster", "Demote cluster to a standby cluster (not available in this version)", NO_STANDBY),
     ("promote-cluster", "Promote cluster, make it run standalone (not available in this version)", NO_STANDBY),
 ];
-const NO_PAUSE: &str = "for work on one member tag it nofailover, or switch over to another one first";
 const NO_STANDBY: &str = "there are no standby clusters";
 
 /// Why a command that exists always ends with an error; `None`: it works.
@@ -102,6 +99,10 @@ fn commands() -> Vec<Command> {
             force(),
         ]),
         sub("failover", "Failover to a replica").args([cluster(), value("candidate"), force()]),
+        sub("pause", "Disable auto failover")
+            .args([cluster(), flag("wait").help("Wait until it is applied on all nodes")]),
+        sub("resume", "Resume auto failover")
+            .args([cluster(), flag("wait").help("Wait until it is cleared on all nodes")]),
         sub("reload", "Reload cluster member configuration").args([
             required_cluster(),
             names("MEMBER_NAMES"),

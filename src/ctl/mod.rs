@@ -6,7 +6,7 @@
 //! Everything people and scripts compare byte for byte is pure: `output` (table, tsv, JSON, YAML), `members` (rows of
 //! `list` and `topology`), `dates`. Questions go through `prompts::Terminal`. The commands: `view` (list, topology, history,
 //! version, show-config), `query` (dsn, query), `select` (which members), `restart` (reload, restart), `reinit`,
-//! `switchover` (and failover), `config_edit`.
+//! `switchover` (and failover), `pause` (and resume), `config_edit`.
 //!
 //! A refusal of a member is an answer: it is printed and the exit code is 0. Errors of this program are one line on stderr,
 //! exit 1; mistakes on the command line are 2. What it deliberately does not do: decide anything about the cluster, or
@@ -18,6 +18,7 @@ pub mod dates;
 pub mod error;
 pub mod members;
 pub mod output;
+pub mod pause;
 pub mod prompts;
 pub mod query;
 pub mod reinit;
@@ -110,6 +111,8 @@ async fn command(name: &str, args: &ArgMatches, session: &mut Session<'_>) -> Re
         "dsn" => query::dsn(session, args).await,
         "query" => query::query(session, args).await,
         "edit-config" => config_edit::edit(session, args).await,
+        "pause" => pause::run(session, args, true).await,
+        "resume" => pause::run(session, args, false).await,
         "reload" => restart::reload(session, args).await,
         "restart" => restart::restart(session, args).await,
         "reinit" => reinit::reinit(session, args).await,

@@ -42,6 +42,9 @@ fn paused(ctx: &Ctx<'_>) -> Option<Decision> {
     if ctx.local.store == StoreLink::NotRead {
         return Some(ctx.wait("waiting for the first complete view of the store"));
     }
+    if !ctx.local.postgres.alive && ctx.local.data_stale && ctx.local.task.is_none() {
+        return Some(ctx.wait("looking at the data directory"));
+    }
     if let Some(d) = requests::handover(ctx).or_else(|| requests::reinit(ctx)).or_else(|| ctx.task_under_way()) {
         return Some(d);
     }
@@ -123,9 +126,6 @@ fn wish(ctx: &Ctx<'_>) -> Option<Decision> {
 
 /// Nothing of mine runs.
 fn down(ctx: &Ctx<'_>) -> Decision {
-    if ctx.local.data_stale {
-        return ctx.wait("looking at the data directory");
-    }
     if let Some(Request::Restart { .. }) = ctx.local.request
         && ctx.local.restart.is_none()
         && let Some(d) = start_wish(ctx)

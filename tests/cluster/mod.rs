@@ -9,6 +9,7 @@ mod crash;
 mod handover;
 mod mixed;
 mod outage;
+mod pause;
 mod rejoin;
 mod start;
 mod stopped;
@@ -115,6 +116,10 @@ pub const TESTS: &[Test] = tests![
     scaled endpoints synchronous::without_a_standby_strict_mode_commits_nothing,
     scaled configmaps synchronous::the_mode_is_switched_under_load,
     scaled endpoints synchronous::a_switchover_goes_to_the_synchronous_standby,
+    scaled endpoints pause::a_postgres_that_ends_stays_down_until_a_person_asks,
+    scaled configmaps pause::without_the_api_a_paused_primary_goes_on,
+    scaled configmaps pause::a_switchover_in_maintenance_needs_a_candidate,
+    scaled endpoints pause::who_was_promoted_by_hand_is_a_standby_again_after_the_resume,
     scaled endpoints rejoin::a_diverged_leader_is_rewound,
     scaled endpoints rejoin::a_diverged_leader_is_cloned_anew_where_rewind_is_off,
     scaled endpoints rejoin::a_replica_whose_data_vanished_is_cloned_anew,

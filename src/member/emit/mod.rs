@@ -134,6 +134,10 @@ impl State {
             }
             Action::PlanRestart { timeout } => {
                 let from_stopped = !self.local.postgres.alive;
+                if from_stopped {
+                    // How it ended before says nothing of the start that a person asks for.
+                    self.local.postgres.failed_starts = 0;
+                }
                 self.local.restart = Some(PlannedRestart { began: self.now.boot, timeout, from_stopped });
             }
             Action::RestartDone => self.local.restart = None,
