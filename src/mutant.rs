@@ -101,6 +101,10 @@ mutants! {
     ResumesUnrenewed,
     /// The lock of a holder in maintenance ends by time.
     TakesPausedHolder,
+    /// A primary goes on without the store when most of the others promise to leave it the lock.
+    FailsafeByMajority,
+    /// A promise to leave somebody the lock is given and not kept.
+    PromisesAreForgotten,
     /// A request of a person is not consumed.
     RequestsStay,
     /// What failed is tried again at once.

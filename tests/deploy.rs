@@ -243,7 +243,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("dynamicConfig.retry_timeout=15", "loop_wait + 2*retry_timeout is 40, more than ttl 30"),
     ("dynamicConfig.synchronous_mode=quorum", "dynamicConfig.synchronous_mode: quorum is refused by this version"),
     ("dynamicConfig.synchronous_mode=yess", "'/dynamicConfig/synchronous_mode'"),
-    ("dynamicConfig.failsafe_mode=true", "dynamicConfig.failsafe_mode is refused by this version"),
     ("dynamicConfig.standby_cluster.host=a", "dynamicConfig.standby_cluster is refused by this version"),
     ("dynamicConfig.slots.a.type=logical", "dynamicConfig.slots.a: logical slots are refused"),
     ("watchdog.mode=required", "watchdog.mode: required is refused by this version: it opens no watchdog device"),

@@ -163,6 +163,7 @@ impl World {
             "check_timeline" => self.settings.check_timeline = yes,
             "may_bootstrap" => self.settings.may_bootstrap = yes,
             "maximum_lag" => self.settings.maximum_lag_on_failover = value.parse().unwrap(),
+            "failsafe" => self.settings.failsafe = yes,
             "unsupported" if value == "none" => self.settings.unsupported.clear(),
             "unsupported" => self.settings.unsupported = vec![value.to_owned()],
             "proof_deleted" => {
@@ -238,7 +239,7 @@ impl World {
             optime,
             slots: BTreeMap::new(),
             retain_slots: Vec::new(),
-            failsafe: None,
+            failsafe: opt("map").map(|list| list.split(',').map(|n| (n.to_owned(), String::new())).collect()),
             addresses: Vec::new(),
             released: (words || opt("sworn").is_some()).then(|| Released {
                 acquire_time: "t0".into(),
@@ -260,12 +261,14 @@ impl World {
     }
 
     fn own(&mut self, args: &[&str]) {
+        let opt = |key: &str| args.iter().find_map(|a| a.strip_prefix(key).and_then(|v| v.strip_prefix('=')));
         let record = self.cluster.leader.as_ref().map(|l| l.lease.clone()).unwrap_or_default();
         self.local.own = (args[0] != "none").then(|| OwnLease {
             record,
             evidence: boot(args[0].parse().unwrap()),
             ttl: self.settings.ttl,
             paused: args.contains(&"paused"),
+            prolonged: opt("prolonged").map(|s| boot(s.parse().unwrap())),
         });
     }
 
@@ -421,7 +424,16 @@ impl World {
                 "bootstrapping" => l.bootstrapping = value != "no",
                 "stepped-down" => l.stepped_down = Some(boot(self.now)),
                 "newest-history" => l.postgres.newest_history = Timeline(value.parse().unwrap()),
-                "promised" => l.promised_until = Some(boot(value.parse().unwrap())),
+                "promised" => {
+                    let (to, until) = value.split_once(':').unwrap();
+                    l.promise = Some(Promise { to: to.into(), until: boot(until.parse().unwrap()) });
+                }
+                "failsafe" => {
+                    let map = value.split(',').map(|n| (n.into(), format!("http://{n}:8008/patroni")));
+                    l.failsafe.sends(boot(0.0), map.collect());
+                    l.failsafe.confirmed(boot(0.0));
+                }
+                "failsafe-failed" => l.failsafe.failed = Some(boot(self.now)),
                 "backoff" => l.backoff_until = Some(boot(value.parse().unwrap())),
                 "reclaim" => l.reclaim = self.cluster.leader.as_ref().map(|x| x.lease.clone()),
                 "proof" => {

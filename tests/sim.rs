@@ -18,6 +18,8 @@ mod disasters;
 mod disk;
 #[path = "sim/effects.rs"]
 mod effects;
+#[path = "sim/failsafe.rs"]
+mod failsafe;
 #[path = "sim/faults.rs"]
 mod faults;
 #[path = "sim/judge.rs"]

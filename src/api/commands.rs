@@ -101,8 +101,7 @@ pub(super) async fn run(handle: &Handle, route: Route, body: Map<String, Value>)
         Route::Switchover => change_leader(handle, &body, Change::Switchover).await,
         Route::Failover => change_leader(handle, &body, Change::Failover).await,
         Route::DeleteSwitchover => delete_switchover(handle).await,
-        // Failsafe mode is refused where it is configured; a member without it answers as Patroni does: 502.
-        Route::Failsafe => Reply::page(502),
+        Route::Failsafe => failsafe(handle, &body).await,
         Route::Mpp => Reply::text(501, "Citus is not supported"),
     }
 }
@@ -124,6 +123,20 @@ async fn ask(handle: &Handle, command: Command) -> Reply {
 
 fn text(answer: Answer) -> Reply {
     Reply::text(answer.status, answer.text)
+}
+
+/// `POST /failsafe`: a holder of the lock that cannot reach the store asks to be left it.
+async fn failsafe(handle: &Handle, body: &Map<String, Value>) -> Reply {
+    if !handle.snapshot().settings.failsafe {
+        return Reply::page(502);
+    }
+    let from = body.get("name").and_then(Value::as_str).filter(|name| !name.is_empty());
+    let Some(from) = from else { return Reply::text(400, "name: the name of the member that asks is missing") };
+    match send(handle, Command::Failsafe { from: from.into() }).await {
+        Ok(Answer { status: 502, .. }) => Reply::page(502),
+        Ok(answer) => text(answer),
+        Err(refused) => refused,
+    }
 }
 
 /// Deep-merges into the stored document, on the version it was read in; 503 without one.

@@ -122,7 +122,11 @@ fn cluster(p: &mut Page<'_>, s: &Snapshot, st: &Status, postgres: Option<&Postgr
         postgres.map_or(0, |x| x.server_version),
     );
     p.flag("cluster_unlocked", "Value is 1 if the cluster is unlocked, 0 if locked.", s.cluster_unlocked());
-    p.flag("failsafe_mode_is_active", "Value is 1 if failsafe mode is active, 0 if inactive.", false);
+    p.flag("failsafe_mode_enabled", "Value is 1 if failsafe mode is enabled, 0 otherwise.", s.settings.failsafe);
+    p.flag("failsafe_mode_is_active", "Value is 1 if failsafe mode is active, 0 if inactive.", s.failsafe_active);
+    let listed =
+        s.cluster.leader.as_ref().and_then(|l| l.failsafe.as_ref()).is_some_and(|m| m.contains_key(s.me().as_str()));
+    p.flag("failsafe_member", "Value is 1 if the last leader may go on with this member, 0 otherwise.", listed);
     p.metric(
         "postgres_timeline",
         "gauge",

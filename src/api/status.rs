@@ -145,6 +145,9 @@ fn of_cluster(d: &mut Map<String, Value>, snapshot: &Snapshot) {
         d.insert("cluster_unlocked".into(), json!(true));
     }
     d.insert("dcs_last_seen".into(), json!(snapshot.dcs_last_seen));
+    if snapshot.failsafe_active {
+        d.insert("failsafe_mode_is_active".into(), json!(true));
+    }
     if snapshot.settings.pause {
         d.insert("pause".into(), json!(true));
     }

@@ -1,6 +1,6 @@
 //! What a dynamic configuration may ask for and this version cannot promise.
 //!
-//! Ignoring `failsafe_mode` would do what somebody was promised would not happen, so a member that finds such a wish in the store does
+//! Ignoring `standby_cluster` would do what somebody was promised would not happen, so a member that finds such a wish in the store does
 //! not take the lock. That must not become an outage by a slip of the pen: whoever writes the configuration through this
 //! program (REST, `patronictl edit-config`, `--validate-config`) is told at once, and the write refused.
 use serde_json::Value;
@@ -16,7 +16,6 @@ pub fn unsupported(dynamic: &Dynamic) -> Vec<String> {
             dynamic.synchronous_mode == SynchronousMode::Quorum,
             "synchronous_mode: quorum is set in the dynamic configuration, but is not supported (`on` is)",
         ),
-        (dynamic.failsafe_mode, "failsafe_mode is set in the dynamic configuration, but is not supported"),
         (
             dynamic.standby_cluster.is_some(),
             "standby_cluster is set in the dynamic configuration, but is not supported",
@@ -51,8 +50,8 @@ mod tests {
             newly_unsupported(&plain, &json!({"synchronous_mode": "on", "synchronous_mode_strict": true})).is_empty()
         );
         assert!(newly_unsupported(&sync, &plain).is_empty());
-        let wishes = json!({"failsafe_mode": true, "standby_cluster": {"host": "h"},
+        let wishes = json!({"standby_cluster": {"host": "h"},
                             "slots": {"l": {"type": "logical", "database": "d", "plugin": "p"}}});
-        assert_eq!(newly_unsupported(&plain, &wishes).len(), 3);
+        assert_eq!(newly_unsupported(&plain, &wishes).len(), 2);
     }
 }

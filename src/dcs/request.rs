@@ -241,7 +241,7 @@ impl Desk {
     }
 
     fn encode_leader(&mut self, write: LeaderWrite) -> Sent {
-        let LeaderWrite { expect, record, holder, status, released, claim } = write;
+        let LeaderWrite { expect, record, holder, status, released, claim, failsafe } = write;
         let mut patch = schema::record_patch(&record);
         if let Some(holder) = holder {
             let containers = self.containers_of(&holder.uid);
@@ -254,6 +254,7 @@ impl Desk {
         });
         patch.extend(schema::released_patch(&released));
         patch.extend(schema::timeline_patch(&claim));
+        patch.extend(schema::failsafe_patch(&failsafe));
         let subsets = self.subsets(expect.as_ref(), record.leader.is_some());
         self.write(Object::Leader, expect.as_ref(), patch, subsets)
     }

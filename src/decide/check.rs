@@ -50,9 +50,8 @@ fn broken_rule(ctx: &Ctx<'_>, action: &Action) -> Option<&'static str> {
             Raw::of(ctx).writer().or_else(|| Raw::of(ctx).waits_for(names))
         }
         Action::Promote { claim } => {
-            let unnamed = StandbyNames::AsConfigured;
-            let raw = Raw::of(ctx);
-            raw.promote(*claim).or_else(|| raw.waits_for(ctx.local.sync.named.as_ref().unwrap_or(&unnamed)))
+            let names = ctx.local.sync.named.as_ref().unwrap_or(&StandbyNames::AsConfigured);
+            Raw::of(ctx).promote(*claim).or_else(|| Raw::of(ctx).waits_for(names))
         }
         Action::NameStandbys(names) => Raw::of(ctx).narrower(names),
         Action::WriteSync { leader, standbys, .. } => Raw::of(ctx).vouch(leader.as_ref(), standbys),
@@ -86,6 +85,7 @@ fn broken_rule(ctx: &Ctx<'_>, action: &Action) -> Option<&'static str> {
         | Action::Follow { .. }
         | Action::Checkpoint
         | Action::AskPeers { .. }
+        | Action::AskFailsafe
         | Action::CancelTask
         | Action::CheckDivergence { .. }
         | Action::BeginHandover(_)
@@ -116,7 +116,7 @@ fn permit(ctx: &Ctx<'_>, permission: &Permission) -> Option<&'static str> {
         Permission::Writer { stop_at, kill_at } if Raw::of(ctx).after_maintenance(*stop_at, *kill_at) => None,
         Permission::Writer { stop_at, kill_at } => match &ctx.hold {
             Hold::Leader(own)
-                if *stop_at <= own.evidence + ctx.timings.stop && *kill_at <= own.evidence + ctx.timings.kill =>
+                if *stop_at <= own.runs_from() + ctx.timings.stop && *kill_at <= own.runs_from() + ctx.timings.kill =>
             {
                 None
             }
@@ -203,8 +203,15 @@ impl<'a> Raw<'a> {
         if local.bootstrapping && !fenced {
             return Some("a new cluster takes its lock before the keeper has its deadlines");
         }
-        if local.promised_until.is_some_and(|until| self.now < until) && !local.bootstrapping {
+        let given_up = matches!(stood, Stood::Record(r) if r.leader.is_none() && seen.released);
+        let over = given_up || matches!(stood, Stood::ProvenDead(_)) || local.bootstrapping;
+        if local.promise.as_ref().is_some_and(|p| self.now < p.until) && !over {
             return Some("racing against a promise");
+        }
+        let map = shown.and_then(|l| l.failsafe.as_ref()).filter(|_| self.settings.failsafe);
+        let silent = matches!(stood, Stood::Record(r) if r.leader.is_some());
+        if silent && map.is_some_and(|map| !map.contains_key(local.me.as_str())) && !self.names_me() {
+            return Some("taking the lock of a holder that did not ask me (failsafe)");
         }
         self.held(stood)
             .or_else(|| self.allowed())
@@ -450,8 +457,13 @@ mod tests {
     fn a_forged_hold_does_not_fool_the_check() {
         let (cluster, settings) = (Cluster::default(), Settings::default());
         let local = Local::at_start("a".into(), "s".into(), at(0), Duration::from_secs(30));
-        let forged =
-            OwnLease { record: LeaseRecord::default(), evidence: at(100), ttl: Duration::from_secs(30), paused: false };
+        let forged = OwnLease {
+            record: LeaseRecord::default(),
+            evidence: at(100),
+            ttl: Duration::from_secs(30),
+            paused: false,
+            prolonged: None,
+        };
         let mut ctx = Ctx::new(&cluster, &local, &settings, Now { boot: at(100), wall: WallTime(0) });
         ctx.hold = Hold::Leader(&forged);
         ctx.verdict = crate::model::LeaseVerdict::Released;

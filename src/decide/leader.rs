@@ -1,6 +1,6 @@
 //! What the lock holder does, and what stops a primary that is none.
 
-use super::{Ctx, Hold, fit, requests, silence, sync};
+use super::{Ctx, Hold, failsafe, fit, requests, silence, sync};
 use crate::model::{
     Action, Decision, Handover, LeaseVerdict, OwnLease, Permission, Role, StandbyNames, StopMode, StoreLink, Timeline,
 };
@@ -238,7 +238,11 @@ pub(super) fn primary(ctx: &Ctx<'_>, timeline: Timeline) -> Decision {
         return upkeep_of_primary(ctx, d, timeline);
     }
     let fence = silence::in_words(ctx);
-    let mut d = ctx.wait(format!("no action. I am ({}), the leader with the lock{fence}", ctx.local.me));
+    let mut d = if ctx.local.own.as_ref().is_some_and(failsafe::goes_on) {
+        ctx.wait("continue to run as a leader because failsafe mode is enabled and all members are accessible")
+    } else {
+        ctx.wait(format!("no action. I am ({}), the leader with the lock{fence}", ctx.local.me))
+    };
     if ctx.cluster.initialize.system_id().is_some_and(|id| Some(id) != ctx.my_system_id()) {
         d = d.warn(format!(
             "the store says system identifier {}, my data directory {}: I keep serving while my lease holds; find out \

@@ -13,6 +13,7 @@
 
 mod bootstrap;
 pub mod check;
+mod failsafe;
 mod fit;
 mod leader;
 mod pause;
@@ -96,9 +97,9 @@ impl<'a> Ctx<'a> {
         let ttl = local.own.as_ref().map_or(settings.ttl, |own| own.ttl);
         let timings = timings_for(settings, ttl, local.watchdog_armed);
         let hold = match &local.own {
-            Some(own) if now.boot < own.evidence + timings.demote => Hold::Leader(own),
+            Some(own) if now.boot < own.runs_from() + timings.demote => Hold::Leader(own),
             // One that says that it is in maintenance does not end by time.
-            Some(own) if own.paused || now.boot < own.evidence + timings.ttl => Hold::Lapsed(own),
+            Some(own) if own.paused || now.boot < own.runs_from() + timings.ttl => Hold::Lapsed(own),
             Some(_) | None => Hold::No,
         };
         let verdict = local.lease.verdict(now.boot, settings.ttl);
@@ -175,7 +176,7 @@ impl<'a> Ctx<'a> {
             if self.renewal_due() && !d.actions.iter().any(renews) {
                 d.actions.insert(0, Action::RenewLease);
             }
-            d = d.wake_by(self.next_lease_moment());
+            d = failsafe::ask(self, d.wake_by(self.next_lease_moment()));
             if let silence::Silence::Until(at) = silence::judge(self.local, self.now.boot) {
                 d = d.wake_by(at);
             }
@@ -227,7 +228,7 @@ impl<'a> Ctx<'a> {
         let retry = self.local.last_attempt.filter(|at| *at > own.evidence).map(|at| at + RETRY_PAUSE);
         let renew = (own.evidence + self.timings.renew).max(retry.unwrap_or(own.evidence));
         let tick = Duration::from_millis(1);
-        [renew, own.evidence + self.timings.demote, own.evidence + self.timings.ttl]
+        [renew, own.runs_from() + self.timings.demote, own.runs_from() + self.timings.ttl]
             .into_iter()
             .filter(|at| *at > self.now.boot)
             .min()
@@ -401,7 +402,8 @@ impl<'a> Ctx<'a> {
         if self.local.maintenance.is_on() && own.paused {
             return Permission::PAUSED;
         }
-        Permission::Writer { stop_at: own.evidence + self.timings.stop, kill_at: own.evidence + self.timings.kill }
+        let from = own.runs_from();
+        Permission::Writer { stop_at: from + self.timings.stop, kill_at: from + self.timings.kill }
     }
 
     /// A renewal sent after the last death of a postmaster (the old holder may not know it was usurped).

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::fit::{self, Field, Standing};
-use super::{ASK_BEFORE_EXPIRY, Ctx, ROUND_MAX_AGE, Unlocked, replica, sync};
+use super::{ASK_BEFORE_EXPIRY, Ctx, ROUND_MAX_AGE, Unlocked, failsafe, replica, sync};
 use crate::model::{
     Action, BootInstant, Decision, FailoverRequest, Initialize, LeaseVerdict, Lsn, Member, MemberName, PeerAnswer,
     PeerRound, Probe, Shutdown, Stood, StopMode, Timeline, Upstream,
@@ -49,6 +49,8 @@ enum Outcome {
     ReadHistory,
     /// First read the sync key afresh.
     ReadSync,
+    /// First read afresh whether failsafe mode is on.
+    ReadMode,
     /// First stop receiving, and look what is there then.
     Cut,
 }
@@ -75,6 +77,10 @@ pub(super) fn race(ctx: &Ctx<'_>, unlocked: &Unlocked) -> Decision {
             ))
             .wake_by(ctx.now.boot + super::RETRY_PAUSE)
             .then(Action::ReadConfig),
+        Outcome::ReadMode => ctx
+            .wait(format!("the lock is free ({grounds}): reading afresh whether its holder may go on (failsafe)"))
+            .wake_by(ctx.now.boot + super::RETRY_PAUSE)
+            .then_if(!ctx.local.configuring, || Action::ReadConfig),
         Outcome::ReadSync => ctx
             .wait(format!("the lock is free ({grounds}): reading afresh who may lead without losing a commit"))
             .wake_by(ctx.now.boot + super::RETRY_PAUSE)
@@ -161,8 +167,23 @@ fn outcome(ctx: &Ctx<'_>, unlocked: &Unlocked) -> Outcome {
     if ctx.local.backoff_until.is_some_and(|t| ctx.now.boot < t) {
         return yields("pre_promote failed here; backoff: skip leader race for a ttl");
     }
-    if ctx.local.promised_until.is_some_and(|t| ctx.now.boot < t) {
-        return yields("I promised another leader not to (failsafe)");
+    if let Some(promise) = failsafe::promise(ctx, &unlocked.stood) {
+        return Outcome::Yield {
+            why: format!("I promised {} to leave it the lock (failsafe)", promise.to),
+            to: Some(promise.to.clone()),
+            until: Some(promise.until),
+        };
+    }
+    let surely_off = !ctx.settings.failsafe && ctx.local.mode_is_fresh(ctx.now.boot);
+    if failsafe::unlisted(ctx) && !surely_off {
+        if ctx.settings.failsafe {
+            return yields(format!(
+                "its holder may go on without me: I am not among the members that it has named (failsafe); `patronictl \
+                 failover --candidate {} --force` once it is dead for certain",
+                ctx.local.me
+            ));
+        }
+        return Outcome::ReadMode;
     }
     if ctx.keeper_lost() {
         return yields("my keeper does not answer (fence: lost); delete this pod if it stays so");

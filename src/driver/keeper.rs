@@ -98,9 +98,9 @@ impl Link {
         &self,
         permission: Permission,
         evidence: BootInstant,
-        note: Option<&LeaseRecord>,
+        note: Option<&(LeaseRecord, BootInstant)>,
     ) -> Result<(), Fail> {
-        let note = note.map_or_else(String::new, |record| note_of(record, evidence));
+        let note = note.map_or_else(String::new, |(record, renewal)| note_of(record, *renewal));
         let permission = match permission {
             Permission::None => protocol::Permission::None,
             Permission::Writer { stop_at, kill_at } => {

@@ -8,9 +8,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
 use bytes::Bytes;
 use futures::future::join_all;
-use http_body_util::{BodyExt, Empty, Limited};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use http::{Method, Request};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -44,15 +47,18 @@ pub struct PeerTls {
     pub keyfile: Option<String>,
     /// PEM anchors.
     pub cacert: Option<String>,
+    /// User and password of the other members' REST APIs, for what they protect.
+    pub authentication: Option<(String, String)>,
 }
 
-type Http = Client<HttpsConnector<HttpConnector>, Empty<Bytes>>;
+type Http = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 type Live = Arc<BTreeMap<MemberName, LiveMember>>;
 
 /// The client. Cheap to clone; all clones share the poll.
 #[derive(Clone)]
 pub struct PeerClient {
     http: Http,
+    authorization: Option<HeaderValue>,
     live: Arc<Mutex<Option<(BootInstant, Live)>>>,
 }
 
@@ -71,7 +77,48 @@ impl PeerClient {
             .enable_http1()
             .wrap_connector(tcp);
         let http = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
-        Ok(PeerClient { http, live: Arc::new(Mutex::new(None)) })
+        let authorization = tls.authentication.as_ref().map(|(user, password)| {
+            let text = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+            HeaderValue::try_from(format!("Basic {text}")).map_err(|e| format!("ctl.authentication: {e}"))
+        });
+        let authorization = authorization.transpose()?;
+        Ok(PeerClient { http, authorization, live: Arc::new(Mutex::new(None)) })
+    }
+
+    /// Asks these members to leave the lock to whom `body` names (`POST /failsafe`); every one of them is in the answer. A
+    /// member promises with status 200 and the word `Accepted`, and with nothing else.
+    pub async fn ask_to_leave(
+        &self,
+        members: &BTreeMap<MemberName, String>,
+        body: &Value,
+    ) -> BTreeMap<MemberName, Result<(), String>> {
+        let questions = members.iter().map(|(name, url)| async move {
+            let asked = tokio::time::timeout(PEER_TIMEOUT, self.post_failsafe(url, body)).await;
+            let silent = || Err(format!("no answer within {} s", PEER_TIMEOUT.as_secs()));
+            (name.clone(), asked.unwrap_or_else(|_| silent()))
+        });
+        join_all(questions).await.into_iter().collect()
+    }
+
+    async fn post_failsafe(&self, url: &str, body: &Value) -> Result<(), String> {
+        let base = origin(url).ok_or_else(|| format!("{url}: no address of a REST API"))?;
+        let mut request = Request::builder()
+            .method(Method::POST)
+            .uri(format!("{base}/failsafe"))
+            .header(CONTENT_TYPE, "application/json");
+        if let Some(value) = &self.authorization {
+            request = request.header(AUTHORIZATION, value.clone());
+        }
+        let request = request.body(Full::new(Bytes::from(body.to_string()))).map_err(|e| e.to_string())?;
+        let response = self.http.request(request).await.map_err(|e| innermost(&e))?;
+        let status = response.status().as_u16();
+        let body = Limited::new(response.into_body(), BODY_MAX).collect().await;
+        let text = String::from_utf8_lossy(&body.map_err(|e| e.to_string())?.to_bytes()).into_owned();
+        match (status, text.trim()) {
+            (200, "Accepted") => Ok(()),
+            (502, _) => Err("failsafe_mode is off there".to_owned()),
+            (status, text) => Err(format!("status {status}: {}", text.lines().next().unwrap_or_default())),
+        }
     }
 
     /// Asks these members; every one of them is in the answer.

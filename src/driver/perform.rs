@@ -61,6 +61,7 @@ fn can_be_dropped(effect: &Effect) -> bool {
         | Effect::Permit { .. }
         | Effect::Stop { .. } => false,
         Effect::AskPeers { .. }
+        | Effect::AskFailsafe { .. }
         | Effect::Script(_)
         | Effect::Task(_)
         | Effect::Probe
@@ -150,6 +151,9 @@ impl Hands {
             | Effect::WriteStore(_)
             | Effect::Publish(_)
             | Effect::StripLabels => Ok(self.store(effect).await),
+            Effect::AskFailsafe { members } => {
+                Ok(Answer::Failsafe(self.peers.ask_to_leave(&members, &self.asks_for_the_lock()).await))
+            }
             Effect::AskPeers { members } => Ok(Answer::Peers(self.peers.ask(&members).await)),
             Effect::Permit { permission, evidence, note } => {
                 kept(self.keeper.permit(permission, evidence, note.as_ref()).await)
@@ -287,6 +291,12 @@ impl Hands {
         };
         let ended = self.keeper.run(Run { argv, ..Run::default() }, SCRIPT_DEADLINE, |_| {}).await;
         Ok(Answer::Script(ended.and_then(|e| if e.success { Ok(()) } else { Err(e.summary()) })))
+    }
+
+    /// Who asks to be left the lock.
+    fn asks_for_the_lock(&self) -> serde_json::Value {
+        let (name, conn_url) = (self.setup.name.as_str(), self.setup.conn_url());
+        serde_json::json!({"name": name, "conn_url": conn_url, "api_url": self.wishes.api_url})
     }
 
     async fn probe(&self) -> Looked {

@@ -116,6 +116,7 @@ fn settings(config: &Config, dynamic: &Dynamic, effective: &EffectivePostgres, w
         maximum_lag_on_failover: u64::try_from(dynamic.maximum_lag_on_failover).unwrap_or(1_048_576),
         check_timeline: dynamic.check_timeline,
         pause: dynamic.pause,
+        failsafe: dynamic.failsafe_mode,
         synchronous: synchronous(dynamic),
         primary_start_timeout: seconds(dynamic.primary_start_timeout),
         max_timelines_history: usize::try_from(dynamic.max_timelines_history).unwrap_or(0),
@@ -418,7 +419,12 @@ pub fn api(config: &Config) -> ApiSettings {
 /// `ctl` as this member uses it towards others.
 pub fn peers(config: &Config) -> PeerTls {
     let c = &config.ctl;
-    PeerTls { certfile: c.certfile.clone(), keyfile: c.keyfile.clone(), cacert: c.cacert.clone() }
+    PeerTls {
+        certfile: c.certfile.clone(),
+        keyfile: c.keyfile.clone(),
+        cacert: c.cacert.clone(),
+        authentication: c.authentication.as_ref().map(|a| (a.username.clone(), a.password.expose().to_owned())),
+    }
 }
 
 /// `log` as plain values.
@@ -480,6 +486,6 @@ mod tests {
         assert_eq!(published("{}"), r#"{"clonefrom":true}"#);
         let unable = r#"{"clonefrom":true,"nofailover":true,"nosync":true}"#;
         assert_eq!(published(r#"{"synchronous_mode": "quorum"}"#), unable);
-        assert_eq!(published(r#"{"failsafe_mode": true}"#), unable);
+        assert_eq!(published(r#"{"standby_cluster": {"host": "h"}}"#), unable);
     }
 }

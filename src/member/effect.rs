@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::model::{
-    BootInstant, Callback, HistoryRow, LeaderWrite, LeaseRecord, MemberName, MemberStatus, Permission, StandbyNames,
-    StartRole, StopMode, StoreWrite, TaskKind, Timeline, Upstream, WantedSlot,
+    BootInstant, Callback, FailsafeMap, HistoryRow, LeaderWrite, LeaseRecord, MemberName, MemberStatus, Permission,
+    StandbyNames, StartRole, StopMode, StoreWrite, TaskKind, Timeline, Upstream, WantedSlot,
 };
 
 /// Names one effect and its answer. Never used twice in the life of a process.
@@ -82,14 +82,19 @@ pub enum Effect {
         /// Name → `api_url`.
         members: BTreeMap<MemberName, String>,
     },
+    /// Ask members to leave me the lock, at these addresses. → `Answer::Failsafe`
+    AskFailsafe {
+        /// Name → `api_url`.
+        members: FailsafeMap,
+    },
     /// Replace the keeper's permission and the note that lets a restarted sidecar go on. → `Answer::Kept`
     Permit {
         /// The permission.
         permission: Permission,
         /// The evidence it comes from.
         evidence: BootInstant,
-        /// The lease it comes from; `None`: none.
-        note: Option<LeaseRecord>,
+        /// The lease it comes from, and when its confirmed renewal was sent; `None`: none.
+        note: Option<(LeaseRecord, BootInstant)>,
     },
     /// Order the postmaster to stop. → `Answer::Kept`
     Stop {
@@ -215,7 +220,7 @@ impl Effect {
         match self {
             Effect::ReadLeader | Effect::ReadConfig | Effect::ReadSync | Effect::ReadPod { .. } => retry_timeout,
             Effect::WriteLeader(_) | Effect::WriteStore(_) | Effect::Publish(_) | Effect::StripLabels => retry_timeout,
-            Effect::AskPeers { .. } => Duration::from_secs(3),
+            Effect::AskPeers { .. } | Effect::AskFailsafe { .. } => Duration::from_secs(3),
             Effect::Permit { .. } | Effect::Stop { .. } => KEEPER,
             // Files are written before the request: on a slow disk that takes its time.
             Effect::Start { .. } | Effect::Promote { .. } | Effect::Reconfigure { .. } => Duration::from_secs(20),

@@ -28,6 +28,8 @@ pub(super) enum Lane {
     Labels,
     /// Questions to the other members.
     Peers,
+    /// Requests to leave me the lock.
+    Failsafe,
     /// Proof of death.
     Proof,
     /// Fresh reads of the configuration object.
@@ -96,6 +98,7 @@ pub(super) enum About {
     },
     Publish(Box<MemberStatus>),
     Strip,
+    Failsafe,
     Peers {
         asked_at: BootInstant,
     },
@@ -171,6 +174,7 @@ impl Lane {
     fn only_reads(self) -> bool {
         match self {
             Lane::Peers
+            | Lane::Failsafe
             | Lane::Proof
             | Lane::Config
             | Lane::SyncRead
@@ -208,6 +212,7 @@ impl Lane {
             Effect::Publish(_) => Lane::Pod,
             Effect::StripLabels => Lane::Labels,
             Effect::AskPeers { .. } => Lane::Peers,
+            Effect::AskFailsafe { .. } => Lane::Failsafe,
             Effect::ReadPod { .. } | Effect::ReadLeader | Effect::WriteLeader(_) => Lane::Proof,
             Effect::ReadConfig => Lane::Config,
             Effect::ReadSync => Lane::SyncRead,

@@ -18,8 +18,8 @@ pub use job::{Job, JobEnd, Start, Writer};
 
 use super::effect::{Effect, Id};
 use crate::model::{
-    BootInstant, Change, Cluster, LeaderRecord, LeaderStatus, LeaderWrite, LeaderWritten, LeaseRecord, MemberName, Now,
-    ReadFailed, Released, Stood, Timeline, TimelineClaim, WallTime, time_scale,
+    BootInstant, Change, Cluster, FailsafeMap, LeaderRecord, LeaderStatus, LeaderWrite, LeaderWritten, LeaseRecord,
+    MemberName, Now, ReadFailed, Released, Stood, Timeline, TimelineClaim, WallTime, time_scale,
 };
 use crate::mutant::{self, Mutant};
 
@@ -72,6 +72,7 @@ struct Attempt {
     own: Option<(LeaseRecord, BootInstant)>,
     /// The holder is in maintenance mode.
     paused: bool,
+    failsafe: Change<FailsafeMap>,
 }
 
 /// The lease machine of one process.
@@ -171,6 +172,7 @@ impl Lease {
             last_error: format!("no answer from the Kubernetes API within {:.1} s", start.deadline.as_secs_f64()),
             own: start.own,
             paused: start.paused,
+            failsafe: start.failsafe,
         });
         self.send(first, now, ids);
     }
@@ -459,6 +461,7 @@ impl Lease {
             status: LeaderStatus::default(),
             released: Change::Keep,
             claim: Change::Keep,
+            failsafe: Change::Keep,
         };
         Some(match a.job {
             Job::Release { shutdown } => {
@@ -489,7 +492,7 @@ impl Lease {
                 let record = full(&self.writer.me, acquired, stamp, transitions);
                 let claim = claim.map_or(Change::Remove, |timeline| claim_of(&record, timeline));
                 let holder = Some(self.writer.mark(&record, a.paused));
-                LeaderWrite { record, holder, claim, ..plain }
+                LeaderWrite { record, holder, claim, failsafe: a.failsafe, ..plain }
             }
             Job::Renew { status, fulfilled, claim } => {
                 let stamp = self.stamp(wall);
@@ -500,7 +503,7 @@ impl Lease {
                 let holder = Some(self.writer.mark(&record, a.paused));
                 let released = if fulfilled { Change::Remove } else { Change::Keep };
                 let claim = claim.map_or(Change::Keep, |timeline| claim_of(&record, timeline));
-                LeaderWrite { record, holder, status, released, claim, ..plain }
+                LeaderWrite { record, holder, status, released, claim, failsafe: a.failsafe, ..plain }
             }
         })
     }

@@ -41,6 +41,7 @@ impl State {
             reason: self.reason.clone(),
             fence_lost: matches!(self.local.keeper, KeeperLink::Lost { .. }),
             fence_partial: pg.alive && self.local.deadman.fence == Fence::Partial,
+            failsafe_active: self.failsafe_is_active(),
             quits_sync: self.local.quits_sync.is_some(),
         }
     }

@@ -254,7 +254,7 @@ impl State {
             // It does not end by time.
             Maintenance::On if own.paused => Some(self.now.boot + own.ttl),
             Maintenance::Resuming { since } if own.paused => Some(since + end),
-            Maintenance::On | Maintenance::Resuming { .. } | Maintenance::Off => Some(own.evidence + end),
+            Maintenance::On | Maintenance::Resuming { .. } | Maintenance::Off => Some(own.runs_from() + end),
         }
     }
 

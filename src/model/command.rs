@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{RequestText, RestartFilter, Version, WallTime};
+use super::{MemberName, RequestText, RestartFilter, Version, WallTime};
 
 /// Something to do for a person. Whoever takes it in has judged its words; its conditions are the member's.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,6 +37,11 @@ pub enum Command {
     },
     /// As SIGHUP.
     Reload,
+    /// A holder of the lock that cannot reach the store asks whether it may go on. 200 `Accepted` is a promise not to race.
+    Failsafe {
+        /// Who asks.
+        from: MemberName,
+    },
     /// Write the dynamic configuration. 200 with the document, `conflict` when somebody else wrote meanwhile, 502 when the
     /// write fails.
     WriteConfig {

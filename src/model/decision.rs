@@ -285,6 +285,8 @@ pub enum Action {
     },
     /// CHECKPOINT in the background (after promotion, or early in a hand-over).
     Checkpoint,
+    /// Ask everybody who could race for my lock to leave it to me.
+    AskFailsafe,
     /// Ask these members for their state.
     AskPeers {
         /// Names; addresses are in the view.

@@ -272,6 +272,16 @@ pub struct OwnLease {
     pub ttl: Duration,
     /// The confirmed record says that I am in maintenance mode: nobody takes it for silence.
     pub paused: bool,
+    /// When the last round of questions began in which everybody who could race promised not to. It lets a primary go on as a
+    /// renewal does, and starts none.
+    pub prolonged: Option<BootInstant>,
+}
+
+impl OwnLease {
+    /// What the deadlines of a running primary count from.
+    pub fn runs_from(&self) -> BootInstant {
+        self.prolonged.map_or(self.evidence, |at| at.max(self.evidence))
+    }
 }
 
 #[cfg(test)]

@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{
-    BootInstant, Cluster, Deadman, Initialize, LeaseRecord, LeaseTracker, Lsn, Maintenance, MemberName, OwnLease,
-    PeerRound, Permission, PostgresState, Replication, RestartFilter, RewindState, Role, StopMode, Stranger,
-    SyncKeeping, TaskKind, TaskOutcome, Timeline, Upstream, Version, WallTime,
+    BootInstant, Cluster, Deadman, Failsafe, Initialize, LeaseRecord, LeaseTracker, Lsn, Maintenance, MemberName,
+    OwnLease, PeerRound, Permission, PostgresState, Promise, Replication, RestartFilter, RewindState, Role, StopMode,
+    Stranger, SyncKeeping, TaskKind, TaskOutcome, Timeline, Upstream, Version, WallTime,
 };
 
 /// The connection to the store.
@@ -427,8 +427,10 @@ pub struct Local {
     /// I stepped down by a hand-over at this time; I do not race for the lock I have just given away until a ttl passed
     /// or somebody else has held it.
     pub stepped_down: Option<BootInstant>,
-    /// The failsafe promise given to another leader: no race until then.
-    pub promised_until: Option<BootInstant>,
+    /// Whom I need to go on without the store.
+    pub failsafe: Failsafe,
+    /// The promise given to another leader that cannot reach the store: no race for its lock.
+    pub promise: Option<Promise>,
     /// The watchdog device is armed.
     pub watchdog_armed: bool,
     /// Scheduled restart of this member, if any.
@@ -486,7 +488,8 @@ impl Local {
             request: None,
             backoff_until: None,
             stepped_down: None,
-            promised_until: None,
+            failsafe: Failsafe::default(),
+            promise: None,
             watchdog_armed: false,
             scheduled_restart: None,
         }

@@ -12,6 +12,7 @@ pub mod cluster;
 pub mod command;
 pub mod decision;
 pub mod divergence;
+pub mod failsafe;
 pub mod fence;
 pub mod lease;
 pub mod local;
@@ -38,6 +39,7 @@ pub use decision::{
     Upstream, Warning,
 };
 pub use divergence::{Compared, RewindState};
+pub use failsafe::{Failsafe, FailsafeMap, Promise};
 pub use fence::{Deadman, Fence};
 pub use lease::{LeaseRecord, LeaseTracker, LeaseVerdict, OwnLease, Stood};
 pub use local::{

@@ -54,6 +54,8 @@ pub struct Settings {
     pub check_timeline: bool,
     /// Maintenance mode: nothing is done to Postgres but what a person asks for.
     pub pause: bool,
+    /// Failsafe mode: a primary goes on without the store while every member that could race promises not to.
+    pub failsafe: bool,
     /// Synchronous replication.
     pub synchronous: Synchronous,
     /// How long a crashed primary may take to start; 0 = fail over at once.
@@ -98,6 +100,7 @@ impl Default for Settings {
             maximum_lag_on_failover: 1_048_576,
             check_timeline: false,
             pause: false,
+            failsafe: false,
             synchronous: Synchronous::default(),
             primary_start_timeout: Duration::from_secs(300),
             max_timelines_history: 0,

@@ -54,6 +54,8 @@ pub struct MemberSnapshot {
     pub fence_lost: bool,
     /// A postmaster lives that nothing but its keeper would stop.
     pub fence_partial: bool,
+    /// It leads without the store, because everybody who could race has promised not to; or it has promised that itself.
+    pub failsafe_active: bool,
     /// It is about to stop: nobody should wait for it, and its tags say so.
     pub quits_sync: bool,
 }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    BootInstant, Cluster, HistoryRow, HolderMark, LeaseRecord, Lsn, MemberName, PostgresState, Role, StoreLink,
-    Timeline, Version,
+    BootInstant, Cluster, FailsafeMap, HistoryRow, HolderMark, LeaseRecord, Lsn, MemberName, PostgresState, Role,
+    StoreLink, Timeline, Version,
 };
 
 /// The pod this member runs in, as the store shows the pod of this very UID.
@@ -105,6 +105,8 @@ pub struct LeaderWrite {
     pub released: Change<Released>,
     /// The claimed number of the next promotion.
     pub claim: Change<TimelineClaim>,
+    /// Who could race for it: whoever the holder needs to go on without the store.
+    pub failsafe: Change<FailsafeMap>,
 }
 
 /// What a write does to a value that may stand in the object.

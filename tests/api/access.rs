@@ -241,6 +241,7 @@ async fn members_verify_each_others_issuer_but_not_the_name() {
             certfile: Some(pki.file("client.crt")),
             keyfile: Some(pki.file("client.key")),
             cacert: Some(pki.file(&format!("{client}.crt"))),
+            authentication: None,
         };
         assert_eq!(PeerClient::new(&tls).unwrap().anybody_home(&url).await, trusted, "{server}");
         let believing = PeerClient::new(&PeerTls::default()).unwrap();

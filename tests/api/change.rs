@@ -451,6 +451,22 @@ async fn a_command_that_takes_long_holds_nobody_up() {
     assert_eq!(asking.await.unwrap().says(), (200, "restarted successfully"));
 }
 
+/// A holder that cannot reach the store asks; the member's answer goes out as it is, and a member without the mode is none.
+#[tokio::test]
+async fn a_request_to_be_left_the_lock_is_the_members_to_answer() {
+    let mut world = world().await;
+    let body = r#"{"name": "pg-1", "conn_url": "postgres://b:5432/postgres", "api_url": "http://b:8008/patroni"}"#;
+    assert_eq!(world.ask("POST", "/failsafe", Some(body)).await.status, 502, "the mode is off");
+    world.change(|s| Arc::make_mut(&mut s.settings).failsafe = true);
+    let told = world.ask("POST", "/failsafe", Some(r#"{"x": 1}"#)).await;
+    assert_eq!(told.says(), (400, "name: the name of the member that asks is missing"));
+    for answer in [Answer::new(200, "Accepted"), Answer::new(500, "Running as a leader")] {
+        let (reply, command) = world.command("POST", "/failsafe", Some(body), answer.clone()).await;
+        assert_eq!(command, Command::Failsafe { from: "pg-1".into() });
+        assert_eq!(reply.says(), (answer.status, answer.text.as_str()));
+    }
+}
+
 /// Nothing is scheduled in maintenance mode, and a switchover names its candidate.
 #[tokio::test]
 async fn maintenance_mode_is_told_and_refuses_what_it_cannot_keep() {

@@ -241,7 +241,8 @@ async fn without_a_view_of_the_store_nothing_is_made_up() {
 
 const METRICS: &str = "version postgres_running postmaster_start_time primary xlog_location standby_leader replica \
     sync_standby quorum_standby xlog_received_location xlog_replayed_location xlog_replayed_timestamp xlog_paused \
-    postgres_streaming postgres_in_archive_recovery postgres_server_version cluster_unlocked failsafe_mode_is_active \
+    postgres_streaming postgres_in_archive_recovery postgres_server_version cluster_unlocked failsafe_mode_enabled \
+    failsafe_mode_is_active failsafe_member \
     postgres_timeline dcs_last_seen pending_restart is_paused fence_lost fence_partial postgres_state";
 
 #[tokio::test]

@@ -211,18 +211,7 @@ pub fn leader() -> Snapshot {
             version: Version("c1".into()),
             document: Some(r#"{"ttl":30,"x":{"y":null}}"#.into()),
         }),
-        leader: Some(LeaderRecord {
-            version: Version("l1".into()),
-            lease,
-            holder: None,
-            optime: Some(Lsn(0x7000000)),
-            slots: Default::default(),
-            retain_slots: Vec::new(),
-            failsafe: None,
-            addresses: Vec::new(),
-            released: None,
-            claim: None,
-        }),
+        leader: Some(LeaderRecord { optime: Some(Lsn(0x7000000)), ..LeaderRecord::of(Version("l1".into()), lease) }),
         members: [
             (me.clone(), member(5432, PostgresState::Running, Role::Primary)),
             ("pg-1".into(), member(5433, PostgresState::Running, Role::Replica)),
@@ -254,6 +243,7 @@ pub fn leader() -> Snapshot {
         reason: "I am the leader with the lock".to_owned(),
         fence_lost: false,
         fence_partial: false,
+        failsafe_active: false,
         quits_sync: false,
     };
     Snapshot {

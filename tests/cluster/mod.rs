@@ -106,6 +106,7 @@ pub const TESTS: &[Test] = tests![
     scaled endpoints outage::without_the_api_a_primary_stops_in_time_and_the_cluster_heals,
     scaled configmaps outage::without_the_api_a_primary_stops_in_time_and_the_cluster_heals,
     scaled endpoints outage::a_short_outage_of_the_api_demotes_nobody,
+    scaled configmaps outage::with_failsafe_mode_an_outage_of_the_api_costs_nothing,
     scaled endpoints outage::a_deleted_leader_object_costs_a_leader_nothing_and_its_heirs_a_ttl,
     scaled configmaps outage::a_deleted_leader_object_costs_a_leader_nothing_and_its_heirs_a_ttl,
     scaled endpoints stopped::with_its_sidecar_a_primary_ends_before_its_lease,

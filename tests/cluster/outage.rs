@@ -1,5 +1,7 @@
 //! The sidecar or the API server is gone: a primary goes on as long as it may, and not longer.
 
+use std::time::Duration;
+
 use patroni::demo::cluster::Options;
 use patroni::demo::{Res, processes};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -74,6 +76,37 @@ async fn cut_for_long(trial: &mut Trial, leader: usize) -> Res<()> {
     let quiet = trial.client.acks().iter().all(|a| a.sent < end);
     must(quiet, "somebody accepted writes without an API server to get a lease from")?;
     trial.cluster.api.down(false);
+    trial.client.wait_for_ack(Instant::now(), trial.cluster.options.healed_within(), |_| true).await?;
+    trial.whole().await?;
+    Ok(())
+}
+
+/// S8: "with failsafe on, an API outage alone never stops a primary all of whose members answer"; with one of them gone it is
+/// stopped in time.
+pub async fn with_failsafe_mode_an_outage_of_the_api_costs_nothing(options: Options) -> Res<()> {
+    let options = Options { dcs_extra: "    failsafe_mode: true\n".to_owned(), ..options };
+    let (mut trial, leader) = Trial::begin(options).await?;
+    let result = cut_with_failsafe(&mut trial, leader).await;
+    trial.end(result, Allowed::Nothing).await
+}
+
+async fn cut_with_failsafe(trial: &mut Trial, leader: usize) -> Res<()> {
+    let lease = trial.cluster.options.lease();
+    sleep(trial.cluster.options.secs(3.0)).await;
+    let cut = Instant::now();
+    trial.cluster.api.down(true);
+    sleep_until(cut + lease * 4).await;
+    let said = trial.cluster.rest(leader, "/patroni").await.map(|(_, said)| said["failsafe_mode_is_active"].clone());
+    must(said == Some(true.into()), format!("failsafe_mode_is_active: {said:?}"))?;
+    let gap = trial.client.longest_gap(cut);
+    println!("the longest wait of a client without the API for four leases: {:.2} s", gap.as_secs_f64());
+    must(gap < Duration::from_secs(1), format!("no write for {:.2} s", gap.as_secs_f64()))?;
+    let killed = trial.cluster.kill_member((leader + 1) % 3).await?;
+    sleep_until(killed + lease * 2).await;
+    let late = trial.client.acks().iter().rev().find(|a| a.sent > killed + lease).map(|a| a.member);
+    must(late.is_none(), format!("member {late:?} goes on although somebody does not promise"))?;
+    trial.cluster.api.down(false);
+    trial.cluster.start_member((leader + 1) % 3).await?;
     trial.client.wait_for_ack(Instant::now(), trial.cluster.options.healed_within(), |_| true).await?;
     trial.whole().await?;
     Ok(())

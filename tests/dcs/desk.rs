@@ -119,6 +119,7 @@ impl Member {
             status: LeaderStatus::default(),
             released: Change::Keep,
             claim: Change::Keep,
+            failsafe: Change::Keep,
         }
     }
 }

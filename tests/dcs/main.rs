@@ -380,6 +380,7 @@ async fn a_request_is_written_seen_and_cleared_once() {
         status: LeaderStatus::default(),
         released: Change::Keep,
         claim: Change::Keep,
+        failsafe: Change::Keep,
     };
     assert!(matches!(ctl.write_leader(take).await, LeaderWritten::Refused(_)), "patronictl is no member");
 }

@@ -133,7 +133,12 @@ impl Shell {
         let cluster = self.view().borrow().cluster.clone();
         // Whoever is leaving does not make the object again.
         let kept = own.clone().filter(|_| !self.is_leaving());
-        lease.start(Start { job, ttl: ttl(), deadline, own: kept, paused: false }, &cluster, clock::now(), &mut ids);
+        lease.start(
+            Start { job, ttl: ttl(), deadline, own: kept, paused: false, failsafe: patroni::model::Change::Keep },
+            &cluster,
+            clock::now(),
+            &mut ids,
+        );
         let end = loop {
             for (id, effect) in lease.take_effects() {
                 tokio::spawn(carry(self.store.clone(), id, effect, answer.clone()));

@@ -142,9 +142,9 @@ impl World {
     /// Somebody switches synchronous mode off, or on again.
     fn switch_commits(&mut self) {
         let (kind, _) = self.kind();
-        let (Some(plan), Some(document)) = (self.plan.commits, self.dynamic()) else { return };
+        let (Some(_), Some(document)) = (self.plan.commits, self.dynamic()) else { return };
         let on = document["synchronous_mode"].as_bool() == Some(true);
-        let mut switched: Value = serde_json::from_str(&plan.document(!on)).unwrap_or_default();
+        let mut switched = self.plan.document(!on);
         if document["pause"].as_bool() == Some(true) {
             switched["pause"] = json!(true);
         }

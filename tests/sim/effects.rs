@@ -39,7 +39,7 @@ impl World {
             | Effect::Publish(_)
             | Effect::StripLabels => self.perform_on_store(pod, id, effect),
             Effect::Permit { permission, evidence, note } => {
-                let note = note.map_or_else(String::new, |record| note_of(&record, evidence));
+                let note = note.map_or_else(String::new, |(record, renewal)| note_of(&record, renewal));
                 let ask = Ask::Permit { permission: in_protocol(permission), evidence: evidence.as_nanos(), note };
                 self.ask_keeper(pod, ask, AskedKeeper::Kept(id));
             }
@@ -63,12 +63,18 @@ impl World {
             }
             Effect::Cancel(id) => self.cancel(pod, id),
             Effect::AskPeers { members } => self.ask_peers(pod, id, &members),
+            Effect::AskFailsafe { members } => self.ask_failsafe(pod, id, &members),
             Effect::Probe => self.probe(pod, id, deadline),
             Effect::Exit { code, message, leave_postgres } => {
                 self.note(format!("m{pod} exits with {code}: {message}"));
                 self.sidecar_exits(pod, leave_postgres);
             }
             Effect::Callback { .. } | Effect::Answer { .. } => {
+                if let (Effect::Answer { ticket, status, text }, Some((asked, said))) = (&effect, &mut self.said)
+                    && ticket == asked
+                {
+                    *said = Some((*status, text.clone()));
+                }
                 if let Some(s) = &mut self.pods[pod].sidecar {
                     s.running.remove(&id);
                 }

@@ -5,7 +5,7 @@ use patroni::keeper::core::End;
 use patroni::keeper::protocol::StopMode;
 use patroni::member::Signal;
 use patroni::model::Timings;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::keeper::ToKeeper;
 use super::kubelet::{Kubelet, stamp};
@@ -149,9 +149,9 @@ pub struct SyncPlan {
 }
 
 impl SyncPlan {
-    pub fn document(self, on: bool) -> String {
+    fn document(self, on: bool) -> Value {
         let SyncPlan { strict, count } = self;
-        json!({"synchronous_mode": on, "synchronous_mode_strict": strict, "synchronous_node_count": count}).to_string()
+        json!({"synchronous_mode": on, "synchronous_mode_strict": strict, "synchronous_node_count": count})
     }
 }
 
@@ -180,6 +180,10 @@ pub struct Plan {
     pub commits: Option<SyncPlan>,
     /// Nothing goes wrong but the API, each time for too short a time to demote anybody (L2).
     pub blips: bool,
+    /// `failsafe_mode`.
+    pub failsafe: bool,
+    /// Nothing goes wrong but the API, for everybody and however long; every member answers the others (S8).
+    pub outages: bool,
 }
 
 impl Plan {
@@ -213,6 +217,8 @@ impl Plan {
             bad_clocks: false,
             commits: None,
             blips: false,
+            failsafe: false,
+            outages: false,
         };
         plan.draw_more(Rng::new(seed, 0, 6), &on);
         plan.draw_commits(Rng::new(seed, 0, 15), &on);
@@ -220,12 +226,21 @@ impl Plan {
             // Often enough to meet whatever else happens.
             plan.faults.extend([Fault::Pause; 3]);
         }
+        let mut more = Rng::new(seed, 0, 16);
+        plan.failsafe = more.one_in(4);
+        let outages = plan.failsafe && more.one_in(4);
         if let Some(profile) = profile {
+            plan.failsafe = false;
             plan.faults = profile.faults.to_vec();
             plan.commits = None;
             (profile.twist)(&mut plan);
         } else if on.is_empty() {
             plan.blips = Rng::new(seed, 0, 13).one_in(16);
+            plan.outages = outages && !plan.blips;
+        }
+        if plan.outages {
+            plan.only_blips();
+            plan.faults = vec![Fault::ApiCutForAll, Fault::ApiCutForAll, Fault::ApiRefuses];
         }
         if plan.blips {
             plan.only_blips();
@@ -244,9 +259,13 @@ impl Plan {
         }
     }
 
-    /// The dynamic configuration that a new cluster writes.
-    pub fn document(&self) -> String {
-        self.commits.map_or_else(|| "{}".to_owned(), |plan| plan.document(true))
+    /// The dynamic configuration that a new cluster writes; `on`: with synchronous mode, if that is planned at all.
+    pub fn document(&self, on: bool) -> Value {
+        let mut document = self.commits.map_or_else(|| json!({}), |plan| plan.document(on));
+        if self.failsafe {
+            document["failsafe_mode"] = json!(true);
+        }
+        document
     }
 
     fn only_blips(&mut self) {

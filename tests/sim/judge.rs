@@ -212,9 +212,18 @@ impl World {
     /// L2, when a primary is told to stop.
     pub fn check_demotion(&mut self, pod: usize, mode: StopMode) {
         self.check_stop_at_rest(pod, mode);
+        if self.plan.outages && self.t > CALM && self.stays_itself(pod) {
+            self.violation(format!("S8 m{pod} is demoted, everybody answers it, and failsafe mode is on"));
+        }
         if self.plan.blips && self.t > CALM {
             self.violation(format!("L2 m{pod} is demoted, and the API was never away for long"));
         }
+    }
+
+    /// It was the leader before the outage and its member was not asked for anything.
+    fn stays_itself(&self, pod: usize) -> bool {
+        let p = &self.pods[pod];
+        p.sidecar.as_ref().is_some_and(|s| s.member.is_some()) && !p.leaving && p.marker.is_none()
     }
 
     /// L3: at any write, who is labelled as the leader. Services send their clients there.

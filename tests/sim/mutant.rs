@@ -62,6 +62,9 @@ fn bad_tools(plan: &mut Plan) {
     plan.bad_tools = true;
 }
 
+fn failsafe(plan: &mut Plan) {
+    (plan.failsafe, plan.pods) = (true, 3);
+}
 fn commits(plan: &mut Plan) {
     plan.commits = Some(SyncPlan { strict: false, count: 1 });
     (plan.slow_network, plan.pause) = (true, 4 * SEC);
@@ -103,6 +106,13 @@ pub const CASES: &[Case] = &[
     case(FencesInPause, &[F::Pause, F::ApiCut, F::ApiCutForAll], plain, &["M3"]),
     case(ResumesUnrenewed, &[F::Pause, F::ApiRefuses], |p| p.pause = 20 * SEC, &["M4"]),
     case(TakesPausedHolder, &[F::Pause, F::ApiCut, F::FreezeSidecar], plain, &["S1", "S2"]),
+    case(FailsafeByMajority, &[F::NetworkCut, F::ApiCut], failsafe, &["S1", "S2"]),
+    case(
+        PromisesAreForgotten,
+        &[F::ApiCut, F::NetworkCut],
+        |p| (p.failsafe, p.pods, p.pause) = (true, 2, 10 * SEC),
+        &["S1", "S2"],
+    ),
     case(HistoryOnTrust, UNSEEN, slow_views, &["S5", "S6"]),
     case(NumbersAreNotShared, DIVERGE, plain, &["S6"]),
     case(InitdbDespiteData, &[F::StoreWiped, F::DataWiped], plain, &["S7"]),

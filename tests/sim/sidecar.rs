@@ -16,6 +16,7 @@ use patroni::model::{
 };
 
 use super::api::{Asked, Following};
+use super::failsafe::Round;
 use super::keeper::ToKeeper;
 use super::world::{Event, MS, Ns, SEC, World};
 
@@ -144,6 +145,8 @@ pub struct Sidecar {
     pub leads_until: Ns,
     /// In maintenance mode since then, and out of it, as it was told.
     pub paused: Option<Ns>,
+    /// Requests to be left the lock.
+    pub rounds: BTreeMap<Id, Round>,
     pub resumed: Ns,
     steps: (Ns, u32),
     /// Requests within a second.
@@ -190,6 +193,7 @@ impl World {
             woken: u64::MAX,
             leads_until: 0,
             paused: None,
+            rounds: BTreeMap::new(),
             resumed: 0,
             steps: (0, 0),
             rate: (0, 0),

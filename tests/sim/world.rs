@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use patroni::kubemem::{Snapshot, Sources, Store};
-use patroni::member::InForce;
+use patroni::member::{Id, InForce, Ticket};
 use patroni::model::{BootInstant, Commits, MemberName, Now, Settings, Synchronous, WallTime};
 
 use super::api::{ApiServer, Landing};
 use super::disk::{Disk, Marker};
+use super::failsafe::Ping;
 use super::faults::Plan;
 use super::judge::Judge;
 use super::keeper::{Keeper, ToKeeper};
@@ -82,6 +83,16 @@ pub enum Event {
     Heal,
     /// Somebody looks after what is left.
     Person,
+    Ping(Ping),
+    Pong {
+        ping: Ping,
+        answer: Result<(), String>,
+    },
+    RoundEnds {
+        pod: usize,
+        life: u64,
+        id: Id,
+    },
     End,
 }
 
@@ -226,6 +237,8 @@ pub struct World {
     pub digest: u64,
     pub broken: Option<String>,
     pub chance: Rng,
+    /// What the member that is asked just now answers.
+    pub said: Option<(Ticket, Option<(u16, String)>)>,
     pub ended: bool,
     pub events: u64,
 }
@@ -281,6 +294,7 @@ impl World {
             digest: 0,
             broken: None,
             chance,
+            said: None,
             ended: false,
             events: 0,
         };
@@ -337,6 +351,9 @@ impl World {
             Event::Fault => self.fault(),
             Event::Heal => self.heal(),
             Event::Person => self.person_looks(),
+            Event::Ping(ping) => self.pinged(ping),
+            Event::Pong { ping, answer } => self.ponged(&ping, answer),
+            Event::RoundEnds { pod, life, id } => self.failsafe_ends(pod, life, id, true),
             Event::End => {
                 self.healthy();
                 self.ended = true;
@@ -372,12 +389,16 @@ impl World {
     }
     pub fn in_force(&self, pod: usize, document: &Arc<str>) -> Arc<InForce> {
         let name = &self.pods[pod].name;
-        let settings =
-            Settings { synchronous: commits_of(document), pause: paused_by(document), ..(*self.settings).clone() };
+        let settings = Settings {
+            synchronous: commits_of(document),
+            pause: paused_by(document),
+            failsafe: failsafe_by(document),
+            ..(*self.settings).clone()
+        };
         Arc::new(InForce {
             settings: Arc::new(settings),
             document: document.clone(),
-            to_publish: Arc::from(self.plan.document()),
+            to_publish: Arc::from(self.plan.document(true).to_string()),
             conn_url: format!("postgres://{name}:5432/postgres"),
             api_url: format!("http://{name}:8008/patroni"),
             proxy_url: None,
@@ -409,6 +430,12 @@ pub fn commits_of(document: &str) -> Synchronous {
     let count = read["synchronous_node_count"].as_u64().unwrap_or(1) as usize;
     let mode = if flag("synchronous_mode") { Commits::Synchronous } else { Commits::Asynchronous };
     Synchronous { mode, strict: flag("synchronous_mode_strict"), count, maximum_lag: None }
+}
+
+/// Does a dynamic document ask for failsafe mode?
+fn failsafe_by(document: &str) -> bool {
+    let read: serde_json::Value = serde_json::from_str(document).unwrap_or_default();
+    read["failsafe_mode"].as_bool() == Some(true)
 }
 
 /// Does a dynamic document ask for maintenance mode?

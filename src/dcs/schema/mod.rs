@@ -19,8 +19,8 @@ pub use time::{format_wall, parse_wall};
 
 use super::{LeaderStatus, RequestText};
 use crate::model::{
-    ConfigRecord, FailoverRequest, HistoryRow, HolderMark, Initialize, Initializer, LeaderRecord, LeaseRecord, Lsn,
-    MemberName, SyncRecord, Timeline, Version, time_scale,
+    Change, ConfigRecord, FailoverRequest, FailsafeMap, HistoryRow, HolderMark, Initialize, Initializer, LeaderRecord,
+    LeaseRecord, Lsn, MemberName, SyncRecord, Timeline, Version, time_scale,
 };
 
 const LEADER: &str = "leader";
@@ -189,6 +189,19 @@ pub fn leader_status_patch(status: &LeaderStatus) -> Patch {
 /// The `ttl` on the wire: the configured integer, also in builds with `test-time-scale`.
 pub fn ttl_text(ttl: Duration) -> String {
     format!("{}", (ttl.as_secs_f64() / time_scale()).round() as u64)
+}
+
+/// Who could race for the lock.
+pub fn failsafe_patch(change: &Change<FailsafeMap>) -> Patch {
+    let value = match change {
+        Change::Keep => return Patch::new(),
+        Change::Remove => Value::Null,
+        Change::Set(map) => {
+            let map: Map<String, Value> = map.iter().map(|(name, url)| (name.0.clone(), url.clone().into())).collect();
+            Value::String(Value::Object(map).to_string())
+        }
+    };
+    Patch::from_iter([(FAILSAFE.to_owned(), value)])
 }
 
 /// A record as the note the keeper keeps for us. Opaque to everybody else.

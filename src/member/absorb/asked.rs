@@ -33,6 +33,10 @@ impl State {
                     None => self.answer(ticket, 404, "no restarts are scheduled"),
                 }
             }
+            Command::Failsafe { from } => {
+                let (status, text) = self.promises(from);
+                self.answer(ticket, status, &text);
+            }
             Command::Reload => {
                 self.reload = true;
                 self.answer(ticket, 202, "reload scheduled");

@@ -120,7 +120,9 @@ impl State {
         // An earlier attempt may land after a later one: that takes nothing back of what was confirmed.
         let sent = self.local.own.as_ref().map_or(sent, |own| own.evidence.max(sent));
         let paused = self.lease.says_paused(&record);
-        self.local.own = Some(OwnLease { record, evidence: sent, ttl, paused });
+        let prolonged = self.local.own.as_ref().and_then(|own| own.prolonged);
+        self.local.failsafe.confirmed(sent);
+        self.local.own = Some(OwnLease { record, evidence: sent, ttl, paused, prolonged });
         self.local.reclaim = None;
         self.send_evidence();
     }
@@ -128,7 +130,7 @@ impl State {
     /// A write of mine that landed when its time was over (the API server was frozen, an answer was late): the record names me
     /// for everybody else, and counts for nothing by my own clock. Renewed first, it does.
     pub(super) fn late_lease(&mut self) {
-        let over = self.local.own.as_ref().is_none_or(|own| !own.paused && self.now.boot >= own.evidence + own.ttl);
+        let over = self.local.own.as_ref().is_none_or(|own| !own.paused && self.now.boot >= own.runs_from() + own.ttl);
         if !over || self.local.stepped_down.is_some() || self.local.handover.is_some() || self.lease.busy() {
             return;
         }
@@ -147,6 +149,7 @@ impl State {
         if self.marked() {
             self.local.lease.forget_mark();
         }
+        self.local.failsafe.forget();
         self.local.own = None;
         self.local.claim = None;
         self.local.reclaim = None;
@@ -178,7 +181,8 @@ impl State {
     /// What a lease allows.
     pub(in crate::member) fn permission_of(&self, own: &OwnLease) -> Option<Permission> {
         let t = self.timings(own.ttl)?;
-        Some(Permission::Writer { stop_at: own.evidence + t.stop, kill_at: own.evidence + t.kill })
+        let from = own.runs_from();
+        Some(Permission::Writer { stop_at: from + t.stop, kill_at: from + t.kill })
     }
 
     /// Sends a permission with the note that lets a restarted sidecar go on with my lease.
@@ -195,9 +199,11 @@ impl State {
             Permission::Writer { .. } if self.local.own.is_none() => {
                 self.local.task_end.as_ref().map_or(BootInstant::default(), |end| end.at)
             }
-            Permission::None | Permission::Writer { .. } => self.evidence(),
+            Permission::None | Permission::Writer { .. } => {
+                self.local.own.as_ref().map_or(BootInstant::default(), OwnLease::runs_from)
+            }
         };
-        let note = self.local.own.as_ref().map(|own| own.record.clone());
+        let note = self.local.own.as_ref().map(|own| (own.record.clone(), own.evidence));
         self.last_permit = permission;
         self.local.deadman.permitted(permission);
         self.send(Effect::Permit { permission, evidence, note }, About::Permit { permission });

@@ -2,9 +2,10 @@
 //!
 //! `view` (the store and the configuration), `lease` (how lease jobs end), `keeper`, `postgres` (what becomes of the server),
 //! `proof` (is a holder dead?), `orders` (starts and promotions),
-//! `pause` (maintenance mode), `replies` (every other answer), `sync` (synchronous replication), `asked` (people), `time` (what is due by itself).
+//! `pause` (maintenance mode), `failsafe`, `replies` (every other answer), `sync` (synchronous replication), `asked` (people), `time` (what is due by itself).
 
 mod asked;
+mod failsafe;
 mod keeper;
 mod lease;
 mod orders;

@@ -107,6 +107,7 @@ impl State {
                     self.info(format!("removed the leader label from {}", names.join(", ")));
                 }
             }
+            About::Failsafe => self.failsafe_answered(sent, answer),
             About::Peers { asked_at } => self.peers_answered(asked_at, answer),
             About::Config => self.config_read(sent, answer),
             About::ProofPod => self.pod_read(answer),

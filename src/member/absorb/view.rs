@@ -96,7 +96,7 @@ impl State {
             self.lease.adopt(record.clone());
             let ttl = record.ttl_or(self.in_force.settings.ttl);
             let paused = leader.valid_holder().is_some_and(|holder| holder.paused);
-            self.local.own = Some(OwnLease { record, evidence, ttl, paused });
+            self.local.own = Some(OwnLease { record, evidence, ttl, paused, prolonged: None });
             if paused && !self.local.maintenance.is_on() {
                 // The life before this one had heard of the resume, and has not renewed the lock since.
                 self.local.maintenance = Maintenance::Resuming { since: self.now.boot };
@@ -132,7 +132,7 @@ impl State {
         }
         let now = self.now.boot;
         let ttl = self.attempted_ttl();
-        let own = self.local.own.as_ref().map(|own| (own.record.clone(), own.evidence + own.ttl));
+        let own = self.local.own.as_ref().map(|own| (own.record.clone(), own.runs_from() + own.ttl));
         let left = match (&own, &self.local.reclaim) {
             _ if self.marked() => ttl,
             (Some((_, until)), _) => now.until(*until),
@@ -147,7 +147,8 @@ impl State {
         let deadline = self.in_force.settings.retry_timeout.min(left).max(SHORTEST_WRITE);
         let own = own.filter(|_| !self.pod_leaves);
         let job = lease::Job::Renew { status: self.leader_status(), fulfilled: self.oath_fulfilled(), claim };
-        let start = lease::Start { job, ttl, deadline, own, paused: self.local.maintenance.is_on() };
+        let (paused, failsafe) = (self.local.maintenance.is_on(), self.failsafe_map());
+        let start = lease::Start { job, ttl, deadline, own, paused, failsafe };
         self.with_lease(|lease, cluster, now, ids| lease.start(start, cluster, now, ids));
     }
 

@@ -66,12 +66,12 @@ impl State {
             Action::Promote { claim } => self.promote(claim),
             Action::Follow { upstream, names } => self.follow(upstream, names),
             Action::NameStandbys(names) => self.name_standbys(names),
-            Action::Checkpoint => {
-                if !self.flights.busy(Lane::Checkpoint) && self.rested("checkpoint") {
-                    self.send(Effect::Checkpoint, About::Checkpoint);
-                }
-            }
-            Action::ReadConfig | Action::ReadSync | Action::WriteSync { .. } | Action::AskPeers { .. } => {
+            Action::Checkpoint => self.checkpoint(),
+            Action::ReadConfig
+            | Action::ReadSync
+            | Action::WriteSync { .. }
+            | Action::AskFailsafe
+            | Action::AskPeers { .. } => {
                 self.ask_around(action);
             }
             Action::Begin(kind) => self.begin(kind),
@@ -111,6 +111,12 @@ impl State {
             | Action::SetRewind(_)) => return self.remember(memory),
         }
         false
+    }
+
+    fn checkpoint(&mut self) {
+        if !self.flights.busy(Lane::Checkpoint) && self.rested("checkpoint") {
+            self.send(Effect::Checkpoint, About::Checkpoint);
+        }
     }
 
     /// Actions that only change what is remembered.

@@ -8,7 +8,7 @@ use super::super::lease::{Job, Start};
 use super::super::state::State;
 use crate::decide::{Silence, judge_silence};
 use crate::model::{
-    Action, BootInstant, InFlight, MemberName, Permission, ProofWanted, StoreWrite, SyncWrite, Version,
+    Action, BootInstant, Change, InFlight, MemberName, Permission, ProofWanted, StoreWrite, SyncWrite, Version,
 };
 use crate::mutant::{self, Mutant};
 
@@ -47,7 +47,9 @@ impl State {
         let own = self.local.own.as_ref().map(|own| (own.record.clone(), own.evidence + own.ttl));
         let s = &self.in_force.settings;
         let paused = self.local.maintenance.is_on();
-        let start = Start { job, ttl: s.ttl, deadline: s.retry_timeout, own, paused };
+        let (ttl, deadline) = (s.ttl, s.retry_timeout);
+        let failsafe = if kind == InFlight::Acquire { self.failsafe_map() } else { Change::Keep };
+        let start = Start { job, ttl, deadline, own, paused, failsafe };
         self.with_lease(|lease, cluster, now, ids| lease.start(start, cluster, now, ids));
     }
 
@@ -93,6 +95,7 @@ impl State {
             Action::ReadSync => self.read_sync(),
             Action::WriteSync { expect, leader, standbys } => self.write_sync(expect, leader, standbys),
             Action::AskPeers { members } => self.ask(&members),
+            Action::AskFailsafe => self.ask_failsafe(),
             _ => {}
         }
     }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::model::{BootInstant, HolderMark, LeaderStatus, LeaseRecord, MemberName, Shutdown, Stood, Timeline};
+use crate::model::{
+    BootInstant, Change, FailsafeMap, HolderMark, LeaderStatus, LeaseRecord, MemberName, Shutdown, Stood, Timeline,
+};
 
 /// What is wanted of the leader object.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,4 +88,6 @@ pub struct Start {
     pub own: Option<(LeaseRecord, BootInstant)>,
     /// I am in maintenance mode: the mark says so.
     pub paused: bool,
+    /// Who could race for the lock. A release leaves what stands.
+    pub failsafe: Change<FailsafeMap>,
 }

@@ -88,7 +88,8 @@ impl World {
     }
 
     fn start(&mut self, job: Job, now: Now) {
-        let start = Start { job, ttl: TTL, deadline: DEADLINE, own: self.own.clone(), paused: false };
+        let start =
+            Start { job, ttl: TTL, deadline: DEADLINE, own: self.own.clone(), paused: false, failsafe: Change::Keep };
         self.with(now, |lease, cluster, now, ids| lease.start(start, cluster, now, ids));
     }
 
