@@ -5,6 +5,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
+#[path = "ctl/flush.rs"]
+mod flush;
+#[path = "ctl/pause.rs"]
+mod pause;
 #[path = "ctl/world.rs"]
 mod world;
 
@@ -155,7 +159,6 @@ async fn usage_errors_and_refusals() {
         none.err
     );
     for (command, instead) in [
-        ("flush demo switchover", "flush is not available in this version: DELETE /switchover or /restart"),
         ("remove demo", "remove is not available in this version: delete the pods, then"),
         (
             "promote-cluster demo --force",
@@ -168,7 +171,7 @@ async fn usage_errors_and_refusals() {
         assert!(help.code == 0 && help.out.contains("(not available in this version)"), "{}", help.out);
     }
     let help = w.run("--help", "").await;
-    assert_eq!(help.out.matches("(not available in this version)").count(), 4, "{}", help.out);
+    assert_eq!(help.out.matches("(not available in this version)").count(), 3, "{}", help.out);
     check_error(
         &w.run("list --group 0", "").await,
         "--group is not available in this version: it is for Citus clusters",
@@ -509,36 +512,4 @@ async fn a_query_prints_rows_of_a_real_server() {
     let replica = w.run("query -U postgres -r standby-leader -c 'SELECT 1'", "").await;
     assert!(replica.out.ends_with("\tNo connection to role 'standby-leader' is available\n"), "{}", replica.out);
     check(&w.run("query -U postgres -c 'CREATE TABLE t ()'", "").await, "", "", 0);
-}
-
-fn set_config(w: &World, document: &str) {
-    let patch = json!({"metadata": {"annotations": {"config": document}}});
-    w.server.store().merge("configmaps", "default", "demo-config", &patch).unwrap();
-}
-
-/// The leader is asked first; whoever answers is asked alone.
-#[tokio::test]
-async fn maintenance_mode_is_switched_through_the_leader() {
-    let w = World::new(Some([("PATCH /config", (200, "{}"))].into())).await;
-    check(&w.run("pause", "").await, "Success: cluster management is paused\n", "", 0);
-    assert_eq!(w.calls(), ["pg-0 PATCH /config {\"pause\":true} Basic dTpw"]);
-    check_error(&w.run("resume", "").await, "Cluster is not paused");
-    set_config(&w, r#"{"pause": true, "loop_wait": 1}"#);
-    check_error(&w.run("pause", "").await, "Cluster is already paused");
-    check(&w.run("resume", "").await, "Success: cluster management is resumed\n", "", 0);
-    assert_eq!(w.calls().last().unwrap(), "pg-0 PATCH /config {\"pause\":null} Basic dTpw");
-    // Nobody shows it: it is what everybody observes at once.
-    let waited = w.run("resume --wait", "").await;
-    let sent = "'resume' request sent, waiting until it is recognized by all nodes\n";
-    check(&waited, &format!("{sent}Success: cluster management is resumed\n"), "", 0);
-}
-
-#[tokio::test]
-async fn a_refusal_ends_it_and_silence_asks_the_next() {
-    let w = World::new(Some([("PATCH /config", (503, "no configuration in the store"))].into())).await;
-    let refused = "Failed: pause cluster management status code=503, (no configuration in the store)\n";
-    check(&w.run("pause demo", "").await, refused, "", 0);
-    assert_eq!(w.calls().len(), 1);
-    let nobody = World::new(None).await;
-    check_error(&nobody.run("pause", "").await, "Can not find accessible cluster member");
 }

@@ -8,14 +8,14 @@ use super::error::CtlError;
 
 const FORMATS: [&str; 5] = ["pretty", "tsv", "json", "yaml", "yml"];
 const ROLES: [&str; 6] = ["leader", "primary", "standby-leader", "replica", "standby", "any"];
+const FLUSH: &str = "flush";
+/// What `flush` discards: the last word, after the names of members.
+const TARGETS: [&str; 2] = ["restart", "switchover"];
+/// The same as click shows it.
+const TARGET: &str = "{restart|switchover}";
 
 /// The commands this version knows by name only: name, help, what to do instead.
-const REFUSED: [(&str, &str, &str); 4] = [
-    (
-        "flush",
-        "Discard scheduled events (not available in this version)",
-        "DELETE /switchover or /restart of the member's REST API discards a schedule (curl -X DELETE)",
-    ),
+const REFUSED: [(&str, &str, &str); 3] = [
     (
         "remove",
         "Remove cluster from DCS (not available in this version)",
@@ -47,10 +47,27 @@ pub enum Parsed {
 pub fn parse(args: &[String]) -> Result<Parsed, CtlError> {
     let mut command = command();
     match command.try_get_matches_from_mut(std::iter::once(&"patronictl".to_owned()).chain(args)) {
-        Ok(matches) if matches.subcommand().is_some() => Ok(Parsed::Run(matches)),
+        Ok(matches) if matches.subcommand().is_some() => match wrong_target(&matches) {
+            Some(text) => Err(usage(&command, args, |_| text)),
+            None => Ok(Parsed::Run(matches)),
+        },
         Ok(_) => Ok(Parsed::Help(command.render_help().to_string(), 2)),
         Err(e) if e.kind() == ErrorKind::DisplayHelp => Ok(Parsed::Help(e.render().to_string(), 0)),
-        Err(e) => Err(usage(&command, args, &e)),
+        Err(e) => Err(usage(&command, args, |sub| complaint(sub, args, &e))),
+    }
+}
+
+/// What is wrong with the last word of `flush`. clap takes it for one more name: a list of names, then a word, with options
+/// anywhere between them, is beyond it.
+fn wrong_target(matches: &ArgMatches) -> Option<String> {
+    let (_, args) = matches.subcommand().filter(|(name, _)| *name == FLUSH)?;
+    match args.get_many::<String>("MEMBER_NAMES").and_then(|mut words| words.next_back()) {
+        None => Some(format!("Missing argument '{TARGET}'. Choose from:\n\t{}", TARGETS.join(",\n\t"))),
+        Some(word) if TARGETS.contains(&word.as_str()) => None,
+        Some(word) => {
+            let allowed = TARGETS.map(|t| format!("'{t}'")).join(", ");
+            Some(format!("Invalid value for '{TARGET}': '{word}' is not one of {allowed}."))
+        }
     }
 }
 
@@ -119,6 +136,9 @@ fn commands() -> Vec<Command> {
             flag("wait"),
             force(),
         ]),
+        sub(FLUSH, "Discard scheduled events")
+            .args([required_cluster(), names("MEMBER_NAMES"), role(), force()])
+            .override_usage("patronictl flush [OPTIONS] <CLUSTER_NAME> [MEMBER_NAMES]... <restart|switchover>"),
     ];
     all = all.into_iter().map(|c| c.arg(value("group").value_parser(clap::value_parser!(i64)))).collect();
     let swallow = || Arg::new("ARGS").num_args(0..).allow_hyphen_values(true).trailing_var_arg(true).hide(true);
@@ -185,14 +205,17 @@ fn pieces(command: &Command) -> String {
             (false, false) => format!(" [{name}]"),
         });
     }
+    if command.get_name() == FLUSH {
+        out.push_str(&format!(" {TARGET}"));
+    }
     out
 }
 
-fn usage(root: &Command, args: &[String], error: &clap::Error) -> CtlError {
+fn usage(root: &Command, args: &[String], complaint: impl FnOnce(&Command) -> String) -> CtlError {
     let sub = args.iter().find_map(|a| root.find_subcommand(a));
     let command = sub.unwrap_or(root);
     let path = sub.map_or_else(|| "patronictl".to_owned(), |s| format!("patronictl {}", s.get_name()));
-    CtlError::Usage { path, pieces: pieces(command), text: complaint(command, args, error) }
+    CtlError::Usage { path, pieces: pieces(command), text: complaint(command) }
 }
 
 fn complaint(command: &Command, args: &[String], error: &clap::Error) -> String {
@@ -266,6 +289,7 @@ mod tests {
         let list = head("patronictl list", "[OPTIONS] [CLUSTER_NAMES]...");
         let restart = head("patronictl restart", "[OPTIONS] CLUSTER_NAME [MEMBER_NAMES]...");
         let history = head("patronictl history", "[OPTIONS] [CLUSTER_NAME]");
+        let flush = head("patronictl flush", "[OPTIONS] CLUSTER_NAME [MEMBER_NAMES]... {restart|switchover}");
         for (line, want) in [
             ("scaffold", head("patronictl", "[OPTIONS] COMMAND [ARGS]...") + "No such command 'scaffold'."),
             ("restart", restart.clone() + "Missing argument 'CLUSTER_NAME'."),
@@ -280,8 +304,25 @@ mod tests {
             ("list --watch x", list + "Invalid value for '--watch' / '-w': 'x' is not a valid float."),
             ("history a b", history.clone() + "Got unexpected extra argument (b)"),
             ("history --group x", history + "Invalid value for '--group': 'x' is not a valid integer."),
+            ("flush", flush.clone() + "Missing argument 'CLUSTER_NAME'."),
+            (
+                "flush demo --force",
+                flush.clone() + "Missing argument '{restart|switchover}'. Choose from:\n\trestart,\n\tswitchover",
+            ),
+            (
+                "flush demo restart pg-1",
+                flush + "Invalid value for '{restart|switchover}': 'pg-1' is not one of 'restart', 'switchover'.",
+            ),
         ] {
             assert_eq!(complaint_of(line), want, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_is_flushed_is_the_last_word_wherever_the_options_stand() {
+        for line in ["flush demo restart", "flush demo pg-1 --force restart", "flush demo -r any switchover --force"] {
+            let args: Vec<String> = line.split(' ').map(str::to_owned).collect();
+            assert!(matches!(parse(&args), Ok(Parsed::Run(_))), "{line}");
         }
     }
 

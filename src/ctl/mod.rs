@@ -6,7 +6,7 @@
 //! Everything people and scripts compare byte for byte is pure: `output` (table, tsv, JSON, YAML), `members` (rows of
 //! `list` and `topology`), `dates`. Questions go through `prompts::Terminal`. The commands: `view` (list, topology, history,
 //! version, show-config), `query` (dsn, query), `select` (which members), `restart` (reload, restart), `reinit`,
-//! `switchover` (and failover), `pause` (and resume), `config_edit`.
+//! `flush`, `switchover` (and failover), `pause` (and resume), `config_edit`.
 //!
 //! A refusal of a member is an answer: it is printed and the exit code is 0. Errors of this program are one line on stderr,
 //! exit 1; mistakes on the command line are 2. What it deliberately does not do: decide anything about the cluster, or
@@ -16,6 +16,7 @@ pub mod cli;
 pub mod config_edit;
 pub mod dates;
 pub mod error;
+pub mod flush;
 pub mod members;
 pub mod output;
 pub mod pause;
@@ -116,6 +117,7 @@ async fn command(name: &str, args: &ArgMatches, session: &mut Session<'_>) -> Re
         "reload" => restart::reload(session, args).await,
         "restart" => restart::restart(session, args).await,
         "reinit" => reinit::reinit(session, args).await,
+        "flush" => flush::run(session, args).await,
         "switchover" => switchover::run(session, args, Manual::Switchover).await,
         "failover" => switchover::run(session, args, Manual::Failover).await,
         other => Err(CtlError::plain(format!("{other} is not available in this version"))),

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::error::{CtlError, Result};
 use super::members;
+use super::select;
 use super::session::Session;
 use crate::dcs::kube::KubeStore;
 use crate::model::{Cluster, Member, MemberName};
@@ -30,7 +31,7 @@ pub async fn run(session: &mut Session<'_>, args: &ArgMatches, on: bool) -> Resu
     }
     let word = if on { "pause" } else { "resume" };
     let body = json!({"pause": if on { Value::Bool(true) } else { Value::Null }});
-    for (name, member) in in_order(&cluster) {
+    for (name, member) in select::leader_first(&cluster) {
         let answer = match session.call(Method::PATCH, member, "config", Some(&body)).await {
             Ok(answer) => answer,
             Err(why) => {
@@ -56,14 +57,6 @@ pub async fn run(session: &mut Session<'_>, args: &ArgMatches, on: bool) -> Resu
     Err(CtlError::plain("Can not find accessible cluster member"))
 }
 
-/// Members with an address, the leader first.
-fn in_order(cluster: &Cluster) -> Vec<(&MemberName, &Member)> {
-    let leader = cluster.leader.as_ref().and_then(|l| l.named());
-    let mut all: Vec<_> = cluster.members.iter().filter(|(_, m)| m.api_url.is_some()).collect();
-    all.sort_by_key(|(name, _)| Some(*name) != leader);
-    all
-}
-
 /// What each member has published.
 fn published(cluster: &Cluster) -> BTreeMap<MemberName, String> {
     cluster.members.iter().map(|(name, member)| (name.clone(), member.raw.clone())).collect()
@@ -74,7 +67,8 @@ fn observes(member: &Member) -> bool {
 }
 
 /// Waits until every member shows it, `loop_wait` and a second at most. `Some`: who has published something else since, in
-/// the words for a person; a member that says nothing at all may be gone.
+/// the words for a person, which are the same for a resume; a member that says nothing at all may be gone, and one that
+/// came meanwhile was not there to be told.
 async fn late(
     session: &Session<'_>,
     store: &KubeStore,
@@ -91,12 +85,10 @@ async fn late(
             return Ok(None);
         }
         if looks > limit {
-            let changed = |(name, m): &&(&MemberName, &Member)| before.get(*name) != Some(&m.raw);
+            let changed = |(name, m): &&(&MemberName, &Member)| before.get(*name).is_some_and(|b| *b != m.raw);
             let names: Vec<&str> = missing.iter().filter(changed).map(|(name, _)| name.as_str()).collect();
-            let word = if on { "pause" } else { "resume" };
-            return Ok((!names.is_empty()).then(|| {
-                format!("{} members didn't recognized {word} state after {limit} seconds", names.join(", "))
-            }));
+            return Ok((!names.is_empty())
+                .then(|| format!("{} members didn't recognized pause state after {limit} seconds", names.join(", "))));
         }
         looks += 1;
         tokio::time::sleep(LOOK).await;

@@ -15,7 +15,8 @@ use super::session::Session;
 use crate::config::numbers;
 use crate::model::{Cluster, Member, MemberName};
 
-fn role(args: &ArgMatches) -> &str {
+/// `--role` as typed; `any` without.
+pub fn role(args: &ArgMatches) -> &str {
     args.get_one::<String>("role").map_or("any", String::as_str)
 }
 
@@ -166,13 +167,8 @@ async fn restart_one(
     body: &Value,
     replace: bool,
 ) -> std::result::Result<(), String> {
-    let raw: Value = serde_json::from_str(&member.raw).unwrap_or(Value::Null);
-    if replace && raw["scheduled_restart"].is_object() {
-        let answer = session.call(Method::DELETE, member, "restart", None).await?;
-        session.say(&match answer.status {
-            200 => format!("Success: flush scheduled restart for member {name}"),
-            _ => failed("flush scheduled restart", name, &answer),
-        });
+    if replace && is_scheduled(member) {
+        discard(session, name, member).await?;
     }
     let answer = session.call(Method::POST, member, "restart", Some(body)).await?;
     session.say(&match answer.status {
@@ -180,6 +176,24 @@ async fn restart_one(
         202 => format!("Success: restart scheduled on member {name}"),
         409 => format!("Failed: another restart is already scheduled on member {name}"),
         _ => failed("restart", name, &answer),
+    });
+    Ok(())
+}
+
+/// Does the member show a scheduled restart?
+pub fn is_scheduled(member: &Member) -> bool {
+    serde_json::from_str::<Value>(&member.raw).is_ok_and(|status| status["scheduled_restart"].is_object())
+}
+
+/// Has the member discard its scheduled restart, and says what it answered.
+///
+/// # Errors
+/// As [`Session::call`].
+pub async fn discard(session: &mut Session<'_>, name: &MemberName, member: &Member) -> std::result::Result<(), String> {
+    let answer = session.call(Method::DELETE, member, "restart", None).await?;
+    session.say(&match answer.status {
+        200 => format!("Success: flush scheduled restart for member {name}"),
+        _ => failed("flush scheduled restart", name, &answer),
     });
     Ok(())
 }

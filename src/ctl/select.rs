@@ -51,9 +51,17 @@ impl WantedRole {
     }
 }
 
+/// Members with an address, the leader first: the order in which somebody is looked for who answers for the cluster.
+pub fn leader_first(cluster: &Cluster) -> Vec<(&MemberName, &Member)> {
+    let leader = cluster.leader.as_ref().and_then(|l| l.named());
+    let mut all: Vec<_> = cluster.members.iter().filter(|(_, m)| m.api_url.is_some()).collect();
+    all.sort_by_key(|(name, _)| Some(*name) != leader);
+    all
+}
+
 /// One operation on members.
 pub struct Operation<'a> {
-    /// `reload`, `restart`, `reinitialize`.
+    /// `reload`, `restart`, `reinitialize`, `flush`.
     pub verb: &'a str,
     /// The cluster.
     pub scope: &'a str,

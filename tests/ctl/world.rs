@@ -18,6 +18,9 @@ pub type Calls = Arc<Mutex<Vec<String>>>;
 /// What the fake members answer: `METHOD /path` → status and body.
 pub type Answers = BTreeMap<&'static str, (u16, &'static str)>;
 
+/// A REST API that nobody serves.
+pub const NOWHERE: &str = "http://127.0.0.1:1/patroni";
+
 pub struct World {
     pub server: Server,
     pub dir: TempDir,
@@ -143,6 +146,18 @@ impl World {
     pub fn annotation(&self, name: &str, key: &str) -> Value {
         let object = self.server.store().get("configmaps", "default", name).unwrap_or(Value::Null);
         object["metadata"]["annotations"][key].clone()
+    }
+
+    /// Puts these keys over what the member publishes.
+    pub fn publish(&self, member: &str, keys: &Value) {
+        let pod = self.server.store().get("pods", "default", member).unwrap();
+        let text = pod["metadata"]["annotations"]["status"].as_str().unwrap();
+        let mut status: Value = serde_json::from_str(text).unwrap();
+        for (key, value) in keys.as_object().unwrap() {
+            status[key.as_str()] = value.clone();
+        }
+        let patch = json!({"metadata": {"annotations": {"status": status.to_string()}}});
+        self.server.store().merge("pods", "default", member, &patch).unwrap();
     }
 
     pub async fn run(&self, args: &str, input: &str) -> Run {
