@@ -90,6 +90,7 @@ impl World {
                 self.cluster.history = Some((1..args[0].parse::<u32>().unwrap()).map(row).collect());
             }
             "request" => {
+                self.local.request_seen = Some((Version("f1".into()), boot(self.now)));
                 self.cluster.failover = (!flag("none")).then(|| FailoverRequest {
                     version: Version("f1".into()),
                     leader: opt("leader").map(Into::into),

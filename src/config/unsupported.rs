@@ -6,6 +6,8 @@
 use serde_json::Value;
 
 use super::dynamic::{Dynamic, SynchronousMode};
+use super::merge;
+use super::numbers::parse_bool;
 
 /// The wishes, in words; empty when everything can be promised.
 #[must_use]
@@ -32,8 +34,24 @@ pub fn unsupported(dynamic: &Dynamic) -> Vec<String> {
 /// nobody could change anything else.
 #[must_use]
 pub fn newly_unsupported(before: &Value, after: &Value) -> Vec<String> {
-    let stood = unsupported(&Dynamic::parse(before).0);
-    unsupported(&Dynamic::parse(after).0).into_iter().filter(|wish| !stood.contains(wish)).collect()
+    let wishes = |document: &Value| -> Vec<String> {
+        unsupported(&Dynamic::parse(document).0).into_iter().chain(no_words(document)).collect()
+    };
+    let stood = wishes(before);
+    wishes(after).into_iter().filter(|wish| !stood.contains(wish)).collect()
+}
+
+/// Switches of a promise whose value means nothing: it would be off, and nobody would be told.
+fn no_words(document: &Value) -> Vec<String> {
+    let switches = ["synchronous_mode", "synchronous_mode_strict", "failsafe_mode", "pause"];
+    let bad = |key: &&str| {
+        let value = document.get(*key).filter(|v| !v.is_null())?;
+        let text = merge::text(value);
+        let quorum = *key == "synchronous_mode" && text.eq_ignore_ascii_case("quorum");
+        let words = if *key == "synchronous_mode" { "on, off or quorum" } else { "on or off" };
+        (!quorum && parse_bool(&text).is_none()).then(|| format!("{key}: {text} is not {words}"))
+    };
+    switches.iter().filter_map(bad).collect()
 }
 
 #[cfg(test)]
@@ -50,6 +68,11 @@ mod tests {
             newly_unsupported(&plain, &json!({"synchronous_mode": "on", "synchronous_mode_strict": true})).is_empty()
         );
         assert!(newly_unsupported(&sync, &plain).is_empty());
+        for (key, value) in [("synchronous_mode", "strict"), ("failsafe_mode", "maybe"), ("pause", "later")] {
+            let told = newly_unsupported(&plain, &json!({key: value}));
+            assert!(told.len() == 1 && told[0].starts_with(&format!("{key}: {value} is not on")), "{told:?}");
+        }
+        assert!(newly_unsupported(&plain, &json!({"pause": null, "failsafe_mode": "off"})).is_empty());
         let wishes = json!({"standby_cluster": {"host": "h"},
                             "slots": {"l": {"type": "logical", "database": "d", "plugin": "p"}}});
         assert_eq!(newly_unsupported(&plain, &wishes).len(), 2);

@@ -75,7 +75,7 @@ pub enum Request {
     /// What happens to them after the version heard of last.
     Watch(Feed),
     /// A Service that keeps the control plane from collecting the `-config` Endpoints.
-    CreateService,
+    CreateService(Object),
 }
 
 /// A request as it goes out.
@@ -167,9 +167,9 @@ impl Desk {
                 let mark = self.cache.mark_version(from);
                 self.sent(call, Expects::Watch(feed), mark)
             }
-            Request::CreateService => {
+            Request::CreateService(object) => {
                 let body = json!({
-                    "metadata": {"namespace": self.o.namespace, "name": self.names.config, "labels": self.labels},
+                    "metadata": {"namespace": self.o.namespace, "name": self.name(object), "labels": self.labels},
                     "spec": {"clusterIP": "None"},
                 });
                 let call = self.call("POST", "create", "services", None, Some(body));

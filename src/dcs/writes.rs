@@ -69,18 +69,21 @@ impl KubeStore {
         }
     }
 
-    /// Endpoints mode: a Service keeps the control plane from collecting the `-config` Endpoints. Tried once; again at the
-    /// next write if it failed in a way that may pass.
+    /// Endpoints mode: Services keep the control plane from collecting the Endpoints that hold the configuration and the sync
+    /// key, which would take a promise away. Tried once; again at the next write if it failed in a way that may pass.
     pub(super) async fn create_service(&self) {
         if self.o.member.is_none() || self.o.mode != Mode::Endpoints || self.service_done.load(Ordering::Relaxed) {
             return;
         }
-        match self.ask(Request::CreateService, self.limit()).await {
-            Ok(_) | Err(Failure::Conflict(_) | Failure::Forbidden(_)) => {
-                self.service_done.store(true, Ordering::Relaxed)
+        for object in [Object::Config, Object::Sync] {
+            match self.ask(Request::CreateService(object), self.limit()).await {
+                Ok(_) | Err(Failure::Conflict(_) | Failure::Forbidden(_)) => {}
+                Err(e) => {
+                    return tracing::warn!(error = %e.text(), "cannot create a headless Service; trying again later");
+                }
             }
-            Err(e) => tracing::warn!(error = %e.text(), "cannot create the headless Service; trying again later"),
         }
+        self.service_done.store(true, Ordering::Relaxed);
     }
 
     pub(super) async fn do_strip_leader_label(&self) -> Vec<MemberName> {

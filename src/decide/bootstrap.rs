@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use super::{Ctx, Hold, rewind, sync};
 use crate::model::{
-    Action, BootInstant, DataDir, Decision, Initialize, Initializer, KeeperLink, LeaseVerdict, Member, MemberName,
-    Permission, StandbyNames, StartRole, Stood, StopMode, StoreLink, TaskKind, UnfencedReason, Upstream,
+    Action, BootInstant, Commits, DataDir, Decision, Initialize, Initializer, KeeperLink, LeaseVerdict, Member,
+    MemberName, Permission, StandbyNames, StartRole, Stood, StopMode, StoreLink, TaskKind, UnfencedReason, Upstream,
 };
 use crate::mutant::{self, Mutant};
 
@@ -101,6 +101,15 @@ fn waits_for_lock(ctx: &Ctx<'_>) -> Option<Permission> {
 
 /// Deadlines first; then configuration, system identifier, lock; each write on the version the one before has left.
 fn publish_new_cluster(ctx: &Ctx<'_>) -> Decision {
+    if let (Hold::Leader(_), Some(record)) = (&ctx.hold, sync::binding(ctx.cluster))
+        && record.leader.as_ref() != Some(&ctx.local.me)
+    {
+        // A key that an earlier cluster has left promises nothing of this one.
+        let on = ctx.settings.synchronous.mode != Commits::Asynchronous;
+        let d = ctx.wait("initialized a new cluster: writing its sync key over the one of an earlier cluster");
+        let d = d.wake_by(ctx.now.boot + super::RETRY_PAUSE);
+        return d.then_if(!ctx.local.sync.writing, || sync::write(ctx, on.then_some(&ctx.local.me), Vec::new()));
+    }
     if let Hold::Leader(own) = &ctx.hold {
         return ctx
             .wait("initialized a new cluster")

@@ -234,8 +234,15 @@ impl<'a> Raw<'a> {
     fn outsider(&self) -> bool {
         let me = &self.local.me;
         let Some(record) = self.cluster.sync.as_ref().filter(|r| r.leader.is_some()) else { return false };
-        let named = record.leader.iter().chain(&record.standbys).any(|n| n.is(me));
+        let standbys = record.standbys.iter().filter(|_| record.quorum == 0);
+        let named = record.leader.iter().chain(standbys).any(|n| n.is(me));
         !named && !self.names_me()
+    }
+
+    /// The person who names me knows that the holder has been silent for its ttl.
+    fn given_for_dead(&self) -> bool {
+        let end = self.local.lease.since + self.settings.ttl;
+        self.names_me() && self.local.request_seen.as_ref().is_some_and(|(_, at)| *at > end)
     }
 
     /// A person asks for a failover to me, whatever is lost by it.
@@ -278,7 +285,7 @@ impl<'a> Raw<'a> {
         if self.local.own.is_none() {
             return Some("writing the sync key without the lock");
         }
-        if self.outsider() {
+        if self.outsider() && !self.local.bootstrapping {
             return Some("taking the sync key although it does not name me");
         }
         if leader.is_none() {
@@ -323,7 +330,7 @@ impl<'a> Raw<'a> {
             }
             Stood::Record(record) if record.leader.is_some() => {
                 let end = seen.since + record.ttl_or(self.settings.ttl);
-                if seen.paused && !self.names_me() {
+                if seen.paused && !self.given_for_dead() {
                     return Some("taking a paused holder's lock for silence");
                 }
                 (self.now <= end).then_some("taking a lease that somebody holds")
@@ -332,7 +339,7 @@ impl<'a> Raw<'a> {
             Stood::Record(_) if seen.released => None,
             Stood::Record(_) => Some("taking an object that names nobody in whatever version it is found"),
             Stood::Nothing => Some("taking a lock whose object is not there"),
-            Stood::Untouched(_) if seen.paused && !self.names_me() => {
+            Stood::Untouched(_) if seen.paused && !self.given_for_dead() => {
                 Some("taking what a paused holder may still hold")
             }
             Stood::Untouched(_) => {
@@ -369,6 +376,9 @@ impl<'a> Raw<'a> {
         let silent = matches!(self.local.keeper, KeeperLink::Lost { .. });
         if (pg.alive && !standby || silent && self.local.deadman.in_doubt) && !(silent && self.ended_by_the_kernel()) {
             return Some("releasing the lock under a running primary");
+        }
+        if self.local.stranger.is_some_and(|s| s.answers) {
+            return Some("releasing the lock under a Postgres that was started by hand");
         }
         if self.local.deadman.in_use.is_some() && !self.local.deadman.container_ended {
             return Some("releasing the lock while something that may write holds the data directory");

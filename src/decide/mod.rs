@@ -273,7 +273,10 @@ impl<'a> Ctx<'a> {
     fn given_for_dead(&self) -> bool {
         let me = Some(&self.local.me);
         let silent = self.local.lease.silent_in_maintenance(self.now.boot, self.settings.ttl);
-        silent && sync::waived(self.cluster) == me
+        // A request of before says nothing of it.
+        let since = self.local.lease.since + self.settings.ttl;
+        let asked = self.local.request_seen.as_ref().is_some_and(|(_, at)| *at > since);
+        silent && asked && sync::waived(self.cluster) == me
     }
 
     /// Is the throne empty?
@@ -402,7 +405,7 @@ impl<'a> Ctx<'a> {
         if self.local.maintenance.is_on() && own.paused {
             return Permission::PAUSED;
         }
-        let from = own.runs_from();
+        let from = self.local.maintenance.runs_from(own);
         Permission::Writer { stop_at: from + self.timings.stop, kill_at: from + self.timings.kill }
     }
 

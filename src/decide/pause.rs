@@ -14,8 +14,8 @@
 
 use super::{Ctx, Hold, RETRY_PAUSE, Unlocked, leader, race, recover, replica, requests, sync};
 use crate::model::{
-    Action, BootInstant, DataDir, Decision, Maintenance, OwnLease, Permission, Probe, Request, StopMode, StoreLink,
-    TaskKind, Timeline,
+    Action, BootInstant, DataDir, Decision, Maintenance, Member, MemberName, OwnLease, Permission, Probe, Request,
+    StartRoleSeen, StopMode, StoreLink, TaskKind, Timeline,
 };
 use crate::mutant::{self, Mutant};
 
@@ -32,6 +32,9 @@ pub(super) fn situation(ctx: &Ctx<'_>) -> Option<Decision> {
 }
 
 fn paused(ctx: &Ctx<'_>) -> Option<Decision> {
+    if let Some(d) = recover::reclaim(ctx).filter(|_| ctx.writer()) {
+        return Some(d);
+    }
     let fenced = ctx.writer() && !unfenced(ctx) && !matches!(ctx.hold, Hold::Leader(_)) && !ctx.keeper_lost();
     if ctx.local.bootstrapping || fenced {
         return None;
@@ -45,7 +48,7 @@ fn paused(ctx: &Ctx<'_>) -> Option<Decision> {
     if !ctx.local.postgres.alive && ctx.local.data_stale && ctx.local.task.is_none() {
         return Some(ctx.wait("looking at the data directory"));
     }
-    if let Some(d) = requests::handover(ctx).or_else(|| requests::reinit(ctx)).or_else(|| ctx.task_under_way()) {
+    if let Some(d) = handover(ctx).or_else(|| requests::reinit(ctx)).or_else(|| ctx.task_under_way()) {
         return Some(d);
     }
     let d = match (ctx.local.postgres.alive, wish(ctx)) {
@@ -54,6 +57,17 @@ fn paused(ctx: &Ctx<'_>) -> Option<Decision> {
         (true, None) => alive(ctx),
     };
     Some(without_fence(ctx, d))
+}
+
+/// A hand-over to a candidate goes on; one to whoever is fit is over, since nobody takes a lock by itself now.
+fn handover(ctx: &Ctx<'_>) -> Option<Decision> {
+    let h = ctx.local.handover.as_ref()?;
+    let goes_on = h.candidate.is_some() || !matches!(ctx.hold, Hold::Leader(_)) || ctx.local.lease_write.is_some();
+    match (goes_on || ctx.local.postgres.stopping.is_some(), ctx.local.postgres.alive) {
+        (true, _) => requests::handover(ctx),
+        (false, true) => Some(ctx.wait("the hand-over is given up").then(Action::EndHandover).wake_by(ctx.now.boot)),
+        (false, false) => Some(requests::give_up(ctx, h, "the cluster is paused")),
+    }
 }
 
 /// The keeper has no deadline for what runs.
@@ -66,12 +80,24 @@ fn without_fence(ctx: &Ctx<'_>, d: Decision) -> Decision {
     let pg = &ctx.local.postgres;
     let decided =
         |a: &Action| matches!(a, Action::Permit(_) | Action::ReleaseLease { .. } | Action::StopPostgres { .. });
-    let announced = matches!(&ctx.hold, Hold::Leader(own) if own.paused);
+    let announced = matches!(&ctx.hold, Hold::Leader(own) if own.paused) && ctx.local.announced;
+    if let Some(name) = patroni_member(ctx).filter(|_| ctx.writer()) {
+        let text = format!(
+            "the deadlines of a leader stay in maintenance mode: {name} is a member of Patroni, which does not read them off the lock"
+        );
+        return announce(ctx, d.warn(text));
+    }
     let may = pg.alive && pg.stopping.is_none() && (announced || !ctx.writer());
     if !may || unfenced(ctx) || d.actions.iter().any(decided) {
         return announce(ctx, d);
     }
     d.then(Action::Permit(Permission::PAUSED))
+}
+
+/// A member of Patroni takes a lock for silence, whatever our mark says.
+fn patroni_member<'a>(ctx: &'a Ctx<'_>) -> Option<&'a MemberName> {
+    let theirs = |m: &Member| m.version.is_some() && m.implementation.is_none();
+    ctx.cluster.members.iter().find(|(name, m)| **name != ctx.local.me && theirs(m)).map(|(name, _)| name)
 }
 
 /// The lock does not say yet that its holder is in maintenance: with the next renewal it does.
@@ -94,6 +120,10 @@ fn announce(ctx: &Ctx<'_>, d: Decision) -> Decision {
 fn quits(ctx: &Ctx<'_>) -> Option<Decision> {
     let Some(Request::Terminate { leave_postgres: false }) = ctx.local.request else { return None };
     let pg = &ctx.local.postgres;
+    if ctx.local.stranger.is_some_and(|s| s.answers) {
+        let message = "leaving; the Postgres that was started by hand keeps the lock".to_owned();
+        return Some(ctx.wait(message.clone()).then(Action::Exit { code: 0, message, leave_postgres: true }));
+    }
     if pg.alive && ctx.local.task.is_none() && !ctx.keeper_lost() {
         return Some(
             ctx.wait("shutting down: stopping Postgres")
@@ -141,8 +171,12 @@ fn down(ctx: &Ctx<'_>) -> Decision {
         if let Some(d) = requests::of_people(ctx) {
             return d;
         }
-        // A copy that was asked for is made like any other.
-        if matches!(ctx.local.data, DataDir::Empty | DataDir::HalfMade) {
+        // A copy that was asked for is made like any other; a new cluster is nobody's wish.
+        let empty = matches!(ctx.local.data, DataDir::Empty | DataDir::HalfMade);
+        if empty && (ctx.leader().is_none() || ctx.local.reinit.is_none()) {
+            return ctx.wait("no data directory");
+        }
+        if empty {
             return super::bootstrap::situation(ctx).unwrap_or_else(|| ctx.wait("no data directory"));
         }
         return recover::data_directory(ctx).unwrap_or_else(|| recover::not_running(ctx));
@@ -188,11 +222,10 @@ fn stranger(ctx: &Ctx<'_>, writes: Option<Timeline>) -> Decision {
 fn is_ours_to_start(ctx: &Ctx<'_>) -> bool {
     let pg = &ctx.local.postgres;
     let copied = ctx.local.task_end.as_ref().is_some_and(|end| {
-        let kind = matches!(end.kind, TaskKind::CreateReplica { .. } | TaskKind::Remove { .. });
-        kind && pg.last_death.is_none_or(|death| end.at > death)
+        matches!(end.kind, TaskKind::CreateReplica { .. }) && pg.last_death.is_none_or(|death| end.at > death)
     });
-    let stopped = pg.last_death.is_some() && !pg.crashed;
-    let wanted = ctx.local.restart.is_some() || stopped || copied;
+    let stopped = pg.last_death.is_some() && !pg.crashed && !ctx.local.found_down;
+    let wanted = ctx.local.restart.is_some() || ctx.local.reinit.is_some() || stopped || copied;
     wanted || mutant::is(Mutant::StartsInPause)
 }
 
@@ -248,7 +281,9 @@ fn with_lock(ctx: &Ctx<'_>, own: &OwnLease, probe: &Probe) -> Decision {
 /// The promotion that this lock was won for goes on; for anything else the lock is of no use here.
 fn standby_with_lock(ctx: &Ctx<'_>, own: &OwnLease) -> Decision {
     let wanted = ctx.local.claim.is_some() && !ctx.backs_off();
-    if wanted || ctx.local.deadman.ordered || ctx.local.postgres.promoting.is_some() {
+    // One that was found running and had been told to promote counts as a primary.
+    let told = ctx.local.deadman.ordered || ctx.local.postgres.started_as == Some(StartRoleSeen::Primary);
+    if wanted || told || ctx.local.postgres.promoting.is_some() {
         return leader::lead(ctx, own);
     }
     let free = ctx.local.lease_write.is_none();
@@ -299,13 +334,25 @@ fn takes(ctx: &Ctx<'_>, on: Timeline) -> bool {
 
 /// The person has let go: a primary renews its lock, or is none when the time of every holder has passed.
 fn resuming(ctx: &Ctx<'_>, since: BootInstant) -> Option<Decision> {
+    let (down, holds) = (!ctx.local.postgres.alive && ctx.local.task.is_none(), !matches!(ctx.hold, Hold::No));
+    match &ctx.local.stranger {
+        Some(s) if s.answers && holds => return Some(stranger(ctx, s.writes)),
+        // Somebody may have started one while the keeper ran none.
+        None if down && holds && !ctx.keeper_lost() => {
+            return Some(
+                ctx.wait("looking whether somebody has started Postgres by hand").wake_by(ctx.now.boot + RETRY_PAUSE),
+            );
+        }
+        Some(_) | None => {}
+    }
     if ctx.local.bootstrapping || !ctx.writer() || ctx.keeper_lost() {
         return None;
     }
     let own = ctx.local.own.as_ref().filter(|own| own.paused)?;
     let timings = super::timings_for(ctx.settings, own.ttl, ctx.local.watchdog_armed);
     let forgotten = mutant::is(Mutant::ResumesUnrenewed);
-    let until = if forgotten { ctx.now.boot + ctx.settings.loop_wait } else { since + timings.demote };
+    let from = ctx.local.maintenance.runs_from(own);
+    let until = if forgotten { ctx.now.boot + ctx.settings.loop_wait } else { from + timings.demote };
     if ctx.now.boot >= until {
         let d = ctx.wait("demoting self because the lock could not be renewed after the maintenance");
         let stop = ctx.local.postgres.stopping.is_none();
@@ -314,7 +361,7 @@ fn resuming(ctx: &Ctx<'_>, since: BootInstant) -> Option<Decision> {
             why: "the lock was not renewed after the maintenance",
         }));
     }
-    let deadlines = Permission::Writer { stop_at: since + timings.stop, kill_at: since + timings.kill };
+    let deadlines = ctx.permission(own);
     let fenced = ctx.standing() == deadlines || forgotten;
     let heard = ctx.local.last_attempt.is_none_or(|at| at < since) || ctx.rested_since_attempt();
     Some(
@@ -322,7 +369,7 @@ fn resuming(ctx: &Ctx<'_>, since: BootInstant) -> Option<Decision> {
             .wake_by(until)
             .wake_by(ctx.now.boot + RETRY_PAUSE)
             .then_if(!fenced, || Action::Permit(deadlines))
-            .then_if(ctx.local.lease_write.is_none() && heard, || Action::RenewLease),
+            .then_if(fenced && ctx.local.lease_write.is_none() && heard, || Action::RenewLease),
     )
 }
 

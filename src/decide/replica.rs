@@ -1,6 +1,6 @@
 //! Following.
 
-use super::{Ctx, race, rewind};
+use super::{Ctx, race, rewind, sync};
 use crate::model::{Action, Decision, LeaseVerdict, RewindState, Upstream};
 
 /// Postgres is alive as a standby (the fence has seen to that) and the lock is somebody else's, or silent.
@@ -52,6 +52,19 @@ pub(super) fn idle(ctx: &Ctx<'_>, mut reason: String) -> Decision {
         .then_if(done && streaming, || Action::SetRewind(RewindState::Initial))
         .then(Action::SyncSlots)
         .then_all(ahead)
+        .then_all(too_early(ctx))
+}
+
+/// A request to lead in the place of a holder in maintenance that was made while it was heard of: it does not say that the
+/// holder is dead, and repeating it would change nothing as long as it stands.
+fn too_early(ctx: &Ctx<'_>) -> Option<Action> {
+    let silent = ctx.local.lease.silent_in_maintenance(ctx.now.boot, ctx.settings.ttl);
+    let request = ctx.cluster.request().filter(|_| silent && !ctx.given_for_dead() && !ctx.local.store_write)?;
+    (sync::waived(ctx.cluster) == Some(&ctx.local.me)).then(|| Action::ClearRequest {
+        expect: request.version.clone(),
+        why: "it was made while the holder of the lock was heard of; repeat it once that is dead for certain"
+            .to_owned(),
+    })
 }
 
 fn nobody(ctx: &Ctx<'_>) -> String {

@@ -186,7 +186,7 @@ fn stopped(ctx: &Ctx<'_>, h: &Handover) -> Decision {
 }
 
 /// The hand-over is off: the request goes, and the former primary starts again on its own timeline.
-fn give_up(ctx: &Ctx<'_>, h: &Handover, why: &str) -> Decision {
+pub(super) fn give_up(ctx: &Ctx<'_>, h: &Handover, why: &str) -> Decision {
     let clear = ctx
         .cluster
         .request()

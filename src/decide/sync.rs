@@ -80,7 +80,7 @@ fn is_kept(ctx: &Ctx<'_>, own: &OwnLease) -> bool {
     since.is_some() && *since == own.record.acquire_time
 }
 
-fn write(ctx: &Ctx<'_>, leader: Option<&MemberName>, standbys: Vec<MemberName>) -> Action {
+pub(super) fn write(ctx: &Ctx<'_>, leader: Option<&MemberName>, standbys: Vec<MemberName>) -> Action {
     let expect = ctx.cluster.sync.as_ref().map(|r| r.version.clone());
     Action::WriteSync { expect, leader: leader.cloned(), standbys }
 }
@@ -152,6 +152,15 @@ fn assign(ctx: &Ctx<'_>, own: &OwnLease, d: Decision, probe: &Probe) -> Decision
         false => d,
     };
     let soon = |d: Decision| d.wake_by(ctx.now.boot + CHANGES_POLL);
+    if let Some(names) = keeping.overruled(ctx.now.boot) {
+        // Commits do not wait for those that the key vouches for.
+        let written = keeping.named.as_ref().and_then(StandbyNames::text).unwrap_or_default();
+        let d = d.warn(format!(
+            "synchronous_standby_names is '{names}', and was written as '{written}': something overrules it (ALTER SYSTEM, an included \
+             file, or a file that Postgres refuses; see pg_file_settings). Nobody is vouched for until it is gone"
+        ));
+        return soon(d.then_if(!in_key.is_empty(), || write(ctx, Some(&ctx.local.me), Vec::new())));
+    }
     if !in_key.is_subset(&wanted) && !mutant::is(Mutant::NamesGoBeforeTheKey) {
         let stay = in_key.intersection(&wanted).cloned().collect();
         return d.then(write(ctx, Some(&ctx.local.me), stay));
@@ -196,8 +205,10 @@ fn picked(ctx: &Ctx<'_>, probe: &Probe) -> Vec<MemberName> {
             .as_ref()
             .is_some_and(|from| *from != ctx.local.me && *from != *name && streams(from));
         let well = member.is_running() && !member.tags.nosync && *name != ctx.local.me && !cascades;
+        // Of two that call themselves so, commits wait for one: nobody knows for which.
+        let alone = mine().count() == 1;
         if let (true, Some(position), Some(rank)) =
-            (well && streams(name), mine().map(|s| s.position).min(), mine().map(|s| s.rank).max())
+            (well && alone && streams(name), mine().map(|s| s.position).min(), mine().map(|s| s.rank).max())
         {
             found.push(Candidate { name, member, rank, position });
         }

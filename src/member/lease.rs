@@ -284,6 +284,11 @@ impl Lease {
         self.attempts.iter().find(|sent| sent.record == *record).map(|sent| sent.at)
     }
 
+    /// Every record of mine that stands or may still land says that its holder is in maintenance mode.
+    pub fn says_nothing_else(&self) -> bool {
+        self.attempts.iter().all(|sent| sent.paused) && self.job.as_ref().is_none_or(|job| job.paused)
+    }
+
     /// Does this record of mine say that its holder is in maintenance mode?
     pub fn says_paused(&self, record: &LeaseRecord) -> bool {
         self.attempts.iter().any(|sent| sent.record == *record && sent.paused)

@@ -253,8 +253,9 @@ impl State {
         match self.local.maintenance {
             // It does not end by time.
             Maintenance::On if own.paused => Some(self.now.boot + own.ttl),
-            Maintenance::Resuming { since } if own.paused => Some(since + end),
-            Maintenance::On | Maintenance::Resuming { .. } | Maintenance::Off => Some(own.runs_from() + end),
+            maintenance @ (Maintenance::On | Maintenance::Resuming { .. } | Maintenance::Off) => {
+                Some(maintenance.runs_from(own) + end)
+            }
         }
     }
 

@@ -162,6 +162,8 @@ pub struct PostgresView {
     pub crashed: bool,
     /// Consecutive failed starts since the last good one.
     pub failed_starts: u32,
+    /// The living postmaster has answered since it was started.
+    pub came_up: bool,
     /// The last answer, if Postgres answers.
     pub probe: Option<Probe>,
     /// It accepts connections but refuses mine (password, pg_hba, all slots taken): it is up, and this is why I do not see
@@ -355,6 +357,12 @@ pub struct Local {
     pub last_attempt: Option<BootInstant>,
     /// Maintenance mode.
     pub maintenance: Maintenance,
+    /// My lock says that I am in maintenance mode, and nothing that may still land says otherwise.
+    pub announced: bool,
+    /// This process has found no Postgres running: how it ended is not known.
+    pub found_down: bool,
+    /// The failover request that stands, and since when.
+    pub request_seen: Option<(Version, BootInstant)>,
     /// In maintenance mode, while the keeper runs nothing: what answers all the same.
     pub stranger: Option<Stranger>,
     /// The sync key, and whom my Postgres waits for.
@@ -453,6 +461,9 @@ impl Local {
             claim: None,
             last_attempt: None,
             maintenance: Maintenance::Off,
+            announced: false,
+            found_down: false,
+            request_seen: None,
             stranger: None,
             sync: SyncKeeping::default(),
             sync_read: None,
@@ -532,6 +543,7 @@ impl PostgresView {
             last_death: None,
             crashed: false,
             failed_starts: 0,
+            came_up: false,
             probe: None,
             login_refused: None,
             streamed: None,

@@ -1,6 +1,6 @@
 //! Maintenance mode, as a member observes it.
 
-use super::{BootInstant, Timeline, UnfencedReason};
+use super::{BootInstant, OwnLease, Timeline, UnfencedReason};
 use crate::model::Permission;
 
 /// Does a person look after Postgres, or this program?
@@ -23,6 +23,14 @@ impl Maintenance {
     /// A person looks after Postgres.
     pub fn is_on(self) -> bool {
         self == Maintenance::On
+    }
+    /// What the deadlines of a running primary count from: after a resume from that moment, as long as the lock still says that
+    /// its holder is in maintenance. Nobody takes such a lock for silence.
+    pub fn runs_from(self, own: &OwnLease) -> BootInstant {
+        match self {
+            Maintenance::Resuming { since } if own.paused => own.runs_from().max(since),
+            Maintenance::Resuming { .. } | Maintenance::On | Maintenance::Off => own.runs_from(),
+        }
     }
 }
 

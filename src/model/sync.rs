@@ -15,6 +15,8 @@ pub const PLACEHOLDER: &str = "__patroni_strict_sync_replica_placeholder__";
 
 /// A walsender reads the names when it is woken. What it releases with the names of before, it has released after this time.
 const SETTLED: Duration = Duration::from_millis(300);
+/// A reload that takes longer than this does not come, or something else says otherwise.
+const OVERRULED: Duration = Duration::from_secs(3);
 
 /// `synchronous_mode`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -143,6 +145,9 @@ pub struct Replication {
     pub names: String,
     /// Who streams from here.
     pub senders: Vec<Sender>,
+    /// The checkpointer, which alone makes commits wait for other names, is where it reads its files: during an immediate
+    /// checkpoint, or one that is late, it does not.
+    pub read: bool,
 }
 
 impl Replication {
@@ -178,6 +183,8 @@ pub struct SyncKeeping {
     in_force: Option<(BootInstant, Option<Lsn>)>,
     /// Who has reached that position while named.
     reached: BTreeSet<MemberName>,
+    /// Postgres says that it waits for these names instead, since then.
+    overruled: Option<(BootInstant, String)>,
 }
 
 impl SyncKeeping {
@@ -192,6 +199,7 @@ impl SyncKeeping {
     /// Nothing is known of what Postgres waits for.
     pub fn forget(&mut self) {
         self.in_force = None;
+        self.overruled = None;
         self.reached.clear();
         self.named = None;
     }
@@ -202,12 +210,14 @@ impl SyncKeeping {
         let Some(StandbyNames::All(names)) = &self.named else { return };
         let wanted = StandbyNames::All(names.clone()).text();
         if wanted.as_deref() != Some(now.names.as_str()) {
+            self.overruled.get_or_insert((at, now.names.clone()));
             self.in_force = None;
             self.reached.clear();
             return;
         }
+        self.overruled = None;
         let (since, from) = *self.in_force.get_or_insert((at, None));
-        let settled = (at >= since + SETTLED).then_some(position);
+        let settled = (at >= since + SETTLED && now.read).then_some(position);
         let from = from.or(settled);
         self.in_force = Some((since, from));
         if let Some(from) = from {
@@ -219,6 +229,11 @@ impl SyncKeeping {
     /// Has it, by what this process has seen, every commit that was acknowledged?
     pub fn is_sure(&self, name: &MemberName) -> bool {
         self.named.as_ref().is_some_and(|n| n.names(name)) && self.reached.contains(name)
+    }
+
+    /// What Postgres waits for in spite of the files, for longer than it takes to read them.
+    pub fn overruled(&self, now: BootInstant) -> Option<&str> {
+        self.overruled.as_ref().filter(|(since, _)| now >= *since + OVERRULED).map(|(_, names)| names.as_str())
     }
 
     /// The names that were written are in force, as far as was seen.
@@ -258,8 +273,10 @@ impl SyncKeeping {
 
 impl SyncRecord {
     /// May this member lead without losing what was acknowledged? Names compare without regard to case.
+    /// In quorum mode a commit is with some of the standbys, and no single one of them has them all.
     pub fn allows(&self, name: &MemberName) -> bool {
-        self.leader.iter().chain(&self.standbys).any(|n| n.is(name))
+        let one_of_all = self.quorum == 0 && self.standbys.iter().any(|n| n.is(name));
+        one_of_all || self.leader.as_ref().is_some_and(|n| n.is(name))
     }
     /// Whom it names, for people.
     pub fn in_words(&self) -> String {
@@ -306,6 +323,7 @@ mod tests {
         let now = |names: &str, rank, position| Replication {
             names: names.into(),
             senders: vec![sender("b", rank, position)],
+            read: true,
         };
         keeping.observe(&now("", 0, 900), Lsn(900), at(0));
         assert!(!keeping.in_force(), "Postgres has not read its files yet");
@@ -323,10 +341,33 @@ mod tests {
     }
 
     #[test]
+    fn names_bind_nobody_before_the_checkpointer_has_read_them() {
+        let mut keeping = SyncKeeping::default();
+        keeping.wrote(all(&["b"]));
+        let now = |read| Replication { names: "b".into(), senders: vec![sender("b", 3, 10)], read };
+        keeping.observe(&now(false), Lsn(5), at(0));
+        keeping.observe(&now(false), Lsn(5), at(900));
+        assert!(!keeping.is_sure(&"b".into()), "a checkpoint is under way");
+        keeping.observe(&now(true), Lsn(5), at(1000));
+        assert!(keeping.is_sure(&"b".into()));
+    }
+
+    #[test]
+    fn names_that_something_overrules_are_told_after_a_while() {
+        let mut keeping = SyncKeeping::default();
+        keeping.wrote(all(&["b"]));
+        let other = Replication { names: "x".into(), ..Replication::default() };
+        keeping.observe(&other, Lsn(5), at(0));
+        assert_eq!((keeping.overruled(at(100)), keeping.overruled(at(9000))), (None, Some("x")));
+        keeping.observe(&Replication { names: "b".into(), ..other }, Lsn(5), at(9100));
+        assert_eq!(keeping.overruled(at(20_000)), None);
+    }
+
+    #[test]
     fn one_that_shows_up_twice_is_as_far_as_the_one_behind() {
         let mut keeping = SyncKeeping::default();
         keeping.wrote(all(&["b"]));
-        let now = Replication { names: "b".into(), senders: vec![sender("b", 3, 10), sender("B", 0, 5)] };
+        let now = Replication { names: "b".into(), senders: vec![sender("b", 3, 10), sender("B", 0, 5)], read: true };
         keeping.observe(&now, Lsn(5), at(0));
         keeping.observe(&now, Lsn(5), at(900));
         assert!(!keeping.is_sure(&"b".into()));

@@ -99,7 +99,10 @@ const PROBE: &str = "SELECT pg_is_in_recovery(), \
  current_setting('synchronous_standby_names'), current_setting('synchronous_commit'), \
  CASE WHEN NOT pg_is_in_recovery() THEN (SELECT pg_catalog.json_agg(pg_catalog.json_build_array(w.application_name, w.state, \
    w.sync_state, pg_wal_lsn_diff(w.write_lsn, '0/0'), pg_wal_lsn_diff(w.flush_lsn, '0/0'), pg_wal_lsn_diff(w.replay_lsn, '0/0'))) \
-   FROM pg_catalog.pg_stat_replication w)::text END \
+   FROM pg_catalog.pg_stat_replication w)::text END, \
+ CASE WHEN NOT pg_is_in_recovery() THEN NOT pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE') OR EXISTS (SELECT 1 \
+   FROM pg_catalog.pg_stat_activity a WHERE a.backend_type = 'checkpointer' \
+   AND a.wait_event IN ('CheckpointerMain', 'CheckpointWriteDelay')) END \
  FROM pg_control_system() s, pg_control_checkpoint() c, pg_control_recovery() rec \
  LEFT JOIN pg_stat_get_wal_receiver() r ON true";
 
@@ -312,6 +315,7 @@ fn replication_of(row: &Row) -> Result<Replication, tokio_postgres::Error> {
     let senders: Option<String> = row.try_get(13)?;
     let senders: Vec<Shown> = senders.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
     Ok(Replication {
+        read: row.try_get::<_, Option<bool>>(14)?.unwrap_or(false),
         names: row.try_get(11)?,
         senders: senders.into_iter().filter_map(|s| sender_of(s, &commit)).collect(),
     })

@@ -218,8 +218,8 @@ fn every_other_object_is_written_and_seen() {
         let foreign = a.seen(Request::Read(Object::Sync));
         assert!(!foreign.is_labelled());
         assert!(a.seen(Request::PutLabels(Object::Sync, foreign.version().clone())).is_labelled());
-        assert!(matches!(a.ask(Request::CreateService), Ok(Answer::Done)));
-        assert!(matches!(a.ask(Request::CreateService), Err(Failure::Conflict(_))));
+        assert!(matches!(a.ask(Request::CreateService(Object::Config)), Ok(Answer::Done)));
+        assert!(matches!(a.ask(Request::CreateService(Object::Config)), Err(Failure::Conflict(_))));
     }
 }
 

@@ -67,7 +67,7 @@ impl World {
             Sender { name: parts[0].into(), streaming, rank, position: Lsn(parts[2].parse().unwrap()) }
         });
         let names = self.local.sync.named.as_ref().and_then(|n| n.text()).unwrap_or_default();
-        probe.replication = Replication { names, senders: senders.collect() };
+        probe.replication = Replication { names, senders: senders.collect(), read: true };
         for ago in [0.9, 0.5, 0.0] {
             self.local.sync.observe(&probe.replication, probe.position, boot(self.now - ago));
         }

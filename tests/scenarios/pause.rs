@@ -11,7 +11,7 @@ impl World {
             let (now, l) = (boot(self.now), &mut self.local);
             match key {
                 "on" => {
-                    l.maintenance = Maintenance::On;
+                    (l.maintenance, l.announced) = (Maintenance::On, true);
                     self.settings.pause = true;
                 }
                 "off" | "resumed" => {

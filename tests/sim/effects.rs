@@ -364,7 +364,7 @@ impl World {
             let rank = if g.names.names(&name) { 3 } else { 0 };
             Some(Sender { streaming: true, rank, position: Lsn(self.known_reached(pod, by)?), name })
         });
-        Replication { names: g.names.text().unwrap_or_default(), senders: senders.collect() }
+        Replication { names: g.names.text().unwrap_or_default(), senders: senders.collect(), read: true }
     }
 
     /// The dynamic document is put in force, in a moment.

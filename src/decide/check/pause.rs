@@ -16,7 +16,7 @@ pub(super) fn broken_rule(raw: &Raw<'_>, action: &Action) -> Option<&'static str
             let copied = raw.local.task_end.as_ref().is_some_and(|end| {
                 matches!(end.kind, TaskKind::CreateReplica { .. }) && pg.last_death.is_none_or(|death| end.at > death)
             });
-            let by_itself = (pg.crashed || pg.last_death.is_none()) && !copied;
+            let by_itself = (pg.crashed || pg.last_death.is_none() || raw.local.found_down) && !copied;
             by_itself.then_some("starting in maintenance what this program has not stopped")
         }
         Action::Begin(TaskKind::Bootstrap) | Action::ClaimInitialize { .. } if !raw.local.bootstrapping => {
@@ -41,7 +41,7 @@ impl Raw<'_> {
         if self.local.maintenance != Maintenance::On {
             return Some("without a fence outside of maintenance");
         }
-        let said = self.local.own.as_ref().is_some_and(|own| own.paused);
+        let said = self.local.own.as_ref().is_some_and(|own| own.paused) && self.local.announced;
         (self.local.postgres.may_write() && !said).then_some("a primary without a fence before the store says so")
     }
 
@@ -52,6 +52,7 @@ impl Raw<'_> {
         };
         let armed = Timings::new(self.settings, own.ttl, self.local.watchdog_armed);
         let timings = armed.or_else(|_| Timings::new(self.settings, own.ttl, false));
-        own.paused && timings.is_ok_and(|t| stop_at <= since + t.stop && kill_at <= since + t.kill)
+        let from = own.evidence.max(since);
+        own.paused && timings.is_ok_and(|t| stop_at <= from + t.stop && kill_at <= from + t.kill)
     }
 }

@@ -109,6 +109,10 @@ impl State {
                 self.answer(ticket, status, text);
             }
         }
+        if self.local.restart.is_none() {
+            // Nothing stops after all: whoever waits for me may go on.
+            self.local.quits_sync = None;
+        }
         self.local.request = None;
         self.show_request();
     }

@@ -55,6 +55,7 @@ impl State {
                 }
                 self.died(at);
             }
+            None if first => self.local.found_down = true,
             None => {}
         }
         if standing.terminating {

@@ -102,6 +102,11 @@ impl State {
     }
 
     fn released(&mut self, end: JobEnd) {
+        if let (JobEnd::Refused(why) | JobEnd::Unknown(why), true) = (&end, self.marked()) {
+            // It does not end by time: a later decision gives it up again.
+            self.failed("release");
+            return self.warn(format!("the leader lock could not be released yet: {why}"));
+        }
         self.local.stepped_down = Some(self.now.boot);
         match end {
             JobEnd::Written { .. } => self.info("Leader key released"),
@@ -147,7 +152,10 @@ impl State {
     fn lose(&mut self) {
         self.lease.outrun();
         if self.marked() {
-            self.local.lease.forget_mark();
+            let mine = |r: &LeaseRecord| r.leader.as_ref().is_none_or(|who| *who == self.local.me);
+            if self.local.lease.record.as_ref().is_none_or(mine) {
+                self.local.lease.forget_mark();
+            }
         }
         self.local.failsafe.forget();
         self.local.own = None;
@@ -168,9 +176,7 @@ impl State {
             return;
         }
         let permission = match self.local.maintenance {
-            Maintenance::On if own.paused => Some(Permission::PAUSED),
-            // A renewal that still says so was sent before the resume was heard of: the deadlines count from that.
-            Maintenance::Resuming { .. } if own.paused => None,
+            Maintenance::On if own.paused && self.lease.says_nothing_else() => Some(Permission::PAUSED),
             Maintenance::On | Maintenance::Resuming { .. } | Maintenance::Off => self.permission_of(&own),
         };
         if let Some(permission) = permission {
@@ -181,7 +187,7 @@ impl State {
     /// What a lease allows.
     pub(in crate::member) fn permission_of(&self, own: &OwnLease) -> Option<Permission> {
         let t = self.timings(own.ttl)?;
-        let from = own.runs_from();
+        let from = self.local.maintenance.runs_from(own);
         Some(Permission::Writer { stop_at: from + t.stop, kill_at: from + t.kill })
     }
 
@@ -195,12 +201,12 @@ impl State {
             // There is no lease yet, or it does not matter: the wish itself is the evidence, and then the end of the new
             // cluster's scripts, or the resume.
             Permission::Unfenced(_) => self.now.boot,
-            Permission::Writer { .. } if self.resumed().is_some() => self.resumed().unwrap_or_default(),
             Permission::Writer { .. } if self.local.own.is_none() => {
                 self.local.task_end.as_ref().map_or(BootInstant::default(), |end| end.at)
             }
             Permission::None | Permission::Writer { .. } => {
-                self.local.own.as_ref().map_or(BootInstant::default(), OwnLease::runs_from)
+                let from = |own| self.local.maintenance.runs_from(own);
+                self.local.own.as_ref().map_or(BootInstant::default(), from)
             }
         };
         let note = self.local.own.as_ref().map(|own| (own.record.clone(), own.evidence));

@@ -19,10 +19,17 @@ impl State {
             Maintenance::Resuming { since } if marked || unfenced && !self.confirmed_since(since) => before,
             Maintenance::On | Maintenance::Resuming { .. } | Maintenance::Off => Maintenance::Off,
         };
+        self.local.announced = marked && self.lease.says_nothing_else();
         if self.local.maintenance == before {
             return;
         }
-        self.local.stranger = None;
+        if self.local.maintenance == Maintenance::Off {
+            self.local.stranger = None;
+        }
+        if before.is_on() {
+            // How it ended while a person looked after it says nothing of its data.
+            self.local.postgres.failed_starts = 0;
+        }
         match (before, self.local.maintenance) {
             (_, Maintenance::On) => self.info("maintenance mode is on: Postgres is left alone"),
             (Maintenance::On, _) => self.info("maintenance mode is off"),
@@ -39,17 +46,24 @@ impl State {
         self.local.own.as_ref().is_some_and(|own| own.paused)
     }
 
-    /// When the resume was heard of, until the lock is renewed.
-    pub(super) fn resumed(&self) -> Option<BootInstant> {
+    /// What the next record of my lock says. After a resume it says that I am in maintenance until the keeper itself has the
+    /// deadlines: one that hangs would let Postgres run beside whoever takes the lock for silence.
+    pub(in crate::member) fn says_paused(&self) -> bool {
         match self.local.maintenance {
-            Maintenance::Resuming { since } if self.marked() => Some(since),
-            Maintenance::Resuming { .. } | Maintenance::On | Maintenance::Off => None,
+            Maintenance::On => true,
+            Maintenance::Resuming { .. } => self.marked() && (self.local.deadman.unfenced || self.beside_a_stranger()),
+            Maintenance::Off => false,
         }
+    }
+
+    /// Somebody else's Postgres runs where mine would.
+    fn beside_a_stranger(&self) -> bool {
+        self.local.stranger.is_some_and(|s| s.answers) || self.local.deadman.in_use.is_some()
     }
 
     /// Is somebody asked where my Postgres would be, although the keeper runs none?
     pub(in crate::member) fn looks_for_strangers(&self) -> bool {
-        self.local.maintenance.is_on() && !self.local.postgres.alive && self.local.task.is_none()
+        self.local.maintenance != Maintenance::Off && !self.local.postgres.alive && self.local.task.is_none()
     }
 
     /// What was asked while nothing of mine runs.

@@ -27,6 +27,7 @@ pub(in crate::member) fn started(
     now: BootInstant,
 ) {
     let restarting = local.restart.is_some();
+    local.found_down = false;
     let pg = &mut local.postgres;
     pg.alive = true;
     pg.started_as = Some(match role {
@@ -40,6 +41,7 @@ pub(in crate::member) fn started(
     pg.stopping = None;
     pg.promoting = None;
     pg.crashed = false;
+    pg.came_up = false;
     pg.probe = None;
     (pg.login_refused, pg.streamed) = (None, None);
     follows(pg, upstream, now);
@@ -79,7 +81,7 @@ pub(in crate::member) fn died(local: &mut Local, now: BootInstant) {
         return;
     }
     let asked = pg.stopping.is_some();
-    let never_answered = pg.probe.is_none()
+    let never_answered = !pg.came_up
         && matches!(pg.state, PostgresState::Starting | PostgresState::Restarting | PostgresState::BootstrapStarting);
     let was_primary =
         pg.started_as != Some(StartRoleSeen::Standby) || matches!(pg.role, Role::Primary | Role::Promoted);
@@ -147,7 +149,7 @@ pub(in crate::member) fn probed(local: &mut Local, looked: Looked, now: BootInst
                 (true, Some(_)) => Role::Promoted,
                 (true, None) => Role::Replica,
             };
-            pg.failed_starts = 0;
+            (pg.failed_starts, pg.came_up) = (0, true);
             pg.login_refused = None;
             if !probe.in_recovery {
                 local.sync.observe(&probe.replication, probe.position, probe.at);
@@ -161,7 +163,7 @@ pub(in crate::member) fn probed(local: &mut Local, looked: Looked, now: BootInst
             }
         }
         Looked::LoginRefused(why) => {
-            pg.failed_starts = 0;
+            (pg.failed_starts, pg.came_up) = (0, true);
             pg.login_refused = Some(why);
             if pg.stopping.is_none() {
                 enter(pg, PostgresState::Running, now);
@@ -266,6 +268,7 @@ mod tests {
         assert_eq!(l.postgres.failed_starts, 1, "counted until one succeeds");
         probed(&mut l, probe(true), at(4));
         assert_eq!(l.postgres.failed_starts, 0);
+        probed(&mut l, Looked::NotReady, at(5));
         died(&mut l, at(5));
         assert!(l.postgres.crashed && l.postgres.state == PostgresState::Crashed && l.postgres.failed_starts == 0);
     }

@@ -44,7 +44,9 @@ impl State {
         if same {
             self.info(format!("the holder of the leader lock is dead: {how}"));
             // Whatever it said when it was heard of last.
-            self.local.lease.forget_mark();
+            if self.local.lease.record.as_ref() == Some(&wanted.record) {
+                self.local.lease.forget_mark();
+            }
             self.local.death_proof = Some(DeathProof { record: wanted.record, version: leader.version.clone(), how });
         }
     }

@@ -8,9 +8,7 @@ use super::super::flights::{About, Lane};
 use super::super::input::{Answer, Fail, InForce};
 use super::super::lease;
 use super::super::state::State;
-use crate::model::{
-    BootInstant, DataDir, InFlight, LeaderRecord, Maintenance, OwnLease, Permission, StoreLink, Timeline, View,
-};
+use crate::model::{BootInstant, DataDir, InFlight, LeaderRecord, Maintenance, OwnLease, StoreLink, Timeline, View};
 
 /// An early renewal after a view that contradicts my lease, at most this often.
 const CONTRADICTED_PAUSE: Duration = Duration::from_millis(500);
@@ -40,6 +38,9 @@ impl State {
             self.dcs_last_seen = self.now.wall.0 / 1_000_000;
         }
         self.observe_lease(view);
+        let request = self.cluster.failover.as_ref().map(|r| r.version.clone());
+        let seen = self.local.request_seen.take().filter(|(version, _)| Some(version) == request.as_ref());
+        self.local.request_seen = seen.or_else(|| request.map(|version| (version, self.now.boot)));
         self.local.watch_initializer(&self.cluster, self.now.boot);
         self.viewed = true;
         self.earlier_life();
@@ -104,7 +105,8 @@ impl State {
             return;
         }
         let this_pod = leader.valid_holder().filter(|h| !self.local.uid.is_empty() && h.uid == self.local.uid);
-        let paused = this_pod.is_some_and(|h| h.paused) && standing.permission == Permission::PAUSED;
+        // One that says that it is in maintenance was taken by nobody.
+        let paused = this_pod.is_some_and(|h| h.paused);
         if this_pod.is_some() && (standing.postgres.is_none() || paused) {
             let how = if paused { "was in maintenance mode" } else { "has left nothing" };
             self.info(format!("the lock names this pod, whose earlier life {how}"));
@@ -147,7 +149,7 @@ impl State {
         let deadline = self.in_force.settings.retry_timeout.min(left).max(SHORTEST_WRITE);
         let own = own.filter(|_| !self.pod_leaves);
         let job = lease::Job::Renew { status: self.leader_status(), fulfilled: self.oath_fulfilled(), claim };
-        let (paused, failsafe) = (self.local.maintenance.is_on(), self.failsafe_map());
+        let (paused, failsafe) = (self.says_paused(), self.failsafe_map());
         let start = lease::Start { job, ttl, deadline, own, paused, failsafe };
         self.with_lease(|lease, cluster, now, ids| lease.start(start, cluster, now, ids));
     }
@@ -156,7 +158,9 @@ impl State {
     /// attempt may land and its answer be lost. Until it is confirmed the shorter one counts.
     fn attempted_ttl(&mut self) -> Duration {
         let wanted = self.in_force.settings.ttl;
-        let Some(own) = self.local.own.clone().filter(|own| wanted < own.ttl && !own.paused) else { return wanted };
+        let Some(own) = self.local.own.clone().filter(|own| wanted < own.ttl && !self.says_paused()) else {
+            return wanted;
+        };
         let shorter = OwnLease { ttl: wanted, ..own.clone() };
         if self.permission_of(&shorter).is_some_and(|p| self.standing() == p) {
             self.local.own = Some(shorter);
@@ -171,7 +175,7 @@ impl State {
     /// What the store says of maintenance mode is in force.
     pub(super) fn document_is_in_force(&self) -> bool {
         let text = self.cluster.config.as_ref().and_then(|c| c.document.as_deref());
-        self.viewed && !self.flights.busy(Lane::Configuration) && text.is_none_or(|text| *self.asked_document == *text)
+        self.viewed && !self.flights.busy(Lane::Configuration) && text.is_some_and(|text| *self.asked_document == *text)
     }
 
     /// Another dynamic document than the one in force is put in force.

@@ -25,6 +25,7 @@ impl State {
             // The permission is gone before the lock is, by the keeper's own answer, or by what its silence proves.
             Action::ReleaseLease { shutdown }
                 if self.standing() == Permission::None
+                    && self.rested("release")
                     && (self.fence_known() && !self.flights.busy(Lane::Permission)
                         || judge_silence(&self.local, self.now.boot) == Silence::Proof) =>
             {
@@ -46,7 +47,7 @@ impl State {
         self.local.lease_write = Some(kind);
         let own = self.local.own.as_ref().map(|own| (own.record.clone(), own.evidence + own.ttl));
         let s = &self.in_force.settings;
-        let paused = self.local.maintenance.is_on();
+        let paused = self.says_paused();
         let (ttl, deadline) = (s.ttl, s.retry_timeout);
         let failsafe = if kind == InFlight::Acquire { self.failsafe_map() } else { Change::Keep };
         let start = Start { job, ttl, deadline, own, paused, failsafe };
