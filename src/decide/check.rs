@@ -208,7 +208,7 @@ impl<'a> Raw<'a> {
         if local.promise.as_ref().is_some_and(|p| self.now < p.until) && !over {
             return Some("racing against a promise");
         }
-        let map = shown.and_then(|l| l.failsafe.as_ref()).filter(|_| self.settings.failsafe);
+        let map = shown.and_then(|l| l.failsafe.as_ref());
         let silent = matches!(stood, Stood::Record(r) if r.leader.is_some());
         if silent && map.is_some_and(|map| !map.contains_key(local.me.as_str())) && !self.names_me() {
             return Some("taking the lock of a holder that did not ask me (failsafe)");

@@ -2,6 +2,7 @@
 //! promises not to, it goes on for as long as after a confirmed renewal. That lets a primary go on; it starts none and promotes
 //! none.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{Ctx, Hold, sync};
@@ -47,12 +48,17 @@ pub(super) fn promise<'a>(ctx: &'a Ctx<'_>, stood: &Stood) -> Option<&'a Promise
     ctx.local.promise.as_ref().filter(|p| ctx.now.boot < p.until && !free)
 }
 
-/// The holder that is silent may go on with those that it has named. Whoever is not among them was not asked; a person may
-/// know better.
+/// Those that the holder that is silent has named: it may go on with them. Whoever is not among them was not asked. Whether the
+/// mode is on by now does not matter: the holder, and those it asks, may not have heard of a change.
+pub(super) fn listed<'a>(ctx: &Ctx<'a>) -> Option<&'a BTreeMap<String, String>> {
+    let silent = matches!(ctx.verdict, LeaseVerdict::Expired(_));
+    ctx.cluster.leader.as_ref().and_then(|l| l.failsafe.as_ref()).filter(|_| silent)
+}
+
+/// I am not among those that the holder that is silent has named; a person may know better.
 pub(super) fn unlisted(ctx: &Ctx<'_>) -> bool {
-    if sync::waived(ctx.cluster) == Some(&ctx.local.me) {
-        return false;
-    }
     let map = ctx.cluster.leader.as_ref().and_then(|l| l.failsafe.as_ref());
-    matches!(ctx.verdict, LeaseVerdict::Expired(_)) && map.is_some_and(|map| !map.contains_key(ctx.local.me.as_str()))
+    let named = sync::waived(ctx.cluster) == Some(&ctx.local.me);
+    let silent = matches!(ctx.verdict, LeaseVerdict::Expired(_));
+    silent && !named && map.is_some_and(|map| !map.contains_key(ctx.local.me.as_str()))
 }

@@ -13,7 +13,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::{Ctx, sync};
+use super::{Ctx, failsafe, sync};
 use crate::model::{
     HistoryRow, Lsn, MemberName, PeerAnswer, PeerRole, RewindState, Shutdown, SyncRecord, Tags, Timeline,
 };
@@ -28,6 +28,8 @@ pub(super) enum Why {
     Watchdog,
     /// The sync key does not name it: commits that were acknowledged may be missing there.
     NotSynchronous,
+    /// The holder that is silent has not named it among those that it needs to go on (failsafe): it was not asked.
+    Unlisted,
     /// A rewind began on its data and did not end.
     HalfMade(String),
     /// Compared with a leader, it had diverged.
@@ -44,7 +46,7 @@ impl Why {
     /// A person who accepts the loss may name it all the same: its data is whole.
     pub(super) fn by_history_alone(&self) -> bool {
         match self {
-            Why::NoFailover | Why::Watchdog | Why::NotSynchronous | Why::HalfMade(_) => false,
+            Why::NoFailover | Why::Watchdog | Why::NotSynchronous | Why::Unlisted | Why::HalfMade(_) => false,
             Why::Diverged | Why::BeyondSwitch { .. } | Why::Behind { .. } | Why::Unrecorded { .. } => true,
         }
     }
@@ -56,6 +58,7 @@ impl fmt::Display for Why {
             Why::NoFailover => f.write_str("not allowed to promote"),
             Why::Watchdog => f.write_str("without a working watchdog"),
             Why::NotSynchronous => f.write_str("not a synchronous standby"),
+            Why::Unlisted => f.write_str("not among the members that the last holder has named (failsafe)"),
             Why::HalfMade(why) => write!(f, "half-made: pg_rewind did not finish ({why})"),
             Why::Diverged => f.write_str("diverged from the last leader"),
             Why::BeyondSwitch { timeline, position, switch } => {
@@ -89,6 +92,8 @@ pub(super) struct Field<'a> {
     oath: Option<&'a Shutdown>,
     /// Who may lead without losing what was acknowledged; `None`: nobody has promised anything.
     sync: Option<&'a SyncRecord>,
+    /// Those whom the holder that is silent needs to go on; `None`: anybody may lead.
+    listed: Option<&'a BTreeMap<String, String>>,
     /// A person asks for this one in spite of that.
     waived: Option<&'a MemberName>,
     answers: &'a BTreeMap<MemberName, PeerAnswer>,
@@ -112,6 +117,7 @@ impl<'a> Field<'a> {
             strict: ctx.settings.check_timeline,
             oath: cluster.leader.as_ref().and_then(|l| l.oath()),
             sync: sync::binding(cluster),
+            listed: failsafe::listed(ctx),
             waived: sync::waived(cluster),
             answers,
             mine: None,
@@ -128,7 +134,7 @@ impl<'a> Field<'a> {
         });
         let mine = field.mine.filter(|_| of_me(ctx).is_none());
         // Whom the sync key does not name has promoted nobody: its timeline is not the cluster's.
-        let counts = |(name, a): &(&MemberName, &PeerAnswer)| barred(a).is_none() && !field.outside(name);
+        let counts = |(name, a): &(&MemberName, &PeerAnswer)| barred(a).is_none() && field.excluded(name).is_none();
         let others = answers.iter().filter(counts).filter_map(|(_, a)| field.of(a));
         let on_record = others.chain(mine).filter(|s| field.off_record(s).is_none()).map(|s| s.timeline);
         field.newest = on_record.max().unwrap_or_default();
@@ -145,9 +151,14 @@ impl<'a> Field<'a> {
         field
     }
 
-    /// The sync key does not let it lead, and no person has named it.
-    fn outside(&self, name: &MemberName) -> bool {
-        self.sync.is_some_and(|s| !s.allows(name) && self.waived != Some(name))
+    /// What others have promised keeps it from leading, and no person has named it.
+    fn excluded(&self, name: &MemberName) -> Option<Why> {
+        if self.waived == Some(name) {
+            return None;
+        }
+        let outside = self.sync.is_some_and(|s| !s.allows(name));
+        let unlisted = self.listed.is_some_and(|map| !map.contains_key(name.as_str()));
+        outside.then_some(Why::NotSynchronous).or(unlisted.then_some(Why::Unlisted))
     }
 
     pub(super) fn me(&self) -> Option<Standing> {
@@ -211,7 +222,7 @@ impl<'a> Field<'a> {
     pub(super) fn fit(&self, name: &MemberName) -> Result<Standing, Option<Why>> {
         let answer = self.answers.get(name).ok_or(None)?;
         let standing = self.of(answer).ok_or(None)?;
-        match barred(answer).or(self.outside(name).then_some(Why::NotSynchronous)).or_else(|| self.unfit(&standing)) {
+        match barred(answer).or_else(|| self.excluded(name)).or_else(|| self.unfit(&standing)) {
             Some(why) => Err(Some(why)),
             None => Ok(standing),
         }

@@ -12,7 +12,7 @@
 //! maintenance: whoever sees that record does not take it for silence, however old it gets. Until then, and whenever a person
 //! resumes, a primary has the deadlines that every holder has.
 
-use super::{Ctx, Hold, RETRY_PAUSE, Unlocked, leader, race, recover, replica, requests, sync};
+use super::{Ctx, Hold, RETRY_PAUSE, Unlocked, failsafe, leader, race, recover, replica, requests, sync};
 use crate::model::{
     Action, BootInstant, DataDir, Decision, Maintenance, Member, MemberName, OwnLease, Permission, Probe, Request,
     StartRoleSeen, StopMode, StoreLink, TaskKind, Timeline,
@@ -329,7 +329,8 @@ fn take(ctx: &Ctx<'_>, d: Decision, unlocked: Unlocked) -> Decision {
 fn takes(ctx: &Ctx<'_>, on: Timeline) -> bool {
     let current = on >= ctx.cluster.timeline();
     let named = sync::binding(ctx.cluster).is_none_or(|r| r.allows(&ctx.local.me));
-    current && named && ctx.settings.unsupported.is_empty() && ctx.local.postgres.stopping.is_none()
+    let promised = ctx.local.promise.as_ref().is_some_and(|p| ctx.now.boot < p.until) || failsafe::unlisted(ctx);
+    current && named && !promised && ctx.settings.unsupported.is_empty() && ctx.local.postgres.stopping.is_none()
 }
 
 /// The person has let go: a primary renews its lock, or is none when the time of every holder has passed.

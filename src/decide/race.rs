@@ -49,8 +49,6 @@ enum Outcome {
     ReadHistory,
     /// First read the sync key afresh.
     ReadSync,
-    /// First read afresh whether failsafe mode is on.
-    ReadMode,
     /// First stop receiving, and look what is there then.
     Cut,
 }
@@ -77,10 +75,6 @@ pub(super) fn race(ctx: &Ctx<'_>, unlocked: &Unlocked) -> Decision {
             ))
             .wake_by(ctx.now.boot + super::RETRY_PAUSE)
             .then(Action::ReadConfig),
-        Outcome::ReadMode => ctx
-            .wait(format!("the lock is free ({grounds}): reading afresh whether its holder may go on (failsafe)"))
-            .wake_by(ctx.now.boot + super::RETRY_PAUSE)
-            .then_if(!ctx.local.configuring, || Action::ReadConfig),
         Outcome::ReadSync => ctx
             .wait(format!("the lock is free ({grounds}): reading afresh who may lead without losing a commit"))
             .wake_by(ctx.now.boot + super::RETRY_PAUSE)
@@ -174,16 +168,12 @@ fn outcome(ctx: &Ctx<'_>, unlocked: &Unlocked) -> Outcome {
             until: Some(promise.until),
         };
     }
-    let surely_off = !ctx.settings.failsafe && ctx.local.mode_is_fresh(ctx.now.boot);
-    if failsafe::unlisted(ctx) && !surely_off {
-        if ctx.settings.failsafe {
-            return yields(format!(
-                "its holder may go on without me: I am not among the members that it has named (failsafe); `patronictl \
-                 failover --candidate {} --force` once it is dead for certain",
-                ctx.local.me
-            ));
-        }
-        return Outcome::ReadMode;
+    if failsafe::unlisted(ctx) {
+        return yields(format!(
+            "its holder may go on without me: I am not among the members that it has named (failsafe); `patronictl \
+             failover --candidate {} --force` once it is dead for certain",
+            ctx.local.me
+        ));
     }
     if ctx.keeper_lost() {
         return yields("my keeper does not answer (fence: lost); delete this pod if it stays so");

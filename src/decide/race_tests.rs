@@ -204,7 +204,7 @@ proptest! {
                         who = usize::MAX;
                         break;
                     }
-                    Outcome::Ask(_) | Outcome::Waiting | Outcome::ReadHistory | Outcome::ReadSync | Outcome::ReadMode | Outcome::Cut => {
+                    Outcome::Ask(_) | Outcome::Waiting | Outcome::ReadHistory | Outcome::ReadSync | Outcome::Cut => {
                         prop_assert!(false, "all have answered, and nothing comes any more");
                     }
                 }

@@ -121,6 +121,7 @@ pub const TESTS: &[Test] = tests![
     scaled configmaps pause::without_the_api_a_paused_primary_goes_on,
     scaled configmaps pause::a_switchover_in_maintenance_needs_a_candidate,
     scaled endpoints pause::who_was_promoted_by_hand_is_a_standby_again_after_the_resume,
+    scaled endpoints pause::a_postgres_that_was_started_by_hand_keeps_the_lock,
     scaled endpoints rejoin::a_diverged_leader_is_rewound,
     scaled endpoints rejoin::a_diverged_leader_is_cloned_anew_where_rewind_is_off,
     scaled endpoints rejoin::a_replica_whose_data_vanished_is_cloned_anew,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use patroni::demo::cluster::Options;
-use patroni::demo::{Res, fail, processes};
+use patroni::demo::{Res, fail, machine, processes};
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
@@ -154,4 +154,45 @@ async fn promoted_by_hand(trial: &mut Trial, leader: usize) -> Res<()> {
     must(leads == Some(503), format!("GET /primary without the lock: {leads:?}"))?;
     patronictl(trial, "resume").await?;
     must(trial.whole().await? == leader, "somebody else leads")
+}
+
+/// "A Postgres that was started by hand keeps the lock, after a resume too, until it is stopped."
+pub async fn a_postgres_that_was_started_by_hand_keeps_the_lock(options: Options) -> Res<()> {
+    let (mut trial, leader) = Trial::begin(options).await?;
+    let result = started_by_hand(&mut trial, leader).await;
+    trial.end(result, Allowed::Nothing).await
+}
+
+/// As a person does it, with the server's own tool.
+async fn pg_ctl(trial: &Trial, i: usize, words: &[&str]) -> Res<()> {
+    let mut command = std::process::Command::new(trial.cluster.options.postgres.join("pg_ctl"));
+    command
+        .arg("-D")
+        .arg(trial.cluster.members[i].data_dir())
+        .args(["-m", "fast", "-w", "-l", "/dev/null"])
+        .args(words);
+    machine::User::find()?.run_as(&mut command);
+    let done = tokio::task::spawn_blocking(move || command.stdout(std::process::Stdio::null()).status()).await;
+    must(done.is_ok_and(|status| status.is_ok_and(|s| s.success())), format!("pg_ctl {words:?} failed"))
+}
+
+async fn started_by_hand(trial: &mut Trial, leader: usize) -> Res<()> {
+    let lease = trial.cluster.options.lease();
+    pause(trial).await?;
+    announced(trial).await?;
+    sleep(trial.cluster.options.secs(2.0)).await;
+    pg_ctl(trial, leader, &["restart"]).await?;
+    sleep(lease).await;
+    patronictl(trial, "resume").await?;
+    sleep(lease * 3).await;
+    must(trial.client.acks().iter().all(|a| a.member == leader), "somebody else leads beside it")?;
+    let name = trial.cluster.members[leader].name.clone();
+    let (kind, object) = leader_object(trial.cluster.options.mode);
+    let named = trial.cluster.api.annotations(kind, object).await?.get("leader").cloned();
+    must(named == Some(name), format!("the lock names {named:?}"))?;
+    let stopped = Instant::now();
+    pg_ctl(trial, leader, &["stop"]).await?;
+    trial.client.wait_for_ack(stopped, trial.cluster.options.healed_within(), |_| true).await?;
+    trial.whole().await?;
+    Ok(())
 }

@@ -34,6 +34,7 @@ impl World {
                     let timeout = Duration::from_secs(60);
                     l.restart = Some(PlannedRestart { began: now, timeout, from_stopped: !l.postgres.alive });
                 }
+                "no-wish" => l.request = None,
                 "claims" => l.claim = Some(Timeline(value.parse().unwrap())),
                 other => panic!("maintenance {other}"),
             }

@@ -78,7 +78,13 @@ impl State {
             return (502, "failsafe_mode is off".to_owned());
         }
         let acquires = self.local.lease_write == Some(InFlight::Acquire);
-        if self.local.postgres.may_write() || self.local.own.is_some() || acquires || self.local.bootstrapping {
+        let stranger = self.local.stranger.is_some_and(|s| s.answers);
+        if stranger
+            || self.local.postgres.may_write()
+            || self.local.own.is_some()
+            || acquires
+            || self.local.bootstrapping
+        {
             return (500, "Running as a leader".to_owned());
         }
         let own_ttl = self.in_force.settings.ttl;
@@ -97,6 +103,7 @@ impl State {
             return (500, format!("{} was promised that it keeps the lock", promise.to));
         }
         let ttl = self.cluster.leader.as_ref().map_or(own_ttl, |l| l.lease.ttl_or(own_ttl)).max(own_ttl);
+        let ttl = ttl.max(self.local.lease.last_ttl.unwrap_or_default());
         if !mutant::is(Mutant::PromisesAreForgotten) {
             self.local.promise = Some(Promise { to, until: now + ttl });
         }

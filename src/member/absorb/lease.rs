@@ -176,7 +176,8 @@ impl State {
             return;
         }
         let permission = match self.local.maintenance {
-            Maintenance::On if own.paused && self.lease.says_nothing_else() => Some(Permission::PAUSED),
+            Maintenance::On if own.paused && self.may_unfence() => Some(Permission::PAUSED),
+            Maintenance::Resuming { .. } if mutant::is(Mutant::ResumesUnrenewed) => None,
             Maintenance::On | Maintenance::Resuming { .. } | Maintenance::Off => self.permission_of(&own),
         };
         if let Some(permission) = permission {

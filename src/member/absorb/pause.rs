@@ -2,7 +2,7 @@
 
 use super::super::input::Looked;
 use super::super::state::State;
-use crate::model::{BootInstant, Maintenance, Permission, Stranger};
+use crate::model::{BootInstant, Maintenance, Member, Permission, Stranger};
 
 impl State {
     /// Follows the configuration in force. A member that was started beside a keeper in maintenance stays in it until the
@@ -19,7 +19,7 @@ impl State {
             Maintenance::Resuming { since } if marked || unfenced && !self.confirmed_since(since) => before,
             Maintenance::On | Maintenance::Resuming { .. } | Maintenance::Off => Maintenance::Off,
         };
-        self.local.announced = marked && self.lease.says_nothing_else();
+        self.local.announced = marked && self.may_unfence();
         if self.local.maintenance == before {
             return;
         }
@@ -54,6 +54,13 @@ impl State {
             Maintenance::Resuming { .. } => self.marked() && (self.local.deadman.unfenced || self.beside_a_stranger()),
             Maintenance::Off => false,
         }
+    }
+
+    /// Nothing that may still land says that I am not in maintenance, and everybody reads it off the lock.
+    pub(super) fn may_unfence(&self) -> bool {
+        let theirs = |m: &Member| m.version.is_some() && m.implementation.is_none();
+        let others = self.cluster.members.iter().filter(|(name, _)| **name != self.local.me);
+        self.lease.says_nothing_else() && !others.into_iter().any(|(_, m)| theirs(m))
     }
 
     /// Somebody else's Postgres runs where mine would.

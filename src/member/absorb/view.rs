@@ -73,6 +73,8 @@ impl State {
             if named_other {
                 // Somebody else has held the lock since I gave it away: I may race again.
                 local.stepped_down = None;
+                // Whoever was promised that it keeps the lock has lost it.
+                local.promise.take_if(|p| leader.and_then(|l| l.named()) != Some(&p.to));
                 self.lease.outrun();
             }
         }
