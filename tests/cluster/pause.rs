@@ -165,15 +165,15 @@ pub async fn a_postgres_that_was_started_by_hand_keeps_the_lock(options: Options
 
 /// As a person does it, with the server's own tool.
 async fn pg_ctl(trial: &Trial, i: usize, words: &[&str]) -> Res<()> {
-    let mut command = std::process::Command::new(trial.cluster.options.postgres.join("pg_ctl"));
+    let mut command = tokio::process::Command::new(trial.cluster.options.postgres.join("pg_ctl"));
     command
         .arg("-D")
         .arg(trial.cluster.members[i].data_dir())
         .args(["-m", "fast", "-w", "-l", "/dev/null"])
         .args(words);
     machine::User::find()?.run_as(&mut command);
-    let done = tokio::task::spawn_blocking(move || command.stdout(std::process::Stdio::null()).status()).await;
-    must(done.is_ok_and(|status| status.is_ok_and(|s| s.success())), format!("pg_ctl {words:?} failed"))
+    let done = command.stdout(std::process::Stdio::null()).status().await;
+    must(done.is_ok_and(|status| status.success()), format!("pg_ctl {words:?} failed"))
 }
 
 async fn started_by_hand(trial: &mut Trial, leader: usize) -> Res<()> {
