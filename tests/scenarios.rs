@@ -430,7 +430,8 @@ impl World {
                     l.promise = Some(Promise { to: to.into(), until: boot(until.parse().unwrap()) });
                 }
                 "failsafe" => {
-                    let map = value.split(',').map(|n| (n.into(), format!("http://{n}:8008/patroni")));
+                    let listed = |n: &str| Listed { url: format!("http://{n}:8008/patroni"), ..Listed::default() };
+                    let map = value.split(',').map(|n| (n.into(), listed(n)));
                     l.failsafe.sends(boot(0.0), map.collect());
                     l.failsafe.confirmed(boot(0.0));
                 }

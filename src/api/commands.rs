@@ -14,7 +14,7 @@ use crate::config::merge;
 use crate::config::newly_unsupported;
 use crate::config::numbers::{parse_bool, parse_int};
 use crate::door::{Answer, Command, Handle, NotTaken, Snapshot};
-use crate::model::{Commits, MemberName, PeerAnswer, RequestText, RestartFilter, Version};
+use crate::model::{Addressee, Commits, MemberName, PeerAnswer, RequestText, RestartFilter, Version};
 
 /// The loop takes a command at once and a write into the store has a deadline of its own; whoever waits longer than this
 /// waits for nothing.
@@ -132,9 +132,11 @@ async fn failsafe(handle: &Handle, body: &Map<String, Value>) -> Reply {
     }
     let from = body.get("name").and_then(Value::as_str).filter(|name| !name.is_empty());
     let Some(from) = from else { return Reply::text(400, "name: the name of the member that asks is missing") };
-    match send(handle, Command::Failsafe { from: from.into() }).await {
+    let text = |key: &str| body.get(key).and_then(Value::as_str);
+    let asked = Addressee { name: text("member").map(MemberName::from), uid: text("uid").map(str::to_owned) };
+    match send(handle, Command::Failsafe { from: from.into(), asked }).await {
         Ok(Answer { status: 502, .. }) => Reply::page(502),
-        Ok(answer) => text(answer),
+        Ok(answer) => self::text(answer),
         Err(refused) => refused,
     }
 }

@@ -208,9 +208,8 @@ impl<'a> Raw<'a> {
         if local.promise.as_ref().is_some_and(|p| self.now < p.until) && !over {
             return Some("racing against a promise");
         }
-        let map = shown.and_then(|l| l.failsafe.as_ref());
-        let silent = matches!(stood, Stood::Record(r) if r.leader.is_some());
-        if silent && map.is_some_and(|map| !map.contains_key(local.me.as_str())) && !self.names_me() {
+        let asked = seen.listed.as_ref().is_none_or(|map| map.contains_key(local.me.as_str()));
+        if !over && !asked && !self.named_after(self.end_of(stood)) {
             return Some("taking the lock of a holder that did not ask me (failsafe)");
         }
         self.held(stood)
@@ -241,8 +240,23 @@ impl<'a> Raw<'a> {
 
     /// The person who names me knows that the holder has been silent for its ttl.
     fn given_for_dead(&self) -> bool {
-        let end = self.local.lease.since + self.settings.ttl;
+        self.named_after(self.local.lease.since + self.settings.ttl)
+    }
+
+    fn named_after(&self, end: BootInstant) -> bool {
         self.names_me() && self.local.request_seen.as_ref().is_some_and(|(_, at)| *at > end)
+    }
+
+    /// When the lock that stood was over by my clock.
+    fn end_of(&self, stood: &Stood) -> BootInstant {
+        match stood {
+            Stood::Record(r) | Stood::ProvenDead(r) if r.leader.is_some() => {
+                self.local.lease.since + r.ttl_or(self.settings.ttl)
+            }
+            Stood::Record(_) | Stood::ProvenDead(_) | Stood::Untouched(_) | Stood::Nothing => {
+                self.local.lease.silent_until
+            }
+        }
     }
 
     /// A person asks for a failover to me, whatever is lost by it.

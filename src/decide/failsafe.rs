@@ -37,9 +37,9 @@ fn due(ctx: &Ctx<'_>, own: &OwnLease) -> BootInstant {
     again.map_or(due, |again| due.max(again))
 }
 
-/// For the status line of a leader that goes on without the store.
-pub(super) fn goes_on(own: &OwnLease) -> bool {
-    own.prolonged.is_some_and(|at| at > own.evidence)
+/// I lead without the store: a primary that is stopped now, for whatever, is not started before the store is back.
+pub(super) fn goes_on(ctx: &Ctx<'_>) -> bool {
+    ctx.local.own.as_ref().is_some_and(|own| own.prolonged.is_some_and(|at| at > own.evidence))
 }
 
 /// My promise not to race binds, unless the lock was given up by its holder, or that is proven dead.
@@ -49,16 +49,18 @@ pub(super) fn promise<'a>(ctx: &'a Ctx<'_>, stood: &Stood) -> Option<&'a Promise
 }
 
 /// Those that the holder that is silent has named: it may go on with them. Whoever is not among them was not asked. Whether the
-/// mode is on by now does not matter: the holder, and those it asks, may not have heard of a change.
+/// mode is on by now, and whether its lock is still there to be seen, does not matter: the holder, and those it asks, may not
+/// have heard of a change.
 pub(super) fn listed<'a>(ctx: &Ctx<'a>) -> Option<&'a BTreeMap<String, String>> {
-    let silent = matches!(ctx.verdict, LeaseVerdict::Expired(_));
-    ctx.cluster.leader.as_ref().and_then(|l| l.failsafe.as_ref()).filter(|_| silent)
+    let silent = matches!(ctx.verdict, LeaseVerdict::Expired(_) | LeaseVerdict::Vacant);
+    ctx.local.lease.listed.as_ref().filter(|_| silent)
 }
 
-/// I am not among those that the holder that is silent has named; a person may know better.
+/// I am not among those that the holder that is silent has named. A person may know better: one who asks me since the lock is
+/// over, not before.
 pub(super) fn unlisted(ctx: &Ctx<'_>) -> bool {
-    let map = ctx.cluster.leader.as_ref().and_then(|l| l.failsafe.as_ref());
-    let named = sync::waived(ctx.cluster) == Some(&ctx.local.me);
-    let silent = matches!(ctx.verdict, LeaseVerdict::Expired(_));
-    silent && !named && map.is_some_and(|map| !map.contains_key(ctx.local.me.as_str()))
+    let over = ctx.local.lease.expires(ctx.settings.ttl);
+    let asked = ctx.local.request_seen.as_ref().is_some_and(|(_, at)| *at > over);
+    let vouched = asked && sync::waived(ctx.cluster) == Some(&ctx.local.me);
+    !vouched && listed(ctx).is_some_and(|map| !map.contains_key(ctx.local.me.as_str()))
 }

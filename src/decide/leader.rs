@@ -238,7 +238,7 @@ pub(super) fn primary(ctx: &Ctx<'_>, timeline: Timeline) -> Decision {
         return upkeep_of_primary(ctx, d, timeline);
     }
     let fence = silence::in_words(ctx);
-    let mut d = if ctx.local.own.as_ref().is_some_and(failsafe::goes_on) {
+    let mut d = if failsafe::goes_on(ctx) {
         ctx.wait("continue to run as a leader because failsafe mode is enabled and all members are accessible")
     } else {
         ctx.wait(format!("no action. I am ({}), the leader with the lock{fence}", ctx.local.me))

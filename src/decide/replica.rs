@@ -1,6 +1,6 @@
 //! Following.
 
-use super::{Ctx, race, rewind, sync};
+use super::{Ctx, failsafe, race, rewind, sync};
 use crate::model::{Action, Decision, LeaseVerdict, RewindState, Upstream};
 
 /// Postgres is alive as a standby (the fence has seen to that) and the lock is somebody else's, or silent.
@@ -55,11 +55,13 @@ pub(super) fn idle(ctx: &Ctx<'_>, mut reason: String) -> Decision {
         .then_all(too_early(ctx))
 }
 
-/// A request to lead in the place of a holder in maintenance that was made while it was heard of: it does not say that the
-/// holder is dead, and repeating it would change nothing as long as it stands.
+/// A request to lead in the place of a holder that may write on (in maintenance, or with promises that I was not asked for) that
+/// was made while it was heard of: it does not say that the holder is dead, and repeating it would change nothing as long as it
+/// stands.
 fn too_early(ctx: &Ctx<'_>) -> Option<Action> {
     let silent = ctx.local.lease.silent_in_maintenance(ctx.now.boot, ctx.settings.ttl);
-    let request = ctx.cluster.request().filter(|_| silent && !ctx.given_for_dead() && !ctx.local.store_write)?;
+    let may_write = silent && !ctx.given_for_dead() || failsafe::unlisted(ctx);
+    let request = ctx.cluster.request().filter(|_| may_write && !ctx.local.store_write)?;
     (sync::waived(ctx.cluster) == Some(&ctx.local.me)).then(|| Action::ClearRequest {
         expect: request.version.clone(),
         why: "it was made while the holder of the lock was heard of; repeat it once that is dead for certain"

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::fit::Field;
-use super::{Ctx, Hold, RETRY_PAUSE, ROUND_MAX_AGE, silence, sync};
+use super::{Ctx, Hold, RETRY_PAUSE, ROUND_MAX_AGE, failsafe, silence, sync};
 use crate::model::{
     Action, BootInstant, DataDir, Decision, FailoverRequest, Handover, InFlight, MemberName, PeerAnswer, Permission,
     Request, RestartFilter, Role, Shutdown, StopMode, TaskKind,
@@ -197,7 +197,7 @@ pub(super) fn give_up(ctx: &Ctx<'_>, h: &Handover, why: &str) -> Decision {
 
 /// The lock holder sees a failover request.
 pub(super) fn failover_request(ctx: &Ctx<'_>) -> Option<Decision> {
-    let request = ctx.cluster.request()?;
+    let request = ctx.cluster.request().filter(|_| !failsafe::goes_on(ctx))?;
     let word = if request.leader.is_some() { "switchover" } else { "manual failover" };
     let clear = |why: String| {
         Some(
@@ -365,6 +365,11 @@ fn restart(ctx: &Ctx<'_>, filter: &RestartFilter, timeout: Option<Duration>) -> 
     }
     if !matches(ctx, filter) {
         return Some(answer(ctx, 503, "restart conditions are not satisfied"));
+    }
+    if failsafe::goes_on(ctx) {
+        let why = "the store cannot be reached and failsafe mode keeps this primary running: stopped now, it would stay down \
+                   until the store is back; restart it then";
+        return Some(answer(ctx, 503, why));
     }
     Some(
         ctx.wait("restarting Postgres")

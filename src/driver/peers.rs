@@ -26,7 +26,7 @@ use tokio::sync::Mutex;
 
 use super::clock;
 use crate::door::{Later, LiveMember, Peers};
-use crate::model::{BootInstant, Cluster, Lsn, MemberName, PeerAnswer, PeerRole, Tags, Timeline};
+use crate::model::{Asked, BootInstant, Cluster, Lsn, MemberName, PeerAnswer, PeerRole, Tags, Timeline};
 use crate::tls::{Verify, client};
 
 /// One question, connection included.
@@ -85,17 +85,24 @@ impl PeerClient {
         Ok(PeerClient { http, authorization, live: Arc::new(Mutex::new(None)) })
     }
 
-    /// Asks these members to leave the lock to whom `body` names (`POST /failsafe`); every one of them is in the answer. A
+    /// Asks these members to leave the lock to whom `body` names (`POST /failsafe`), each by its name and the UID of its
+    /// pod: the address may be somebody else's by now. Every one of them is in the answer. A
     /// member promises with status 200 and the word `Accepted`, and with nothing else.
     pub async fn ask_to_leave(
         &self,
-        members: &BTreeMap<MemberName, String>,
+        members: &Asked,
         body: &Value,
-    ) -> BTreeMap<MemberName, Result<(), String>> {
-        let questions = members.iter().map(|(name, url)| async move {
-            let asked = tokio::time::timeout(PEER_TIMEOUT, self.post_failsafe(url, body)).await;
+    ) -> BTreeMap<(MemberName, String), Result<(), String>> {
+        let questions = members.iter().map(|(asked, url)| async move {
+            let (name, uid) = asked;
+            let mut body = body.clone();
+            body["member"] = name.as_str().into();
+            if !uid.is_empty() {
+                body["uid"] = uid.as_str().into();
+            }
+            let answer = tokio::time::timeout(PEER_TIMEOUT, self.post_failsafe(url, &body)).await;
             let silent = || Err(format!("no answer within {} s", PEER_TIMEOUT.as_secs()));
-            (name.clone(), asked.unwrap_or_else(|_| silent()))
+            (asked.clone(), answer.unwrap_or_else(|_| silent()))
         });
         join_all(questions).await.into_iter().collect()
     }

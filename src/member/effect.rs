@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::model::{
-    BootInstant, Callback, FailsafeMap, HistoryRow, LeaderWrite, LeaseRecord, MemberName, MemberStatus, Permission,
+    Asked, BootInstant, Callback, HistoryRow, LeaderWrite, LeaseRecord, MemberName, MemberStatus, Permission,
     StandbyNames, StartRole, StopMode, StoreWrite, TaskKind, Timeline, Upstream, WantedSlot,
 };
 
@@ -85,7 +85,7 @@ pub enum Effect {
     /// Ask members to leave me the lock, at these addresses. → `Answer::Failsafe`
     AskFailsafe {
         /// Name → `api_url`.
-        members: FailsafeMap,
+        members: Asked,
     },
     /// Replace the keeper's permission and the note that lets a restarted sidecar go on. → `Answer::Kept`
     Permit {

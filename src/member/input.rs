@@ -171,8 +171,8 @@ pub enum Answer {
     Written(WriteResult),
     /// To `StripLabels`: whose label was removed.
     Stripped(Vec<MemberName>),
-    /// To `AskFailsafe`: every member that was asked; why it does not promise.
-    Failsafe(BTreeMap<MemberName, Result<(), String>>),
+    /// To `AskFailsafe`: everybody who was asked, by name and UID of the pod; why it does not promise.
+    Failsafe(BTreeMap<(MemberName, String), Result<(), String>>),
     /// To `AskPeers`: every member that was asked.
     Peers(BTreeMap<MemberName, PeerAnswer>),
     /// To `Permit`, `Stop`, `Promote`: the keeper did it.

@@ -10,6 +10,7 @@ use super::Member;
 use super::*;
 use crate::model::*;
 
+mod failsafe;
 mod orders;
 
 const SYSTEM: &str = "7439021837465564321";

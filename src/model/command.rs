@@ -5,6 +5,30 @@ use std::time::Duration;
 
 use super::{MemberName, RequestText, RestartFilter, Version, WallTime};
 
+/// Whom a question is meant for, as far as it says so.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Addressee {
+    /// The member.
+    pub name: Option<MemberName>,
+    /// UID of its pod.
+    pub uid: Option<String>,
+}
+
+impl Addressee {
+    /// Is it this pod? Whoever does not say whom it asks (Patroni) means whoever answers.
+    pub fn is(&self, me: &MemberName, uid: &str) -> bool {
+        self.name.as_ref().is_none_or(|name| name == me) && self.uid.as_ref().is_none_or(|asked| asked == uid)
+    }
+}
+
+impl std::fmt::Display for Addressee {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = self.name.as_ref().map_or("a member", MemberName::as_str);
+        let uid = self.uid.as_deref().map(|uid| format!(" (pod {uid})"));
+        write!(f, "{name}{}", uid.unwrap_or_default())
+    }
+}
+
 /// Something to do for a person. Whoever takes it in has judged its words; its conditions are the member's.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
@@ -41,6 +65,8 @@ pub enum Command {
     Failsafe {
         /// Who asks.
         from: MemberName,
+        /// Who is asked: an address may be somebody else's by now.
+        asked: Addressee,
     },
     /// Write the dynamic configuration. 200 with the document, `conflict` when somebody else wrote meanwhile, 502 when the
     /// write fails.

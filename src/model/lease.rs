@@ -11,6 +11,7 @@
 //! have made it, led, and lost it again. It is made anew, naming nobody, and taken once it has stood for a ttl in the very
 //! version that the takeover then writes on.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{BootInstant, LeaderRecord, MemberName, Timeline, Version};
@@ -105,6 +106,9 @@ pub struct LeaseTracker {
     /// The last holder that was named was in maintenance mode, and has not given the lock up: nothing stops its Postgres,
     /// however long it is silent, and whether or not the object is still there.
     pub paused: bool,
+    /// Those that the last holder that was named needs to go on without the store, as long as it has not given the lock up,
+    /// and whether or not the object is still there.
+    pub listed: Option<BTreeMap<String, String>>,
 }
 
 /// What an observer may conclude from the leader object.
@@ -143,6 +147,7 @@ impl LeaseTracker {
             claimed: Timeline(0),
             released: false,
             paused: false,
+            listed: None,
         }
     }
 
@@ -193,6 +198,10 @@ impl LeaseTracker {
             Some(leader) => leader.valid_holder().is_some_and(|holder| holder.paused),
             // Whoever was named last writes on, unless it gave the lock up.
             None => self.paused && !self.released,
+        };
+        self.listed = match leader.filter(|_| named) {
+            Some(leader) => leader.failsafe.clone(),
+            None => self.listed.take().filter(|_| !self.released),
         };
         self.record = record;
         self.since = at;

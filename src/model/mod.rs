@@ -33,13 +33,13 @@ pub use cluster::{
     Cluster, ConfigRecord, FailoverRequest, HistoryRow, HolderMark, Initialize, Initializer, LeaderRecord, SyncRecord,
     Version,
 };
-pub use command::Command;
+pub use command::{Addressee, Command};
 pub use decision::{
     Action, Decision, Permission, Reason, Rewrite, StartRole, StopMode, TaskKind, TaskOutcome, UnfencedReason,
     Upstream, Warning,
 };
 pub use divergence::{Compared, RewindState};
-pub use failsafe::{Failsafe, FailsafeMap, Promise};
+pub use failsafe::{Asked, Failsafe, FailsafeMap, Listed, Promise};
 pub use fence::{Deadman, Fence};
 pub use lease::{LeaseRecord, LeaseTracker, LeaseVerdict, OwnLease, Stood};
 pub use local::{

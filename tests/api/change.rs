@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use patroni::door::{Answer, COMMANDS_MAX, Command};
-use patroni::model::{FailoverRequest, MemberName, RequestText, RestartFilter, Version, WallTime};
+use patroni::model::{Addressee, FailoverRequest, MemberName, RequestText, RestartFilter, Version, WallTime};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
@@ -460,10 +460,15 @@ async fn a_request_to_be_left_the_lock_is_the_members_to_answer() {
     world.change(|s| Arc::make_mut(&mut s.settings).failsafe = true);
     let told = world.ask("POST", "/failsafe", Some(r#"{"x": 1}"#)).await;
     assert_eq!(told.says(), (400, "name: the name of the member that asks is missing"));
-    for answer in [Answer::new(200, "Accepted"), Answer::new(500, "Running as a leader")] {
-        let (reply, command) = world.command("POST", "/failsafe", Some(body), answer.clone()).await;
-        assert_eq!(command, Command::Failsafe { from: "pg-1".into() });
-        assert_eq!(reply.says(), (answer.status, answer.text.as_str()));
+    let meant = r#"{"name": "pg-1", "member": "pg-0", "uid": "u-0"}"#;
+    for (body, asked) in
+        [(body, Addressee::default()), (meant, Addressee { name: Some("pg-0".into()), uid: Some("u-0".to_owned()) })]
+    {
+        for answer in [Answer::new(200, "Accepted"), Answer::new(500, "Running as a leader")] {
+            let (reply, command) = world.command("POST", "/failsafe", Some(body), answer.clone()).await;
+            assert_eq!(command, Command::Failsafe { from: "pg-1".into(), asked: asked.clone() });
+            assert_eq!(reply.says(), (answer.status, answer.text.as_str()));
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use patroni::member::{Answer, Command, Id, Input, Ticket};
-use patroni::model::{FailsafeMap, MemberName};
+use patroni::model::{Addressee, Asked, MemberName};
 
 use super::world::{Event, MS, Ns, SEC, World};
 
@@ -14,7 +14,7 @@ const PATIENCE: Ns = 2 * SEC;
 /// A round of requests on its way.
 #[derive(Clone, Debug, Default)]
 pub struct Round {
-    answers: BTreeMap<MemberName, Result<(), String>>,
+    answers: BTreeMap<(MemberName, String), Result<(), String>>,
     asked: usize,
 }
 
@@ -26,19 +26,22 @@ pub struct Ping {
     pub life: u64,
     pub id: Id,
     pub to: usize,
+    /// Whom it asks: name and UID.
+    pub asked: (MemberName, String),
 }
 
 impl World {
-    pub fn ask_failsafe(&mut self, pod: usize, id: Id, members: &FailsafeMap) {
+    pub fn ask_failsafe(&mut self, pod: usize, id: Id, members: &Asked) {
         let Some(life) = self.pods[pod].sidecar.as_ref().map(|s| s.life) else { return };
         if let Some(s) = &mut self.pods[pod].sidecar {
             s.rounds.insert(id, Round { asked: members.len(), ..Round::default() });
         }
-        for (name, url) in members {
+        for (asked, url) in members {
             let takes = self.pods[pod].net.between(MS, 40 * MS);
-            match self.at_url(url).filter(|to| self.pods[*to].name == *name) {
-                Some(to) => self.after(takes, Event::Ping(Ping { from: pod, life, id, to })),
-                None => self.failsafe_answer(pod, life, id, name.clone(), Err("nobody is there".to_owned())),
+            let asked = asked.clone();
+            match self.at_url(url) {
+                Some(to) => self.after(takes, Event::Ping(Ping { from: pod, life, id, to, asked })),
+                None => self.failsafe_answer(pod, life, id, asked, Err("nobody is there".to_owned())),
             }
         }
         self.failsafe_ends(pod, life, id, false);
@@ -47,7 +50,7 @@ impl World {
 
     /// The request arrives.
     pub fn pinged(&mut self, ping: Ping) {
-        let Ping { from, to, .. } = ping;
+        let Ping { from, to, asked: (name, uid), .. } = ping.clone();
         let t = self.t;
         let there = self.pods[to].sidecar.as_ref().is_some_and(|s| s.member.is_some() && t >= s.frozen);
         if !self.linked(from, to) || !there {
@@ -55,7 +58,8 @@ impl World {
         }
         let ticket = Ticket(u64::MAX - self.events);
         self.said = Some((ticket, None));
-        let command = Command::Failsafe { from: self.pods[from].name.clone() };
+        let asked = Addressee { name: Some(name), uid: Some(uid) };
+        let command = Command::Failsafe { from: self.pods[from].name.clone(), asked };
         self.step(to, Input::Asked { ticket, command });
         let Some((_, Some((status, text)))) = self.said.take() else { return };
         let accepted = status == 200 && text == "Accepted";
@@ -66,16 +70,22 @@ impl World {
     /// Its answer arrives.
     pub fn ponged(&mut self, ping: &Ping, answer: Result<(), String>) {
         if self.linked(ping.from, ping.to) {
-            let name = self.pods[ping.to].name.clone();
-            self.failsafe_answer(ping.from, ping.life, ping.id, name, answer);
+            self.failsafe_answer(ping.from, ping.life, ping.id, ping.asked.clone(), answer);
             self.failsafe_ends(ping.from, ping.life, ping.id, false);
         }
     }
 
-    fn failsafe_answer(&mut self, pod: usize, life: u64, id: Id, name: MemberName, answer: Result<(), String>) {
+    fn failsafe_answer(
+        &mut self,
+        pod: usize,
+        life: u64,
+        id: Id,
+        asked: (MemberName, String),
+        answer: Result<(), String>,
+    ) {
         let Some(s) = self.pods[pod].sidecar.as_mut().filter(|s| s.life == life) else { return };
         if let Some(round) = s.rounds.get_mut(&id) {
-            round.answers.insert(name, answer);
+            round.answers.insert(asked, answer);
         }
     }
 

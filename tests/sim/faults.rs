@@ -302,6 +302,7 @@ impl World {
             self.at(FAULTS_END + 40 * SEC, Event::Person);
             // Told to repeat it once the holder has been silent for its ttl.
             self.at(FAULTS_END + 60 * SEC, Event::Person);
+            self.at(FAULTS_END + 75 * SEC, Event::Person);
         }
         self.at(FAULTS_END + HEALED, Event::End);
     }

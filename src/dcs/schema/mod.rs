@@ -197,7 +197,8 @@ pub fn failsafe_patch(change: &Change<FailsafeMap>) -> Patch {
         Change::Keep => return Patch::new(),
         Change::Remove => Value::Null,
         Change::Set(map) => {
-            let map: Map<String, Value> = map.iter().map(|(name, url)| (name.0.clone(), url.clone().into())).collect();
+            let map: Map<String, Value> =
+                map.iter().map(|(name, listed)| (name.0.clone(), listed.url.clone().into())).collect();
             Value::String(Value::Object(map).to_string())
         }
     };

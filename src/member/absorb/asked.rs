@@ -33,8 +33,8 @@ impl State {
                     None => self.answer(ticket, 404, "no restarts are scheduled"),
                 }
             }
-            Command::Failsafe { from } => {
-                let (status, text) = self.promises(from);
+            Command::Failsafe { from, asked } => {
+                let (status, text) = self.promises(from, &asked);
                 self.answer(ticket, status, &text);
             }
             Command::Reload => {

@@ -6,7 +6,9 @@ use super::super::effect::Effect;
 use super::super::flights::{About, Lane};
 use super::super::input::{Answer, Fail};
 use super::super::state::State;
-use crate::model::{BootInstant, Change, FailsafeMap, InFlight, LeaseVerdict, MemberName, Promise};
+use crate::model::{
+    Addressee, BootInstant, Change, FailsafeMap, InFlight, LeaseVerdict, Listed, Member, MemberName, Promise,
+};
 use crate::mutant::{self, Mutant};
 
 impl State {
@@ -17,10 +19,11 @@ impl State {
             let stands = self.cluster.leader.as_ref().is_some_and(|l| l.failsafe.is_some());
             return if stands { Change::Remove } else { Change::Keep };
         }
-        let url = |member: &crate::model::Member| member.api_url.clone();
-        let all = self.cluster.members.iter().filter_map(|(name, member)| Some((name.clone(), url(member)?)));
+        let listed = |m: &Member| Some(Listed { url: m.api_url.clone()?, uid: m.uid.clone() });
+        let all = self.cluster.members.iter().filter_map(|(name, member)| Some((name.clone(), listed(member)?)));
         let mut map: FailsafeMap = all.collect();
-        map.insert(self.local.me.clone(), self.in_force.api_url.clone());
+        let me = Listed { url: self.in_force.api_url.clone(), uid: self.local.uid.clone() };
+        map.insert(self.local.me.clone(), me);
         self.local.failsafe.sends(self.now.boot, map.clone());
         Change::Set(map)
     }
@@ -49,12 +52,11 @@ impl State {
             Ok(_) | Err(_) => BTreeMap::new(),
         };
         let whom = self.local.failsafe.whom(&self.local.me);
-        let promised = |name: &MemberName| answers.get(name).is_some_and(Result::is_ok);
         let all = whom.as_ref().is_some_and(|whom| {
-            let count = whom.keys().filter(|name| promised(name)).count();
+            let count = whom.keys().filter(|asked| answers.get(asked).is_some_and(Result::is_ok)).count();
             count == whom.len() || mutant::is(Mutant::FailsafeByMajority) && (count + 1) * 2 > whom.len() + 1
         });
-        for (name, answer) in &answers {
+        for ((name, _), answer) in &answers {
             if let Err(why) = answer {
                 self.warn_once(format!("failsafe: {name} does not promise to leave me the lock: {why}"));
             }
@@ -72,8 +74,12 @@ impl State {
     }
 
     /// Somebody who holds the lock cannot reach the store: will I leave it to it? The status and the words of the answer.
-    pub(super) fn promises(&mut self, to: MemberName) -> (u16, String) {
+    pub(super) fn promises(&mut self, to: MemberName, asked: &Addressee) -> (u16, String) {
         let now = self.now.boot;
+        if !asked.is(&self.local.me, &self.local.uid) {
+            let (me, uid) = (&self.local.me, &self.local.uid);
+            return (500, format!("{asked} is asked, this is {me} (pod {uid})"));
+        }
         if !self.in_force.settings.failsafe {
             return (502, "failsafe_mode is off".to_owned());
         }
