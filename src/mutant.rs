@@ -105,6 +105,8 @@ mutants! {
     FailsafeByMajority,
     /// A promise to leave somebody the lock is given and not kept.
     PromisesAreForgotten,
+    /// In quorum mode any voter leads, however few others answer.
+    QuorumNeedsNoVotes,
     /// A request of a person is not consumed.
     RequestsStay,
     /// What failed is tried again at once.

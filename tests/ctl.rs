@@ -394,10 +394,10 @@ async fn edit_config_shows_a_diff_and_writes_what_was_agreed() {
     check(&w.run("edit-config -s ttl=40", "").await, "Not changed\n", "", 0);
     check(&w.run("edit-config -q -s ttl=40", "").await, "", "", 0);
     check_error(&w.run("edit-config -s ttl", "").await, "Invalid parameter setting ttl");
-    let refused = w.run("edit-config -q --force -s synchronous_mode=quorum", "").await;
+    let refused = w.run("edit-config -q --force -s standby_cluster.host=h", "").await;
     check_error(
         &refused,
-        "Configuration not changed: synchronous_mode: quorum is set in the dynamic configuration, but is not supported (`on` is)",
+        "Configuration not changed: standby_cluster is set in the dynamic configuration, but is not supported",
     );
     check_error(&w.run("edit-config nosuch -s ttl=1", "").await, "The config key does not exist in the cluster nosuch");
     let refused = w.run("edit-config -q --apply -", "ttl: 50\n").await;

@@ -241,7 +241,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("dynamicConfig.ttl=10", "'/dynamicConfig/ttl': minimum"),
     ("dynamicConfig.lop_wait=10", "additional properties 'lop_wait' not allowed"),
     ("dynamicConfig.retry_timeout=15", "loop_wait + 2*retry_timeout is 40, more than ttl 30"),
-    ("dynamicConfig.synchronous_mode=quorum", "dynamicConfig.synchronous_mode: quorum is refused by this version"),
     ("dynamicConfig.synchronous_mode=yess", "'/dynamicConfig/synchronous_mode'"),
     ("dynamicConfig.standby_cluster.host=a", "dynamicConfig.standby_cluster is refused by this version"),
     ("dynamicConfig.slots.a.type=logical", "dynamicConfig.slots.a: logical slots are refused"),

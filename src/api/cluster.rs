@@ -105,8 +105,7 @@ fn role(snapshot: &Snapshot, name: &MemberName, member: &Member, owner: bool) ->
     }
     let sync = snapshot.cluster.sync.as_ref().filter(|s| s.leader.is_some());
     match sync.filter(|s| s.standbys.iter().any(|n| n.as_str().eq_ignore_ascii_case(name.as_str()))) {
-        Some(s) if s.quorum > 0 => "quorum_standby",
-        Some(_) => "sync_standby",
+        Some(s) => super::status::sync_word(snapshot, s),
         None => "replica",
     }
 }

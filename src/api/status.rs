@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::json::text;
 use crate::door::{Handle, PostgresStatus, Snapshot};
-use crate::model::{PostgresState, Role};
+use crate::model::{Commits, PostgresState, Role, SyncRecord};
 
 /// The document, and the facts health checks judge by.
 pub(super) struct Status {
@@ -128,7 +128,13 @@ fn of_postgres(d: &mut Map<String, Value>, snapshot: &Snapshot, p: &PostgresStat
 fn sync_standby(snapshot: &Snapshot) -> Option<&'static str> {
     let sync = snapshot.cluster.sync.as_ref().filter(|s| s.leader.is_some())?;
     let mine = |n: &crate::model::MemberName| n.as_str().eq_ignore_ascii_case(snapshot.me().as_str());
-    sync.standbys.iter().any(mine).then_some(if sync.quorum > 0 { "quorum_standby" } else { "sync_standby" })
+    sync.standbys.iter().any(mine).then(|| sync_word(snapshot, sync))
+}
+
+/// What a standby in the sync key is called.
+pub(super) fn sync_word(snapshot: &Snapshot, sync: &SyncRecord) -> &'static str {
+    let quorum = snapshot.settings.synchronous.mode == Commits::Quorum || sync.quorum > 0;
+    if quorum { "quorum_standby" } else { "sync_standby" }
 }
 
 /// Who answers, and the newest timeline it has heard of: its vote counts less than that of a member that knows a newer one.

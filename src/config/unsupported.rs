@@ -5,7 +5,7 @@
 //! program (REST, `patronictl edit-config`, `--validate-config`) is told at once, and the write refused.
 use serde_json::Value;
 
-use super::dynamic::{Dynamic, SynchronousMode};
+use super::dynamic::Dynamic;
 use super::merge;
 use super::numbers::parse_bool;
 
@@ -14,10 +14,6 @@ use super::numbers::parse_bool;
 pub fn unsupported(dynamic: &Dynamic) -> Vec<String> {
     let logical = dynamic.slots.values().any(|v| v.get("type").and_then(Value::as_str) == Some("logical"));
     [
-        (
-            dynamic.synchronous_mode == SynchronousMode::Quorum,
-            "synchronous_mode: quorum is set in the dynamic configuration, but is not supported (`on` is)",
-        ),
         (
             dynamic.standby_cluster.is_some(),
             "standby_cluster is set in the dynamic configuration, but is not supported",
@@ -61,11 +57,12 @@ mod tests {
 
     #[test]
     fn only_what_a_change_adds_is_refused() {
-        let (plain, sync) = (json!({"ttl": 30}), json!({"ttl": 30, "synchronous_mode": "quorum"}));
+        let (plain, sync) = (json!({"ttl": 30}), json!({"ttl": 30, "standby_cluster": {"host": "h"}}));
         assert_eq!(newly_unsupported(&plain, &sync).len(), 1);
-        assert!(newly_unsupported(&sync, &json!({"ttl": 40, "synchronous_mode": "quorum"})).is_empty());
+        assert!(newly_unsupported(&sync, &json!({"ttl": 40, "standby_cluster": {"host": "h"}})).is_empty());
         assert!(
-            newly_unsupported(&plain, &json!({"synchronous_mode": "on", "synchronous_mode_strict": true})).is_empty()
+            newly_unsupported(&plain, &json!({"synchronous_mode": "quorum", "synchronous_mode_strict": true}))
+                .is_empty()
         );
         assert!(newly_unsupported(&sync, &plain).is_empty());
         for (key, value) in [("synchronous_mode", "strict"), ("failsafe_mode", "maybe"), ("pause", "later")] {

@@ -304,7 +304,9 @@ impl Desk {
                 (expect, patch)
             }
             StoreWrite::History { expect, rows } => (expect, schema::history_patch(&rows)),
-            StoreWrite::Sync { expect, leader, standbys } => (expect, schema::sync_patch(leader.as_ref(), &standbys)),
+            StoreWrite::Sync { expect, leader, electorate } => {
+                (expect, schema::sync_patch(leader.as_ref(), &electorate))
+            }
             StoreWrite::SetRequest(request) => {
                 let patch = schema::failover_patch(&request).map_err(refused)?;
                 (self.version_of(Object::Failover), patch)

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use super::{Ctx, Hold, rewind, sync};
 use crate::model::{
-    Action, BootInstant, Commits, DataDir, Decision, Initialize, Initializer, KeeperLink, LeaseVerdict, Member,
-    MemberName, Permission, StandbyNames, StartRole, Stood, StopMode, StoreLink, TaskKind, UnfencedReason, Upstream,
+    Action, BootInstant, Commits, DataDir, Decision, Electorate, Initialize, Initializer, KeeperLink, LeaseVerdict,
+    Member, MemberName, Permission, StandbyNames, StartRole, Stood, StopMode, StoreLink, TaskKind, UnfencedReason,
+    Upstream,
 };
 use crate::mutant::{self, Mutant};
 
@@ -108,7 +109,8 @@ fn publish_new_cluster(ctx: &Ctx<'_>) -> Decision {
         let on = ctx.settings.synchronous.mode != Commits::Asynchronous;
         let d = ctx.wait("initialized a new cluster: writing its sync key over the one of an earlier cluster");
         let d = d.wake_by(ctx.now.boot + super::RETRY_PAUSE);
-        return d.then_if(!ctx.local.sync.writing, || sync::write(ctx, on.then_some(&ctx.local.me), Vec::new()));
+        return d
+            .then_if(!ctx.local.sync.writing, || sync::write(ctx, on.then_some(&ctx.local.me), Electorate::default()));
     }
     if let Hold::Leader(own) = &ctx.hold {
         return ctx
@@ -363,7 +365,7 @@ fn clone(ctx: &Ctx<'_>, leader: &MemberName) -> Decision {
         }
     }
     // The sync key says that I have every commit: a copy of anything but the leader may not.
-    let from_leader = ctx.local.reinit.as_ref().is_some_and(|r| r.from_leader) || sync::vouched(ctx);
+    let from_leader = ctx.local.reinit.as_ref().is_some_and(|r| r.from_leader) || sync::in_key(ctx);
     let members = &ctx.cluster.members;
     let replica = members.iter().find(|(name, m)| {
         *name != leader && **name != ctx.local.me && m.tags.clonefrom && m.is_running() && m.conn_url.is_some()

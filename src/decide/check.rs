@@ -6,12 +6,13 @@
 //! Stopping, demoting, permission `none` and disarming are never refused.
 
 mod pause;
+mod sync;
 
 use super::{Ctx, Hold};
 use crate::model::{
-    Action, BootInstant, Cluster, Commits, DataDir, Decision, Fence, KeeperLink, Local, MemberName, Now, PeerAnswer,
-    Permission, Role, Settings, Shutdown, StandbyNames, StartRole, StartRoleSeen, Stood, TaskKind, Timeline, Timings,
-    UnfencedReason, Upstream,
+    Action, BootInstant, Cluster, DataDir, Decision, Fence, KeeperLink, Local, Now, PeerAnswer, Permission, Role,
+    Settings, Shutdown, StandbyNames, StartRole, StartRoleSeen, Stood, TaskKind, Timeline, Timings, UnfencedReason,
+    Upstream,
 };
 
 /// Checks every action of a decision.
@@ -54,7 +55,7 @@ fn broken_rule(ctx: &Ctx<'_>, action: &Action) -> Option<&'static str> {
             Raw::of(ctx).promote(*claim).or_else(|| Raw::of(ctx).waits_for(names))
         }
         Action::NameStandbys(names) => Raw::of(ctx).narrower(names),
-        Action::WriteSync { leader, standbys, .. } => Raw::of(ctx).vouch(leader.as_ref(), standbys),
+        Action::WriteSync { leader, electorate, .. } => Raw::of(ctx).vouch(leader.as_ref(), electorate),
         Action::StartPostgres { role: StartRole::Standby, .. } => {
             ctx.local.postgres.alive.then_some("a second postmaster")
         }
@@ -219,25 +220,6 @@ impl<'a> Raw<'a> {
             .or_else(|| self.growing())
     }
 
-    /// The sync key, read since the lock became free, names me, or a person takes the loss.
-    fn allowed(&self) -> Option<&'static str> {
-        if self.local.bootstrapping {
-            return None;
-        }
-        if self.local.sync_read.is_none_or(|at| at < self.local.lease.since) {
-            return Some("leading by a sync key that was not read since the lock became free");
-        }
-        self.outsider().then_some("leading although the sync key does not name me")
-    }
-
-    fn outsider(&self) -> bool {
-        let me = &self.local.me;
-        let Some(record) = self.cluster.sync.as_ref().filter(|r| r.leader.is_some()) else { return false };
-        let standbys = record.standbys.iter().filter(|_| record.quorum == 0);
-        let named = record.leader.iter().chain(standbys).any(|n| n.is(me));
-        !named && !self.names_me()
-    }
-
     /// The person who names me knows that the holder has been silent for its ttl.
     fn given_for_dead(&self) -> bool {
         self.named_after(self.local.lease.since + self.settings.ttl)
@@ -263,53 +245,6 @@ impl<'a> Raw<'a> {
     fn names_me(&self) -> bool {
         let me = Some(&self.local.me);
         self.cluster.failover.as_ref().is_some_and(|r| r.leader.is_none() && r.candidate.as_ref() == me)
-    }
-
-    /// A writer begins: the key says that I lead, as this process has written it under this lock, and its first commit waits
-    /// for everybody in the key.
-    fn waits_for(&self, names: &StandbyNames) -> Option<&'static str> {
-        let binds = self.cluster.sync.as_ref().is_some_and(|r| r.leader.is_some());
-        let off = self.settings.synchronous.mode == Commits::Asynchronous;
-        if self.local.bootstrapping || off && !binds {
-            return None;
-        }
-        let since = self.local.own.as_ref().and_then(|own| own.record.acquire_time.as_ref());
-        let leads = self.cluster.sync.as_ref().is_some_and(|r| r.leader.as_ref() == Some(&self.local.me));
-        if !leads || since.is_none() || self.local.sync.since.as_ref() != since {
-            return Some("a writer whose sync key may name others");
-        }
-        self.narrower(names)
-    }
-
-    /// Whoever stands in the key, or may, is waited for.
-    fn narrower(&self, names: &StandbyNames) -> Option<&'static str> {
-        let record = self.cluster.sync.as_ref().filter(|r| r.leader.as_ref() == Some(&self.local.me))?;
-        let sent = self.local.sync.unsure.iter().filter(|w| w.expect.as_ref() == Some(&record.version));
-        let mut may_stand = record.standbys.iter().chain(sent.flat_map(|w| &w.standbys));
-        let waited = |name: &MemberName| match names {
-            StandbyNames::Placeholder => true,
-            StandbyNames::All(of) => of.contains(name),
-            StandbyNames::AsConfigured => false,
-        };
-        (!may_stand.all(waited)).then_some("no longer waiting for a standby that the sync key vouches for")
-    }
-
-    /// The key vouches for those only who have every commit that was acknowledged.
-    fn vouch(&self, leader: Option<&MemberName>, standbys: &[MemberName]) -> Option<&'static str> {
-        if self.local.own.is_none() {
-            return Some("writing the sync key without the lock");
-        }
-        if self.outsider() && !self.local.bootstrapping {
-            return Some("taking the sync key although it does not name me");
-        }
-        if leader.is_none() {
-            let on = self.settings.synchronous.mode != Commits::Asynchronous;
-            return (on || !standbys.is_empty()).then_some("a sync key that binds nobody, in synchronous mode");
-        }
-        let mine = self.cluster.sync.as_ref().filter(|r| r.leader.as_ref() == Some(&self.local.me));
-        let stood = |name: &MemberName| mine.is_some_and(|r| r.standbys.contains(name));
-        let all = standbys.iter().all(|name| stood(name) || self.local.sync.is_sure(name));
-        (!all).then_some("vouching for a standby that may lack a commit")
     }
 
     /// On a timeline that has ended, more of it may be what the cluster has not.

@@ -84,6 +84,13 @@ pub(super) struct Standing {
     pub(super) cut_off: bool,
 }
 
+impl Standing {
+    /// May it have WAL of the cluster that `other` lacks?
+    pub(super) fn is_ahead_of(&self, other: &Standing) -> bool {
+        (self.timeline, self.position) > (other.timeline, other.position)
+    }
+}
+
 /// Everybody who answered, and what follows for each.
 pub(super) struct Field<'a> {
     rows: &'a [HistoryRow],
@@ -216,6 +223,11 @@ impl<'a> Field<'a> {
     /// What `name` said, if it was asked.
     pub(super) fn answer(&self, name: &MemberName) -> Option<&'a PeerAnswer> {
         self.answers.get(name)
+    }
+
+    /// How far `name` is, if it answered, fit or not. Names compare without regard to case.
+    pub(super) fn standing_of(&self, name: &MemberName) -> Option<Standing> {
+        self.answers.iter().find(|(n, _)| n.is(name)).and_then(|(_, answer)| self.of(answer))
     }
 
     /// What `name` counts for, if it answered and is fit.

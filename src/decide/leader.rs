@@ -200,7 +200,7 @@ fn claimed(ctx: &Ctx<'_>, own: &OwnLease) -> Result<Timeline, Timeline> {
 fn consumed_request(ctx: &Ctx<'_>) -> Option<Action> {
     let request = ctx.cluster.request().filter(|r| r.scheduled_at.is_none() && !ctx.local.store_write)?;
     // While the sync key names others, the request is what lets me lead.
-    sync::binding(ctx.cluster).is_none_or(|r| r.allows(&ctx.local.me)).then_some(())?;
+    sync::binding(ctx.cluster).is_none_or(|r| r.vouches_for(&ctx.local.me)).then_some(())?;
     let mine = match (&request.candidate, &request.leader) {
         (Some(candidate), _) => *candidate == ctx.local.me,
         (None, leader) => leader.as_ref() != Some(&ctx.local.me),

@@ -416,6 +416,12 @@ fn contest(ctx: &Ctx<'_>, unlocked: &Unlocked, probe: &Probe, wish: Wish<'_>) ->
             Ordering::Equal | Ordering::Less => {}
         }
     }
+    // After a clean stop nobody has more than what was sworn.
+    if !has_the_oath(ctx)
+        && let Some(why) = sync::outvoted(ctx, &field, &me)
+    {
+        return yields(why);
+    }
     if may_grow(ctx, probe) { Outcome::Cut } else { Outcome::Win { claim: claim(&field, probe), lost } }
 }
 

@@ -284,6 +284,12 @@ fn eligible(ctx: &Ctx<'_>, candidate: Option<&MemberName>) -> Vec<MemberName> {
         .collect()
 }
 
+/// Everybody else who can be asked.
+fn everybody(ctx: &Ctx<'_>) -> Vec<MemberName> {
+    let others = ctx.cluster.members.iter().filter(|(name, m)| **name != ctx.local.me && m.api_url.is_some());
+    others.map(|(name, _)| name.clone()).collect()
+}
+
 /// Is failover possible? Needs a round of answers not older than four seconds.
 pub(super) fn fit_candidates(ctx: &Ctx<'_>, candidate: Option<&MemberName>) -> Fitness {
     let members = eligible(ctx, candidate);
@@ -291,12 +297,19 @@ pub(super) fn fit_candidates(ctx: &Ctx<'_>, candidate: Option<&MemberName>) -> F
         return Fitness::Nobody("no other member may become leader".to_owned());
     }
     let asked_since = ctx.now.boot - ROUND_MAX_AGE;
-    let round = ctx.local.peers.as_ref().filter(|r| r.asked_at >= asked_since && covers(r.answers.keys(), &members));
+    // Whoever is to lead needs the votes of others.
+    let votes = sync::binding(ctx.cluster).is_some_and(|r| r.quorum > 0);
+    let asked = if votes { everybody(ctx) } else { members.clone() };
+    let round = ctx.local.peers.as_ref().filter(|r| r.asked_at >= asked_since && covers(r.answers.keys(), &asked));
     let Some(round) = round else {
-        return if ctx.local.asking.is_some() { Fitness::Waiting } else { Fitness::Ask(Action::AskPeers { members }) };
+        let ask = Action::AskPeers { members: asked };
+        return if ctx.local.asking.is_some() { Fitness::Waiting } else { Fitness::Ask(ask) };
     };
     let own = ctx.local.postgres.probe.as_ref().map_or(ctx.cluster.optime(), |p| p.position);
     let field = Field::new(ctx, &round.answers);
+    if let Some(why) = sync::no_quorum(ctx, &field) {
+        return Fitness::Nobody(why);
+    }
     let mut why = Vec::new();
     for name in &members {
         match (field.fit(name), round.answers.get(name)) {

@@ -1,20 +1,22 @@
 //! Synchronous replication: what the leader does with the sync key and with the names Postgres waits for, and who may lead.
 //!
 //! ```text
-//! the key is mine ─ names cover the key ─ out of the key ─ other names ─ sure of them ─ into the key
+//! the key is mine ─ weaken the key ─ other names ─ sure of them ─ strengthen the key        (the order: model/quorum.rs)
 //! ```
-//! Whoever stands in the key is named: a member is named first and enters the key last; it leaves the key first. So a commit
-//! that was acknowledged is with everybody in the key, and the key says who may lead without losing one. It binds whoever
-//! wants the lock as long as it names a leader, whatever the mode says: the mode may be switched off because of an outage that
-//! the key has not heard of.
+//! A commit that was acknowledged is with so many of those in the key as the key says, and so the key says who may lead without
+//! losing one: each of them, or in quorum mode whoever has votes. It binds whoever wants the lock as long as it names a leader,
+//! whatever the mode says: the mode may be switched off because of an outage that the key has not heard of.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::fit::{Field, Standing};
 use super::{Ctx, RETRY_PAUSE};
+use crate::model::quorum::{self, Step};
 use crate::model::{
-    Action, Cluster, Commits, Decision, Lsn, Member, MemberName, OwnLease, Permission, Probe, StandbyNames, SyncRecord,
+    Action, Cluster, Commits, Decision, Electorate, Lsn, Member, MemberName, OwnLease, Permission, Probe, StandbyNames,
+    SyncRecord, Waited,
 };
 use crate::mutant::{self, Mutant};
 
@@ -45,6 +47,33 @@ pub(super) fn bars(ctx: &Ctx<'_>) -> Option<String> {
     })
 }
 
+/// In quorum mode whoever leads has votes enough: of the voters, itself among them, so many are not ahead of it that one of them
+/// has each commit. Why I have not, and the way out. Whoever led last has everything.
+pub(super) fn outvoted(ctx: &Ctx<'_>, field: &Field<'_>, standing: &Standing) -> Option<String> {
+    let me = &ctx.local.me;
+    let record = binding(ctx.cluster).filter(|r| !r.vouches_for(me) && waived(ctx.cluster) != Some(me))?;
+    let key = record.electorate();
+    let not_ahead =
+        |name: &&MemberName| name.is(me) || field.standing_of(name).is_some_and(|s| !s.is_ahead_of(standing));
+    let votes = key.voters.iter().filter(not_ahead).count();
+    let needed = key.quorum + 1;
+    (votes < needed && !mutant::is(Mutant::QuorumNeedsNoVotes)).then(|| {
+        format!(
+            "{votes} of the voters ({}), myself counted, have answered and are not ahead of me, {needed} are needed: commits that were \
+             acknowledged may be missing here; `patronictl failover --candidate {me}` accepts that",
+            key.voters.iter().map(MemberName::as_str).collect::<Vec<_>>().join(", ")
+        )
+    })
+}
+
+/// A quorum of voters is there to lead in my place, whoever of them does. Why not.
+pub(super) fn no_quorum(ctx: &Ctx<'_>, field: &Field<'_>) -> Option<String> {
+    let key = binding(ctx.cluster).map(SyncRecord::electorate).filter(|key| key.quorum > 0)?;
+    let there = key.voters.iter().filter(|name| field.standing_of(name).is_some()).count();
+    let needed = key.quorum + 1;
+    (there < needed).then(|| format!("{there} of {} voters answer, {needed} are needed", key.voters.len()))
+}
+
 /// Before a writer begins under a lock that is mine: the key says that from now on nobody leads in my place. It is written on
 /// the very version that allows me, after the lock was mine: whoever may have written it since held the lock before me.
 /// `Ok`: whom the writer waits for from its first commit.
@@ -58,10 +87,10 @@ pub(super) fn before_writing(ctx: &Ctx<'_>, own: &OwnLease, promoted: bool) -> R
         return Ok(StandbyNames::AsConfigured);
     }
     let mine = record.filter(|r| r.leader.as_ref() == Some(&ctx.local.me));
-    let kept = mine.filter(|_| !promoted).map(|r| r.standbys.clone()).unwrap_or_default();
-    if is_kept(ctx, own) && mine.is_some_and(|r| r.standbys == kept) && ctx.local.sync.may_land(record).next().is_none()
-    {
-        return Ok(settings.all_of(kept.into_iter().collect()));
+    let kept = mine.filter(|_| !promoted).map(SyncRecord::electorate).unwrap_or_default();
+    let stands = mine.is_some_and(|r| r.electorate() == kept);
+    if is_kept(ctx, own) && stands && ctx.local.sync.may_land(record).next().is_none() {
+        return Ok(settings.keep(&kept));
     }
     if let Some(why) = bars(ctx) {
         let free = ctx.local.lease_write.is_none();
@@ -80,9 +109,9 @@ fn is_kept(ctx: &Ctx<'_>, own: &OwnLease) -> bool {
     since.is_some() && *since == own.record.acquire_time
 }
 
-pub(super) fn write(ctx: &Ctx<'_>, leader: Option<&MemberName>, standbys: Vec<MemberName>) -> Action {
+pub(super) fn write(ctx: &Ctx<'_>, leader: Option<&MemberName>, electorate: Electorate) -> Action {
     let expect = ctx.cluster.sync.as_ref().map(|r| r.version.clone());
-    Action::WriteSync { expect, leader: leader.cloned(), standbys }
+    Action::WriteSync { expect, leader: leader.cloned(), electorate }
 }
 
 /// The key names others, and it was mine when I was promoted: somebody has led since, and may have acknowledged what I lack.
@@ -90,21 +119,19 @@ pub(super) fn usurped(ctx: &Ctx<'_>) -> Option<String> {
     if ctx.settings.synchronous.mode == Commits::Asynchronous {
         return None;
     }
-    let record = binding(ctx.cluster).filter(|r| !r.allows(&ctx.local.me))?;
+    let record = binding(ctx.cluster).filter(|r| !r.vouches_for(&ctx.local.me))?;
     Some(format!("demoting self because the sync key names others ({})", record.in_words()))
 }
 
 /// What the primary does for its standbys, beside everything else.
 pub(super) fn keep(ctx: &Ctx<'_>, own: &OwnLease, d: Decision, probe: &Probe) -> Decision {
-    if bars(ctx).is_some() {
+    if bars(ctx).is_some() || binding(ctx.cluster).is_some_and(|r| !r.vouches_for(&ctx.local.me)) {
         // Not mine to write. Whose lock this is shows with the next renewal.
         return d;
     }
     match ctx.settings.synchronous.mode {
         Commits::Asynchronous => let_go(ctx, d, probe),
-        // What an earlier mode or another member has promised stays promised.
-        Commits::Quorum => d,
-        Commits::Synchronous => assign(ctx, own, d, probe),
+        Commits::Quorum | Commits::Synchronous => assign(ctx, own, d, probe),
     }
 }
 
@@ -115,7 +142,7 @@ fn let_go(ctx: &Ctx<'_>, d: Decision, probe: &Probe) -> Decision {
             let again = d.wake_by(ctx.now.boot + RETRY_PAUSE);
             return again.then_if(!ctx.local.configuring, || Action::ReadConfig);
         }
-        return d.then_if(!ctx.local.sync.writing, || write(ctx, None, Vec::new()));
+        return d.then_if(!ctx.local.sync.writing, || write(ctx, None, Electorate::default()));
     }
     let ours = match &ctx.local.sync.named {
         Some(names) => *names != StandbyNames::AsConfigured,
@@ -133,19 +160,15 @@ fn assign(ctx: &Ctx<'_>, own: &OwnLease, d: Decision, probe: &Probe) -> Decision
     let d = d.wake_by(ctx.now.boot + (ctx.settings.loop_wait / 4).max(CHANGES_POLL));
     let mine = ctx.cluster.sync.as_ref().filter(|r| r.leader.as_ref() == Some(&ctx.local.me));
     let Some(record) = mine.filter(|_| is_kept(ctx, own)) else {
-        let kept = mine.map(|r| r.standbys.clone()).unwrap_or_default();
+        let kept = mine.map(SyncRecord::electorate).unwrap_or_default();
         return d.then_if(!keeping.writing, || write(ctx, Some(&ctx.local.me), kept));
     };
     if keeping.writing {
         return d;
     }
-    let in_key: BTreeSet<MemberName> = record.standbys.iter().cloned().collect();
-    let mut wanted: BTreeSet<MemberName> = picked(ctx, probe).into_iter().collect();
-    if wanted.is_empty() && settings.strict {
-        // Nobody is there: who had everything stays named, or nobody may acknowledge.
-        wanted.clone_from(&in_key);
-    }
-    let d = match wanted.is_empty() && settings.strict {
+    let key = record.electorate();
+    let wanted = wanted(ctx, probe, &key);
+    let d = match wanted.names.is_empty() && settings.strict {
         true => d.warn(
             "No active replication connections and synchronous_mode_strict is requested. Commits will be delayed.",
         ),
@@ -159,27 +182,41 @@ fn assign(ctx: &Ctx<'_>, own: &OwnLease, d: Decision, probe: &Probe) -> Decision
             "synchronous_standby_names is '{names}', and was written as '{written}': something overrules it (ALTER SYSTEM, an included \
              file, or a file that Postgres refuses; see pg_file_settings). Nobody is vouched for until it is gone"
         ));
-        return soon(d.then_if(!in_key.is_empty(), || write(ctx, Some(&ctx.local.me), Vec::new())));
+        let clear = key != Electorate::default();
+        return soon(d.then_if(clear, || write(ctx, Some(&ctx.local.me), Electorate::default())));
     }
-    if !in_key.is_subset(&wanted) && !mutant::is(Mutant::NamesGoBeforeTheKey) {
-        let stay = in_key.intersection(&wanted).cloned().collect();
-        return d.then(write(ctx, Some(&ctx.local.me), stay));
+    let names = settings.names(wanted.clone());
+    let unsure: Vec<Electorate> = keeping.may_land(Some(record)).map(|w| w.electorate.clone()).collect();
+    let everybody = names.members().filter(|_| mutant::is(Mutant::KeyBeforeSure));
+    let standing = quorum::Standing {
+        key: &key,
+        unsure: &unsure,
+        told: keeping.named.as_ref() == Some(&names),
+        sure: everybody.unwrap_or(keeping.sure()),
+    };
+    match quorum::step(&standing, &wanted, settings.mode == Commits::Quorum) {
+        Step::Key(key) => soon(d.then(write(ctx, Some(&ctx.local.me), key))),
+        Step::Names(_) => soon(d.then(Action::NameStandbys(names))),
+        Step::Wait => soon(d),
+        Step::Nothing if keeping.in_force() || wanted.names.is_empty() => d,
+        Step::Nothing => soon(d),
     }
-    // A write that was not answered clearly may name others still: it is written again before names are narrowed.
-    if keeping.may_land(Some(record)).next().is_some() {
-        return soon(d.then(write(ctx, Some(&ctx.local.me), record.standbys.clone())));
+}
+
+/// Whom commits should wait for now. In strict mode, if nobody is there, whoever the key vouches for stays named.
+fn wanted(ctx: &Ctx<'_>, probe: &Probe, key: &Electorate) -> Waited {
+    let settings = ctx.settings.synchronous;
+    let mut names: BTreeSet<MemberName> = picked(ctx, probe).into_iter().collect();
+    let mut least = 0;
+    if names.is_empty() && settings.strict {
+        names.clone_from(&key.voters);
+        least = key.must_hold();
     }
-    let names = settings.all_of(wanted.clone());
-    if keeping.named.as_ref() != Some(&names) {
-        return soon(d.then(Action::NameStandbys(names)));
-    }
-    let trusted =
-        |name: &MemberName| in_key.contains(name) || keeping.is_sure(name) || mutant::is(Mutant::KeyBeforeSure);
-    let sure: Vec<MemberName> = wanted.iter().filter(|name| trusted(name)).cloned().collect();
-    if sure.len() == wanted.len() && sure.len() == in_key.len() {
-        return if keeping.in_force() || wanted.is_empty() { d } else { soon(d) };
-    }
-    if sure.len() > in_key.len() { d.then(write(ctx, Some(&ctx.local.me), sure)) } else { soon(d) }
+    let number = match settings.mode {
+        Commits::Quorum => settings.count.min(names.len()).max(least),
+        Commits::Synchronous | Commits::Asynchronous => names.len(),
+    };
+    Waited { number, names }
 }
 
 /// A standby that may be chosen.
@@ -215,14 +252,18 @@ fn picked(ctx: &Ctx<'_>, probe: &Probe) -> Vec<MemberName> {
     }
     let best = if found.len() > 1 { found.iter().map(|c| c.position).max() } else { None }.unwrap_or(probe.position);
     found.retain(|c| settings.maximum_lag.is_none_or(|most| best.ahead_of(c.position) <= most));
+    let quorum = settings.mode == Commits::Quorum;
     found.sort_by_key(|c| {
-        (Reverse((c.member.tags.sync_priority, c.rank)), c.member.tags.nofailover, Reverse(c.position))
+        let barred = c.member.tags.nofailover;
+        (quorum && barred, Reverse((c.member.tags.sync_priority, c.rank)), barred, Reverse(c.position))
     });
-    found.into_iter().take(settings.count).map(|c| c.name.clone()).collect()
+    // In quorum mode everybody who may lead votes; who may not, only where there are too few.
+    let taken = found.iter().enumerate().filter(|(i, c)| *i < settings.count || quorum && !c.member.tags.nofailover);
+    taken.map(|(_, c)| c.name.clone()).collect()
 }
 
-/// The key says that I have every commit that was acknowledged.
-pub(super) fn vouched(ctx: &Ctx<'_>) -> bool {
+/// I stand in the key of somebody else.
+pub(super) fn in_key(ctx: &Ctx<'_>) -> bool {
     let me = &ctx.local.me;
     binding(ctx.cluster).is_some_and(|r| r.leader.as_ref() != Some(me) && r.standbys.iter().any(|n| n.is(me)))
 }
@@ -236,7 +277,7 @@ fn patience(ctx: &Ctx<'_>) -> Duration {
 /// of the cluster would hang until its leader finds out.
 pub(super) fn leaves(ctx: &Ctx<'_>) -> Option<Decision> {
     let pg = &ctx.local.postgres;
-    if !vouched(ctx) || !pg.alive || pg.stopping.is_some() || ctx.leader().is_none() || ctx.keeper_lost() {
+    if !in_key(ctx) || !pg.alive || pg.stopping.is_some() || ctx.leader().is_none() || ctx.keeper_lost() {
         return None;
     }
     let text = "Waiting for primary to release us from synchronous standby";

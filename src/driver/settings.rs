@@ -485,7 +485,6 @@ mod tests {
     fn a_member_that_takes_no_lock_tells_the_others_not_to_count_on_it() {
         assert_eq!(published("{}"), r#"{"clonefrom":true}"#);
         let unable = r#"{"clonefrom":true,"nofailover":true,"nosync":true}"#;
-        assert_eq!(published(r#"{"synchronous_mode": "quorum"}"#), unable);
         assert_eq!(published(r#"{"standby_cluster": {"host": "h"}}"#), unable);
     }
 }

@@ -9,8 +9,8 @@ use std::fmt;
 
 use super::local::Handover;
 use super::{
-    BootInstant, Cluster, DataDir, HistoryRow, LeaseRecord, MemberName, Shutdown, StandbyNames, Stood, Timeline,
-    Version,
+    BootInstant, Cluster, DataDir, Electorate, HistoryRow, LeaseRecord, MemberName, Shutdown, StandbyNames, Stood,
+    Timeline, Version,
 };
 
 /// What the keeper may let run.
@@ -179,8 +179,8 @@ pub enum Action {
         expect: Option<Version>,
         /// `None`: the mode is off, and the key binds nobody.
         leader: Option<MemberName>,
-        /// Synchronous standbys.
-        standbys: Vec<MemberName>,
+        /// Who may lead in its place, and with how many votes.
+        electorate: Electorate,
     },
     /// Postgres waits for these standbys from now on.
     NameStandbys(StandbyNames),

@@ -19,6 +19,7 @@ pub mod local;
 pub mod member;
 pub mod pause;
 pub mod peers;
+pub mod quorum;
 pub mod settings;
 pub mod slots;
 pub mod snapshot;
@@ -49,6 +50,7 @@ pub use local::{
 pub use member::{Member, MemberName, PostgresState, Role, Tags};
 pub use pause::{Maintenance, Stranger};
 pub use peers::{PeerAnswer, PeerRole, PeerRound};
+pub use quorum::{Electorate, Waited};
 pub use settings::{ProofOfDeath, RestartFilter, Settings, WatchdogMode};
 pub use slots::{SlotsNow, WantedSlot};
 pub use snapshot::MemberSnapshot;

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    BootInstant, Cluster, FailsafeMap, HistoryRow, HolderMark, LeaseRecord, Lsn, MemberName, PostgresState, Role,
-    StoreLink, Timeline, Version,
+    BootInstant, Cluster, Electorate, FailsafeMap, HistoryRow, HolderMark, LeaseRecord, Lsn, MemberName, PostgresState,
+    Role, StoreLink, Timeline, Version,
 };
 
 /// The pod this member runs in, as the store shows the pod of this very UID.
@@ -204,8 +204,8 @@ pub enum StoreWrite {
         expect: Option<Version>,
         /// Who keeps it.
         leader: Option<MemberName>,
-        /// The standbys.
-        standbys: Vec<MemberName>,
+        /// Who may lead in its place, and with how many votes.
+        electorate: Electorate,
     },
     /// A failover or switchover request over whatever request stands.
     SetRequest(RequestText),

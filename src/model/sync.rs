@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
+use super::quorum::{Electorate, Waited};
 use super::{BootInstant, Lsn, MemberName, SyncRecord, Version, WriteResult};
 
 /// What Postgres is told instead of a name while nobody may acknowledge. Refused as the name of a member.
@@ -26,7 +27,7 @@ pub enum Commits {
     Asynchronous,
     /// On: a commit waits for every standby that is named.
     Synchronous,
-    /// Quorum: not kept by this version, and nothing that stands is touched.
+    /// Quorum: a commit waits for so many of the standbys that are named, whichever they are.
     Quorum,
 }
 
@@ -47,14 +48,25 @@ impl Synchronous {
     /// Whom Postgres is told to wait for when it begins to write: nobody; in strict mode, nobody may acknowledge.
     pub fn at_first(&self) -> StandbyNames {
         match (self.mode, self.strict) {
-            (Commits::Asynchronous | Commits::Quorum, _) => StandbyNames::AsConfigured,
-            (Commits::Synchronous, true) => StandbyNames::Placeholder,
-            (Commits::Synchronous, false) => StandbyNames::All(BTreeSet::new()),
+            (Commits::Asynchronous, _) => StandbyNames::AsConfigured,
+            (Commits::Synchronous | Commits::Quorum, true) => StandbyNames::Placeholder,
+            (Commits::Synchronous | Commits::Quorum, false) => StandbyNames::All(BTreeSet::new()),
         }
     }
     /// Whom Postgres is told to wait for: these, and if there are none as [`Synchronous::at_first`].
-    pub fn all_of(&self, names: BTreeSet<MemberName>) -> StandbyNames {
-        if names.is_empty() { self.at_first() } else { StandbyNames::All(names) }
+    pub fn names(&self, waited: Waited) -> StandbyNames {
+        match self.mode {
+            _ if waited.names.is_empty() => self.at_first(),
+            Commits::Quorum => StandbyNames::Any(waited),
+            Commits::Synchronous | Commits::Asynchronous if waited.number < waited.names.len() => {
+                StandbyNames::Any(waited)
+            }
+            Commits::Synchronous | Commits::Asynchronous => StandbyNames::All(waited.names),
+        }
+    }
+    /// Whom a writer has to wait for that goes on under a key that stands.
+    pub fn keep(&self, key: &Electorate) -> StandbyNames {
+        self.names(Waited { number: key.must_hold(), names: key.voters.clone() })
     }
 }
 
@@ -72,6 +84,8 @@ pub enum StandbyNames {
     AsConfigured,
     /// Every one of these acknowledges each commit; empty: nobody is waited for.
     All(BTreeSet<MemberName>),
+    /// So many of these acknowledge each commit, whichever they are.
+    Any(Waited),
     /// Nobody can acknowledge: commits wait until somebody is named.
     Placeholder,
 }
@@ -85,19 +99,26 @@ impl StandbyNames {
             StandbyNames::All(names) => Some(match names.len() {
                 0 => String::new(),
                 1 => names.iter().map(quoted).collect(),
-                n => format!("{n} ({})", names.iter().map(quoted).collect::<Vec<_>>().join(",")),
+                n => format!("{n} ({})", quoted_list(names)),
             }),
+            StandbyNames::Any(Waited { number, names }) => Some(format!("ANY {number} ({})", quoted_list(names))),
         }
     }
-    /// Is this member waited for by every commit?
-    pub fn names(&self, name: &MemberName) -> bool {
-        matches!(self, StandbyNames::All(names) if names.contains(name))
+    /// The members that may acknowledge a commit.
+    pub fn members(&self) -> Option<&BTreeSet<MemberName>> {
+        match self {
+            StandbyNames::All(names) | StandbyNames::Any(Waited { names, .. }) => Some(names),
+            StandbyNames::AsConfigured | StandbyNames::Placeholder => None,
+        }
     }
-    /// Are all of these waited for by every commit?
-    pub fn cover<'n>(&self, mut names: impl Iterator<Item = &'n MemberName>) -> bool {
-        // The placeholder lets nothing through.
-        *self == StandbyNames::Placeholder || names.all(|name| self.names(name))
+    /// How `pg_stat_replication` shows a standby that is waited for: see [`Sender::rank`].
+    pub fn rank(&self) -> u8 {
+        if matches!(self, StandbyNames::Any(_)) { 2 } else { 3 }
     }
+}
+
+fn quoted_list(names: &BTreeSet<MemberName>) -> String {
+    names.iter().map(quoted).collect::<Vec<_>>().join(",")
 }
 
 impl fmt::Display for StandbyNames {
@@ -108,6 +129,10 @@ impl fmt::Display for StandbyNames {
             StandbyNames::All(names) if names.is_empty() => f.write_str("nobody"),
             StandbyNames::All(names) => {
                 f.write_str(&names.iter().map(MemberName::as_str).collect::<Vec<_>>().join(", "))
+            }
+            StandbyNames::Any(Waited { number, names }) => {
+                let list = names.iter().map(MemberName::as_str).collect::<Vec<_>>().join(", ");
+                write!(f, "{number} of {} ({list})", names.len())
             }
         }
     }
@@ -152,9 +177,9 @@ pub struct Replication {
 
 impl Replication {
     /// How far is this member, if commits wait for it at this moment? One that shows up twice is as far as the one that is behind.
-    fn synchronous(&self, name: &MemberName) -> Option<Lsn> {
+    fn synchronous(&self, name: &MemberName, rank: u8) -> Option<Lsn> {
         let mine = || self.senders.iter().filter(|s| s.name.is(name));
-        let all = mine().all(|s| s.streaming && s.rank == 3);
+        let all = mine().all(|s| s.streaming && s.rank == rank);
         mine().map(|s| s.position).min().filter(|_| all)
     }
 }
@@ -164,8 +189,8 @@ impl Replication {
 pub struct SyncWrite {
     /// It lands only on this version; `None`: only where there is no object.
     pub expect: Option<Version>,
-    /// Whom it names.
-    pub standbys: Vec<MemberName>,
+    /// What it promises.
+    pub electorate: Electorate,
 }
 
 /// What a member knows of the sync key that it keeps, and of whom its Postgres waits for.
@@ -207,9 +232,10 @@ impl SyncKeeping {
     /// What a primary says of its replication. A member is sure once it is waited for and has everything that was
     /// acknowledged before it was.
     pub fn observe(&mut self, now: &Replication, position: Lsn, at: BootInstant) {
-        let Some(StandbyNames::All(names)) = &self.named else { return };
-        let wanted = StandbyNames::All(names.clone()).text();
-        if wanted.as_deref() != Some(now.names.as_str()) {
+        let Some((named, names)) = self.named.as_ref().and_then(|named| Some((named, named.members()?))) else {
+            return;
+        };
+        if named.text().as_deref() != Some(now.names.as_str()) {
             self.overruled.get_or_insert((at, now.names.clone()));
             self.in_force = None;
             self.reached.clear();
@@ -221,14 +247,20 @@ impl SyncKeeping {
         let from = from.or(settled);
         self.in_force = Some((since, from));
         if let Some(from) = from {
-            let sure = names.iter().filter(|name| now.synchronous(name).is_some_and(|reached| reached >= from));
+            let caught_up = |name: &&MemberName| now.synchronous(name, named.rank()).is_some_and(|at| at >= from);
+            let sure = names.iter().filter(caught_up);
             self.reached.extend(sure.cloned());
         }
     }
 
     /// Has it, by what this process has seen, every commit that was acknowledged?
     pub fn is_sure(&self, name: &MemberName) -> bool {
-        self.named.as_ref().is_some_and(|n| n.names(name)) && self.reached.contains(name)
+        self.reached.contains(name)
+    }
+
+    /// Everybody of whom that was seen.
+    pub fn sure(&self) -> &BTreeSet<MemberName> {
+        &self.reached
     }
 
     /// What Postgres waits for in spite of the files, for longer than it takes to read them.
@@ -239,12 +271,6 @@ impl SyncKeeping {
     /// The names that were written are in force, as far as was seen.
     pub fn in_force(&self) -> bool {
         self.in_force.is_some()
-    }
-
-    /// Who may stand in the key: what the view shows, and what a write without a clear answer may have put there.
-    pub fn promised<'a>(&'a self, record: Option<&'a SyncRecord>) -> impl Iterator<Item = &'a MemberName> {
-        let shown = record.map(|r| r.standbys.as_slice()).unwrap_or_default();
-        shown.iter().chain(self.may_land(record).flat_map(|w| &w.standbys))
     }
 
     /// Writes that may still land over what the view shows.
@@ -272,11 +298,19 @@ impl SyncKeeping {
 }
 
 impl SyncRecord {
-    /// May this member lead without losing what was acknowledged? Names compare without regard to case.
-    /// In quorum mode a commit is with some of the standbys, and no single one of them has them all.
+    /// May this member lead, if it has votes enough? Names compare without regard to case.
     pub fn allows(&self, name: &MemberName) -> bool {
-        let one_of_all = self.quorum == 0 && self.standbys.iter().any(|n| n.is(name));
-        one_of_all || self.leader.as_ref().is_some_and(|n| n.is(name))
+        self.leader.as_ref().is_some_and(|n| n.is(name)) || self.standbys.iter().any(|n| n.is(name))
+    }
+    /// Has this member everything that was acknowledged? Where a quorum is needed, a commit is with some of the standbys, and no
+    /// single one of them is known to have them all.
+    pub fn vouches_for(&self, name: &MemberName) -> bool {
+        self.leader.as_ref().is_some_and(|n| n.is(name)) || self.quorum == 0 && self.allows(name)
+    }
+    /// What it promises.
+    pub fn electorate(&self) -> Electorate {
+        let quorum = usize::try_from(self.quorum).unwrap_or(usize::MAX);
+        Electorate { voters: self.standbys.iter().cloned().collect(), quorum }
     }
     /// Whom it names, for people.
     pub fn in_words(&self) -> String {
@@ -284,8 +318,11 @@ impl SyncRecord {
         if self.standbys.is_empty() {
             return format!("leader {leader}, no standby");
         }
-        let names: Vec<&str> = self.standbys.iter().map(MemberName::as_str).collect();
-        format!("leader {leader}, {}", names.join(", "))
+        let names = self.standbys.iter().map(MemberName::as_str).collect::<Vec<_>>().join(", ");
+        match self.quorum {
+            0 => format!("leader {leader}, {names}"),
+            q => format!("leader {leader}, {} of {} ({names})", q.saturating_add(1), self.standbys.len()),
+        }
     }
 }
 
@@ -311,6 +348,9 @@ mod tests {
         assert_eq!(text(&["pg-1", "b"]), "2 (b,\"pg-1\")");
         assert_eq!(text(&["first"]), "\"first\"", "a word of the grammar");
         assert_eq!(text(&["Any", "9a"]), "2 (\"9a\",\"Any\")");
+        let any = Waited { number: 1, names: BTreeSet::from(["b".into(), "pg-1".into()]) };
+        assert_eq!(StandbyNames::Any(any.clone()).text().unwrap(), "ANY 1 (b,\"pg-1\")");
+        assert_eq!(StandbyNames::Any(any).to_string(), "1 of 2 (b, pg-1)");
         assert_eq!(StandbyNames::Placeholder.text().unwrap(), PLACEHOLDER);
         assert_eq!(StandbyNames::AsConfigured.text(), None);
     }
@@ -382,12 +422,16 @@ mod tests {
             standbys: standbys.iter().map(|n| MemberName::from(*n)).collect(),
             quorum: 0,
         };
-        keeping.writes(SyncWrite { expect: Some(Version("5".into())), standbys: vec!["c".into()] });
+        let electorate = Electorate { voters: BTreeSet::from(["c".into()]), quorum: 0 };
+        keeping.writes(SyncWrite { expect: Some(Version("5".into())), electorate });
         keeping.written(&WriteResult::Unknown("no answer".into()));
-        let promised = |keeping: &SyncKeeping, record: &SyncRecord| keeping.promised(Some(record)).count();
-        assert_eq!(promised(&keeping, &record("5", &["b"])), 2);
-        assert_eq!(promised(&keeping, &record("6", &["b"])), 1, "it can land no more");
-        assert!(record("6", &["b"]).allows(&"B".into()) && !record("6", &[]).allows(&"b".into()));
+        let lands = |keeping: &SyncKeeping, record: &SyncRecord| keeping.may_land(Some(record)).count();
+        assert_eq!(lands(&keeping, &record("5", &["b"])), 1);
+        assert_eq!(lands(&keeping, &record("6", &["b"])), 0, "it can land no more");
+        assert!(record("6", &["b"]).vouches_for(&"B".into()) && !record("6", &[]).allows(&"b".into()));
+        let quorum = SyncRecord { quorum: 1, ..record("6", &["b", "c"]) };
+        assert!(quorum.allows(&"b".into()) && !quorum.vouches_for(&"b".into()) && quorum.vouches_for(&"a".into()));
+        assert_eq!(quorum.in_words(), "leader a, 2 of 2 (b, c)");
         assert_eq!(record("6", &["b"]).in_words(), "leader a, b");
     }
 }

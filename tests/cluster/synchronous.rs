@@ -151,6 +151,107 @@ async fn waited_for(trial: &Trial, leader: usize) -> Res<String> {
     Ok(rows.first().and_then(|row| row.first()).cloned().unwrap_or_default())
 }
 
+/// The same in quorum mode: a commit is with one of two standbys, whichever it is, and whoever of them has it leads.
+pub async fn in_quorum_mode_a_leader_killed_under_load_loses_no_row(options: Options) -> Res<()> {
+    let options = Options { dcs_extra: "    synchronous_mode: quorum\n".into(), ..options };
+    let (mut trial, leader) = Trial::begin(options).await?;
+    let result = kill_voted_leaders(&mut trial, leader).await;
+    trial.end(result, Allowed::Nothing).await
+}
+
+async fn kill_voted_leaders(trial: &mut Trial, mut leader: usize) -> Res<()> {
+    for _ in 0..ROUNDS {
+        quorum_standbys(trial, leader, 2).await?;
+        let killed = trial.cluster.kill_member(leader).await?;
+        trial.taken_over_from(leader, killed).await?;
+        trial.cluster.start_member(leader).await?;
+        leader = trial.whole().await?;
+    }
+    Ok(())
+}
+
+/// Waits until so many members are shown with a vote, by the REST API and in the list.
+async fn quorum_standbys(trial: &mut Trial, leader: usize, count: usize) -> Res<()> {
+    let (deadline, since) = (trial.cluster.options.healed_within(), Instant::now());
+    let mut shown = String::new();
+    while since.elapsed() < deadline {
+        shown = trial.cluster.patronictl(&["list", "test"]).await?.1;
+        let answers = trial.cluster.rest(leader, "/cluster").await.map(|(_, answer)| answer).unwrap_or_default();
+        let members = answers["members"].as_array().cloned().unwrap_or_default();
+        let named = members.iter().filter(|m| m["role"] == "quorum_standby").count();
+        if shown.matches("Quorum Standby").count() == count && named == count {
+            return Ok(());
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    fail(format!("not {count} quorum standbys\n{shown}{}", trial.cluster.diagnosis().await))
+}
+
+/// Every mode to every other one under load; Postgres waits for whom they show.
+pub async fn the_kinds_of_synchronous_mode_are_switched_under_load(options: Options) -> Res<()> {
+    let (mut trial, leader) = Trial::begin(options).await?;
+    let result = switch_kinds(&mut trial, leader).await;
+    trial.end(result, Allowed::Nothing).await
+}
+
+async fn switch_kinds(trial: &mut Trial, leader: usize) -> Res<()> {
+    let votes = |number: usize| format!("ANY {number} (\"");
+    set(trial, "synchronous_mode=quorum").await?;
+    quorum_standbys(trial, leader, 2).await?;
+    waits_for(trial, leader, &votes(1)).await?;
+    let voter = (0..3).find(|i| *i != leader).unwrap_or_default();
+    let shown = trial.cluster.rest(voter, "/quorum").await.map(|(status, _)| status);
+    must(shown == Some(200), format!("GET /quorum at a voter: {shown:?}"))?;
+    set(trial, "synchronous_node_count=2").await?;
+    waits_for(trial, leader, &votes(2)).await?;
+    set(trial, "synchronous_mode=on").await?;
+    waits_for(trial, leader, "2 (\"").await?;
+    sync_standby(trial, leader).await?;
+    set(trial, "synchronous_mode=quorum").await?;
+    set(trial, "synchronous_node_count=1").await?;
+    quorum_standbys(trial, leader, 2).await?;
+    waits_for(trial, leader, &votes(1)).await?;
+    set(trial, "synchronous_mode=off").await?;
+    waits_for(trial, leader, "").await
+}
+
+/// Until `synchronous_standby_names` begins so; with nothing, until it is empty.
+async fn waits_for(trial: &Trial, leader: usize, begins: &str) -> Res<()> {
+    let (deadline, since) = (trial.cluster.options.healed_within(), Instant::now());
+    loop {
+        let names = waited_for(trial, leader).await?;
+        if names.starts_with(begins) && names.is_empty() == begins.is_empty() {
+            return Ok(());
+        }
+        must(since.elapsed() < deadline, format!("Postgres waits for '{names}', wanted: '{begins}'"))?;
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// In quorum mode a switchover may go to any voter, and a leader that stops leaves the lock to one.
+pub async fn in_quorum_mode_a_switchover_goes_to_any_voter(options: Options) -> Res<()> {
+    let options = Options { dcs_extra: "    synchronous_mode: quorum\n".into(), ..options };
+    let (mut trial, leader) = Trial::begin(options).await?;
+    let result = switch_voters(&mut trial, leader).await;
+    trial.end(result, Allowed::Nothing).await
+}
+
+async fn switch_voters(trial: &mut Trial, mut leader: usize) -> Res<()> {
+    for _ in 0..3 {
+        quorum_standbys(trial, leader, 2).await?;
+        let to = (leader + 1) % 3;
+        let (from, name) = (trial.cluster.members[leader].name.clone(), trial.cluster.members[to].name.clone());
+        let asked = Instant::now();
+        let body = serde_json::json!({"leader": from, "candidate": name});
+        let (status, answer) = trial.cluster.rest_send(leader, "POST", "/switchover", body).await?;
+        must(status == 200, format!("POST /switchover: {status} {answer}"))?;
+        let ack = trial.taken_over_from(leader, asked).await?;
+        must(ack.member == to, format!("{} leads instead of {to}", ack.member))?;
+        leader = trial.whole().await?;
+    }
+    Ok(())
+}
+
 /// A switchover goes to a synchronous standby, and to nobody else; a failover to another one is taken at its word.
 pub async fn a_switchover_goes_to_the_synchronous_standby(options: Options) -> Res<()> {
     let (mut trial, leader) = Trial::begin(synchronous(options, "")).await?;

@@ -1,5 +1,7 @@
 //! Words of the scenarios about synchronous replication.
 
+use std::collections::BTreeSet;
+
 use super::*;
 
 fn names(list: &str) -> Vec<MemberName> {
@@ -27,19 +29,26 @@ impl World {
                     version: Version(opt("version").unwrap_or("s1").into()),
                     leader: (args[0] != "nobody").then(|| args[0].into()),
                     standbys: args.get(1).filter(|a| !a.contains('=')).map_or_else(Vec::new, |list| names(list)),
-                    quorum: 0,
+                    quorum: opt("quorum").map_or(0, |q| q.parse().unwrap()),
                 });
             }
             "named" => self.local.sync.wrote(match args[0] {
                 "as-configured" => StandbyNames::AsConfigured,
                 "placeholder" => StandbyNames::Placeholder,
                 "nobody" => StandbyNames::All(Default::default()),
-                list => StandbyNames::All(names(list).into_iter().collect()),
+                list => {
+                    let names = names(list).into_iter().collect();
+                    let any = |number: &str| {
+                        StandbyNames::Any(Waited { number: number.parse().unwrap(), names: BTreeSet::clone(&names) })
+                    };
+                    opt("any").map_or_else(|| StandbyNames::All(names.clone()), any)
+                }
             }),
             "senders" => self.senders(args),
             "unsure" => {
                 let expect = self.cluster.sync.as_ref().map(|r| r.version.clone());
-                self.local.sync.writes(SyncWrite { expect, standbys: names(args[0]) });
+                let electorate = Electorate { voters: names(args[0]).into_iter().collect(), quorum: 0 };
+                self.local.sync.writes(SyncWrite { expect, electorate });
                 self.local.sync.written(&WriteResult::Unknown("no answer".into()));
             }
             _ => match args[0] {
@@ -60,6 +69,7 @@ impl World {
             let parts: Vec<&str> = a.split(':').collect();
             let rank = match parts[1] {
                 "sync" => 3,
+                "quorum" => 2,
                 "potential" => 1,
                 _ => 0,
             };

@@ -85,9 +85,10 @@ pub fn brief(action: &Action) -> String {
         }
         Action::Follow { upstream, names } => format!("Follow {}{}", source(upstream), waiting(names)),
         Action::NameStandbys(names) => format!("Name {names}"),
-        Action::WriteSync { leader, standbys, .. } => {
-            let names = standbys.iter().map(MemberName::as_str).collect::<Vec<_>>().join(" ");
-            format!("WriteSync {} [{names}]", leader.as_ref().map_or("nobody", |l| l.as_str()))
+        Action::WriteSync { leader, electorate, .. } => {
+            let names = electorate.voters.iter().map(MemberName::as_str).collect::<Vec<_>>().join(" ");
+            let quorum = if electorate.quorum > 0 { format!(" quorum {}", electorate.quorum) } else { String::new() };
+            format!("WriteSync {} [{names}]{quorum}", leader.as_ref().map_or("nobody", |l| l.as_str()))
         }
         Action::StopPostgres { mode, why } => format!("Stop {mode:?} ({why})"),
         Action::ReleaseLease { shutdown: None } => "ReleaseLease -".into(),

@@ -4,7 +4,7 @@ use patroni::keeper::core::End;
 use patroni::member::{Command, Input, Ticket};
 use serde_json::{Value, json};
 
-use super::faults::{EVERYBODY, FAULTS_END, Fault, Part};
+use super::faults::{EVERYBODY, FAULTS_END, Fault, Part, is_on};
 use super::postgres::{PgEvent, Phase};
 use super::world::{Ns, SEC, World};
 
@@ -143,7 +143,7 @@ impl World {
     fn switch_commits(&mut self) {
         let (kind, _) = self.kind();
         let (Some(_), Some(document)) = (self.plan.commits, self.dynamic()) else { return };
-        let on = document["synchronous_mode"].as_bool() == Some(true);
+        let on = is_on(&document);
         let mut switched = self.plan.document(!on);
         if document["pause"].as_bool() == Some(true) {
             switched["pause"] = json!(true);

@@ -361,7 +361,8 @@ impl World {
         let Some(g) = &self.pods[pod].pg else { return Replication::default() };
         let senders = (0..self.pods.len()).filter_map(|by| {
             let name = self.pods[by].name.clone();
-            let rank = if g.names.names(&name) { 3 } else { 0 };
+            let named = g.names.members().is_some_and(|names| names.contains(&name));
+            let rank = if named { g.names.rank() } else { 0 };
             Some(Sender { streaming: true, rank, position: Lsn(self.known_reached(pod, by)?), name })
         });
         Replication { names: g.names.text().unwrap_or_default(), senders: senders.collect(), read: true }

@@ -146,13 +146,20 @@ const KNOWN: [Fault; 6] = [
 pub struct SyncPlan {
     pub strict: bool,
     pub count: u64,
+    pub quorum: bool,
 }
 
 impl SyncPlan {
     fn document(self, on: bool) -> Value {
-        let SyncPlan { strict, count } = self;
-        json!({"synchronous_mode": on, "synchronous_mode_strict": strict, "synchronous_node_count": count})
+        let SyncPlan { strict, count, quorum } = self;
+        let mode = if on && quorum { json!("quorum") } else { json!(on) };
+        json!({"synchronous_mode": mode, "synchronous_mode_strict": strict, "synchronous_node_count": count})
     }
+}
+
+/// Does a dynamic configuration ask for commits that wait?
+pub fn is_on(document: &Value) -> bool {
+    document["synchronous_mode"].as_bool() == Some(true) || document["synchronous_mode"] == "quorum"
 }
 
 /// What this seed may do.
@@ -253,8 +260,10 @@ impl Plan {
         if !chance.one_in(3) {
             return;
         }
-        self.commits = Some(SyncPlan { strict: chance.one_in(4), count: 1 + chance.below(3) / 2 });
-        if chance.one_in(3) && on.is_empty() {
+        let (strict, count) = (chance.one_in(4), 1 + chance.below(3) / 2);
+        let switched = chance.one_in(3) && on.is_empty();
+        self.commits = Some(SyncPlan { strict, count, quorum: chance.one_in(2) });
+        if switched {
             self.faults.push(Fault::CommitMode);
         }
     }

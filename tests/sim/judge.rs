@@ -5,7 +5,7 @@ use patroni::keeper::protocol::{Permission, Role, StopMode, UnfencedReason};
 use patroni::model::{LeaderRecord, SyncRecord};
 
 use super::disk::{Branch, Disk, Marker};
-use super::faults::{CALM, Fault};
+use super::faults::{CALM, Fault, is_on};
 use super::tasks::Work;
 use super::world::{MS, Ns, SEC, World};
 
@@ -157,7 +157,7 @@ impl World {
     /// Is this commit one that survives, as synchronous mode says? While the mode is on and was not switched a moment ago,
     /// and the key says who leads.
     fn promises(&self, pod: usize) -> bool {
-        let on = self.dynamic().is_some_and(|d| d["synchronous_mode"].as_bool() == Some(true));
+        let on = self.dynamic().is_some_and(|d| is_on(&d));
         let settled = self.judge.waits_since.is_none_or(|since| self.t > since + 60 * SEC);
         on && settled && self.key().is_some_and(|key| key.leader.as_ref() == Some(&self.pods[pod].name))
     }
@@ -171,7 +171,7 @@ impl World {
         Some(schema::sync_from("0", &annotations)).filter(|key| key.leader.is_some())
     }
 
-    /// S3, when a promotion has ended: what was acknowledged in synchronous mode is there, whoever leads.
+    /// S3 and S4, when a promotion has ended: what was acknowledged in synchronous mode is there, whoever leads.
     fn check_promised(&mut self, pod: usize) {
         let Some(promised) = self.judge.promised.clone() else { return };
         // A person may have named somebody who lacks some of it; a store that lost the key has lost the promise.
@@ -180,7 +180,8 @@ impl World {
         }
         let Some(mine) = self.pods[pod].disk.as_ref().map(Disk::before_promotion) else { return };
         if mine.common(&promised) < promised.end {
-            self.violation(format!("S3 m{pod} leads without a commit that synchronous mode has acknowledged"));
+            let rule = if self.plan.commits.is_some_and(|c| c.quorum) { "S4" } else { "S3" };
+            self.violation(format!("{rule} m{pod} leads without a commit that synchronous mode has acknowledged"));
         }
     }
 

@@ -66,8 +66,14 @@ fn failsafe(plan: &mut Plan) {
     (plan.failsafe, plan.pods) = (true, 3);
 }
 fn commits(plan: &mut Plan) {
-    plan.commits = Some(SyncPlan { strict: false, count: 1 });
+    plan.commits = Some(SyncPlan { strict: false, count: 1, quorum: false });
     (plan.slow_network, plan.pause) = (true, 4 * SEC);
+}
+
+/// Quorum mode among four, so that a commit is with one of three standbys.
+fn votes(plan: &mut Plan) {
+    plan.commits = Some(SyncPlan { strict: false, count: 1, quorum: true });
+    (plan.slow_network, plan.pause, plan.pods) = (true, 4 * SEC, 4);
 }
 /// All of them.
 pub const CASES: &[Case] = &[
@@ -101,6 +107,7 @@ pub const CASES: &[Case] = &[
     case(SyncKeyBindsNobody, DEATH, commits, &["S3"]),
     case(NamesGoBeforeTheKey, SYNC, commits, &["S3"]),
     case(KeyBeforeSure, SYNC, commits, &["S3"]),
+    case(QuorumNeedsNoVotes, DEATH, votes, &["S4"]),
     case(StartsInPause, &[F::Pause, F::PostgresCrash], plain, &["M1"]),
     case(PromotesInPause, &[F::Pause, F::PostgresCrash, F::KillPod { reported: true }], plain, &["M2"]),
     case(FencesInPause, &[F::Pause, F::ApiCut, F::ApiCutForAll], plain, &["M3"]),

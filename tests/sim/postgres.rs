@@ -467,6 +467,12 @@ impl World {
                 let of = |name| self.who(name).and_then(|by| self.known_reached(pod, by)).unwrap_or(0);
                 names.iter().map(of).min().unwrap_or(u64::MAX)
             }
+            StandbyNames::Any(waited) => {
+                let of = |name| self.who(name).and_then(|by| self.known_reached(pod, by)).unwrap_or(0);
+                let mut reached: Vec<u64> = waited.names.iter().map(of).collect();
+                reached.sort_unstable_by(|a, b| b.cmp(a));
+                waited.number.checked_sub(1).map_or(u64::MAX, |last| reached[last])
+            }
         };
         let Some(g) = &mut self.pods[pod].pg else { return };
         let done: Vec<u64> = g.waiting.extract_if(.., |end| *end <= upto).collect();

@@ -428,7 +428,11 @@ pub fn commits_of(document: &str) -> Synchronous {
     let read: serde_json::Value = serde_json::from_str(document).unwrap_or_default();
     let flag = |key: &str| read[key].as_bool().unwrap_or(false);
     let count = read["synchronous_node_count"].as_u64().unwrap_or(1) as usize;
-    let mode = if flag("synchronous_mode") { Commits::Synchronous } else { Commits::Asynchronous };
+    let mode = match (flag("synchronous_mode"), read["synchronous_mode"].as_str()) {
+        (true, _) => Commits::Synchronous,
+        (false, Some("quorum")) => Commits::Quorum,
+        (false, _) => Commits::Asynchronous,
+    };
     Synchronous { mode, strict: flag("synchronous_mode_strict"), count, maximum_lag: None }
 }
 

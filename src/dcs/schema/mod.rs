@@ -19,8 +19,8 @@ pub use time::{format_wall, parse_wall};
 
 use super::{LeaderStatus, RequestText};
 use crate::model::{
-    Change, ConfigRecord, FailoverRequest, FailsafeMap, HistoryRow, HolderMark, Initialize, Initializer, LeaderRecord,
-    LeaseRecord, Lsn, MemberName, SyncRecord, Timeline, Version, time_scale,
+    Change, ConfigRecord, Electorate, FailoverRequest, FailsafeMap, HistoryRow, HolderMark, Initialize, Initializer,
+    LeaderRecord, LeaseRecord, Lsn, MemberName, SyncRecord, Timeline, Version, time_scale,
 };
 
 const LEADER: &str = "leader";
@@ -380,15 +380,15 @@ pub fn sync_from(version: &str, a: &Annotations) -> SyncRecord {
     }
 }
 
-/// Writes the sync object, or with no leader says that it binds nobody. `quorum` is a number of voters; here all count.
-pub fn sync_patch(leader: Option<&MemberName>, standbys: &[MemberName]) -> Patch {
-    let names = standbys.iter().map(MemberName::as_str).collect::<Vec<_>>().join(",");
+/// Writes the sync object, or with no leader says that it binds nobody.
+pub fn sync_patch(leader: Option<&MemberName>, key: &Electorate) -> Patch {
+    let names = key.voters.iter().map(MemberName::as_str).collect::<Vec<_>>().join(",");
     let text = |v: Option<&str>| v.filter(|v| !v.is_empty()).map_or(Value::Null, |v| Value::String(v.to_owned()));
-    let quorum = leader.map(|_| "0");
+    let quorum = leader.map(|_| key.quorum.to_string());
     Patch::from_iter([
         (LEADER.to_owned(), text(leader.map(MemberName::as_str))),
         (SYNC_STANDBY.to_owned(), text(Some(&names))),
-        (QUORUM.to_owned(), text(quorum)),
+        (QUORUM.to_owned(), text(quorum.as_deref())),
     ])
 }
 

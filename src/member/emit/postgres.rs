@@ -122,6 +122,9 @@ impl State {
         let upstream = pg.following.clone().unwrap_or(Upstream::Nobody);
         match (&names, role) {
             (StandbyNames::All(of), StartRole::Primary) if of.is_empty() => self.warn("No standbys available!"),
+            (StandbyNames::Any(_), StartRole::Primary) => {
+                self.info(format!("Setting synchronous replication to {names}"));
+            }
             (StandbyNames::All(_) | StandbyNames::Placeholder, StartRole::Primary) => {
                 self.info(format!("Assigning synchronous standby status to {names}"));
             }

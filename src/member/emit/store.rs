@@ -8,7 +8,8 @@ use super::super::lease::{Job, Start};
 use super::super::state::State;
 use crate::decide::{Silence, judge_silence};
 use crate::model::{
-    Action, BootInstant, Change, InFlight, MemberName, Permission, ProofWanted, StoreWrite, SyncWrite, Version,
+    Action, BootInstant, Change, Electorate, InFlight, MemberName, Permission, ProofWanted, StoreWrite, SyncWrite,
+    Version,
 };
 use crate::mutant::{self, Mutant};
 
@@ -94,7 +95,7 @@ impl State {
         match action {
             Action::ReadConfig => self.read_config(),
             Action::ReadSync => self.read_sync(),
-            Action::WriteSync { expect, leader, standbys } => self.write_sync(expect, leader, standbys),
+            Action::WriteSync { expect, leader, electorate } => self.write_sync(expect, leader, electorate),
             Action::AskPeers { members } => self.ask(&members),
             Action::AskFailsafe => self.ask_failsafe(),
             _ => {}
@@ -113,14 +114,14 @@ impl State {
         }
     }
 
-    fn write_sync(&mut self, expect: Option<Version>, leader: Option<MemberName>, standbys: Vec<MemberName>) {
+    fn write_sync(&mut self, expect: Option<Version>, leader: Option<MemberName>, electorate: Electorate) {
         if self.flights.busy(Lane::Sync) || !self.rested("sync key") {
             return;
         }
         let mine = leader.as_ref() == Some(&self.local.me);
         let acquisition = self.acquisition().filter(|_| mine);
-        self.local.sync.writes(SyncWrite { expect: expect.clone(), standbys: standbys.clone() });
-        self.send(Effect::WriteStore(StoreWrite::Sync { expect, leader, standbys }), About::Sync { acquisition });
+        self.local.sync.writes(SyncWrite { expect: expect.clone(), electorate: electorate.clone() });
+        self.send(Effect::WriteStore(StoreWrite::Sync { expect, leader, electorate }), About::Sync { acquisition });
     }
 
     fn read_history(&mut self) {
