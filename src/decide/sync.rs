@@ -203,7 +203,7 @@ fn assign(ctx: &Ctx<'_>, own: &OwnLease, d: Decision, probe: &Probe) -> Decision
     }
 }
 
-/// Whom commits should wait for now. In strict mode, if nobody is there, whoever the key vouches for stays named.
+/// Whom commits are to wait for. In strict mode, if nobody is there, whoever the key vouches for stays named.
 fn wanted(ctx: &Ctx<'_>, probe: &Probe, key: &Electorate) -> Waited {
     let settings = ctx.settings.synchronous;
     let mut names: BTreeSet<MemberName> = picked(ctx, probe).into_iter().collect();
