@@ -380,6 +380,36 @@ fn of_an_earlier_life() -> LeaderRecord {
     l
 }
 
+/// The last renewal of an earlier life landed, and its answer did not come: the keeper has the note of the one before.
+#[test]
+fn a_lock_that_an_earlier_life_has_renewed_once_more_is_mine() {
+    let mut t = Trial::new(|_| {});
+    let noted = LeaseRecord { renew_time: Some("one before".into()), ..of_an_earlier_life().lease };
+    let writes = Permission::Writer { stop_at: at(20.0).boot, kill_at: at(22.0).boot };
+    let standing = Standing {
+        permission: writes,
+        note: Some((noted.clone(), at(-2.0).boot)),
+        postgres: Some(StartRole::Primary),
+        ..Standing::default()
+    };
+    let lease = |t: &Trial| t.member.snapshot().leader_until;
+    t.feed(Input::Keeper(News::Met(standing.clone())), 0.5);
+    t.feed(view(Some(of_an_earlier_life())), 1.0);
+    assert!(lease(&t).is_some(), "{:#?}", t.lines);
+    // Another acquisition is another lock, and another pod's mark another holder's.
+    for other in ["transitions", "uid"] {
+        let mut t = Trial::new(|_| {});
+        t.feed(Input::Keeper(News::Met(standing.clone())), 0.5);
+        let mut l = of_an_earlier_life();
+        match other {
+            "uid" => l.holder.as_mut().expect("it has one").uid = "uid-of-another".into(),
+            _ => l.lease.transitions = Some("4".into()),
+        }
+        t.feed(view(Some(l)), 1.0);
+        assert!(lease(&t).is_none(), "{other}");
+    }
+}
+
 /// A watch is often quicker than the answer to the request that it shows.
 #[test]
 fn a_renewal_seen_before_it_is_answered_does_not_make_a_standby_of_the_killed_primary() {

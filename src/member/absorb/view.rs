@@ -8,7 +8,9 @@ use super::super::flights::{About, Lane};
 use super::super::input::{Answer, Fail, InForce};
 use super::super::lease;
 use super::super::state::State;
-use crate::model::{BootInstant, DataDir, InFlight, LeaderRecord, Maintenance, OwnLease, StoreLink, Timeline, View};
+use crate::model::{
+    BootInstant, DataDir, InFlight, LeaderRecord, LeaseRecord, Maintenance, OwnLease, StoreLink, Timeline, View,
+};
 
 /// An early renewal after a view that contradicts my lease, at most this often.
 const CONTRADICTED_PAUSE: Duration = Duration::from_millis(500);
@@ -86,7 +88,7 @@ impl State {
     }
 
     /// What an earlier life of this pod has left: a running Postgres, and maybe the lease. It is taken over only on the
-    /// keeper's word: the note of exactly the standing record, or no Postgres left and a record that names this very pod.
+    /// keeper's word: the note of the standing record or of an earlier renewal of it, or no Postgres left and a record that names this very pod.
     /// Any other record with my name is a stranger's.
     pub(super) fn earlier_life(&mut self) {
         if !self.viewed {
@@ -94,10 +96,18 @@ impl State {
         }
         let Some(standing) = self.earlier.take() else { return };
         let Some(leader) = self.cluster.leader.clone().filter(|l| l.named() == Some(&self.local.me)) else { return };
-        if let Some((record, evidence)) = standing.note.filter(|(record, _)| *record == leader.lease) {
+        let this_pod = leader.valid_holder().filter(|h| !self.local.uid.is_empty() && h.uid == self.local.uid);
+        // A renewal of that life that landed later is of the same acquisition, and has the mark of this pod.
+        let renewed = |of: &LeaseRecord| {
+            this_pod.is_some()
+                && (&of.acquire_time, &of.transitions) == (&leader.lease.acquire_time, &leader.lease.transitions)
+        };
+        if let Some((noted, evidence)) = standing.note.filter(|(of, _)| *of == leader.lease || renewed(of)) {
             self.info("the lock is mine: the keeper has the note of the standing record");
+            let record = leader.lease.clone();
             self.lease.adopt(record.clone());
-            let ttl = record.ttl_or(self.in_force.settings.ttl);
+            let ttl = self.in_force.settings.ttl;
+            let ttl = record.ttl_or(ttl).min(noted.ttl_or(ttl));
             let paused = leader.valid_holder().is_some_and(|holder| holder.paused);
             self.local.own = Some(OwnLease { record, evidence, ttl, paused, prolonged: None });
             if paused && !self.local.maintenance.is_on() {
@@ -106,7 +116,6 @@ impl State {
             }
             return;
         }
-        let this_pod = leader.valid_holder().filter(|h| !self.local.uid.is_empty() && h.uid == self.local.uid);
         // One that says that it is in maintenance was taken by nobody.
         let paused = this_pod.is_some_and(|h| h.paused);
         if this_pod.is_some() && (standing.postgres.is_none() || paused) {
