@@ -31,10 +31,23 @@ pub fn unsupported(dynamic: &Dynamic) -> Vec<String> {
 #[must_use]
 pub fn newly_unsupported(before: &Value, after: &Value) -> Vec<String> {
     let wishes = |document: &Value| -> Vec<String> {
-        unsupported(&Dynamic::parse(document).0).into_iter().chain(no_words(document)).collect()
+        let (dynamic, warnings) = Dynamic::parse(document);
+        let numbers = no_numbers(&dynamic, &warnings);
+        unsupported(&dynamic).into_iter().chain(no_words(document)).chain(numbers).collect()
     };
     let stood = wishes(before);
     wishes(after).into_iter().filter(|wish| !stood.contains(wish)).collect()
+}
+
+/// Values that are no numbers or sections where one is needed: they would be left out, and nobody who typed them told.
+fn no_numbers(dynamic: &Dynamic, warnings: &[String]) -> Vec<String> {
+    let left_out = |line: &String| {
+        let text = line.strip_prefix("dynamic configuration: ")?.split_once("; using ")?.0;
+        Some(text.to_owned())
+    };
+    let few = (dynamic.synchronous_node_count < 1)
+        .then(|| format!("synchronous_node_count: {} must be at least 1", dynamic.synchronous_node_count));
+    dynamic.rejected.iter().cloned().chain(warnings.iter().filter_map(left_out)).chain(few).collect()
 }
 
 /// Switches of a promise whose value means nothing: it would be off, and nobody would be told.
@@ -70,6 +83,18 @@ mod tests {
             assert!(told.len() == 1 && told[0].starts_with(&format!("{key}: {value} is not on")), "{told:?}");
         }
         assert!(newly_unsupported(&plain, &json!({"pause": null, "failsafe_mode": "off"})).is_empty());
+        for (document, told) in [
+            (json!({"ttl": "abc"}), "ttl: abc must be a whole number of seconds"),
+            (json!({"postgresql": {"parameters": "foo"}}), "postgresql.parameters: must be a mapping (name: value)"),
+            (json!({"maximum_lag_on_failover": "1MB"}), "maximum_lag_on_failover: 1MB must be a number without unit"),
+            (json!({"synchronous_node_count": 0}), "synchronous_node_count: 0 must be at least 1"),
+        ] {
+            assert_eq!(newly_unsupported(&plain, &document), [told], "{document}");
+            assert!(newly_unsupported(&document, &document).is_empty(), "what stands refuses nothing");
+        }
+        assert!(
+            newly_unsupported(&plain, &json!({"ttl": "40", "primary_start_timeout": 10, "loop_wait": 1000})).is_empty()
+        );
         let wishes = json!({"standby_cluster": {"host": "h"},
                             "slots": {"l": {"type": "logical", "database": "d", "plugin": "p"}}});
         assert_eq!(newly_unsupported(&plain, &wishes).len(), 2);

@@ -34,8 +34,9 @@ pub async fn reinit(session: &mut Session<'_>, args: &ArgMatches) -> Result<()> 
     let mut started = Vec::new();
     let mut unreachable = Unreachable::default();
     for (name, member) in chosen {
+        let before = status(session, member).await.and_then(|s| began(&s));
         match request(session, name, member, op.force, from_leader).await? {
-            Ok(true) => started.push((name, member)),
+            Ok(true) => started.push(Started { name, member, before }),
             Ok(false) => {}
             Err(why) => unreachable.add(name, &why),
         }
@@ -73,27 +74,43 @@ async fn request(
     }
 }
 
-/// Waits until no member says `creating replica` any more. The person may interrupt it at any time.
-async fn wait(session: &mut Session<'_>, mut waiting: Vec<(&MemberName, &Member)>) {
+/// A member whose reinitialize has begun.
+struct Started<'a> {
+    name: &'a MemberName,
+    member: &'a Member,
+    /// When the Postgres of before was started.
+    before: Option<Value>,
+}
+
+async fn status(session: &Session<'_>, member: &Member) -> Option<Value> {
+    let answer = session.call(Method::GET, member, "patroni", None).await.ok()?;
+    serde_json::from_str(&answer.text).ok()
+}
+
+fn began(status: &Value) -> Option<Value> {
+    status.get("postmaster_start_time").filter(|at| !at.is_null()).cloned()
+}
+
+/// Waits until another Postgres runs than the one of before: the data were removed and copied meanwhile. The person may interrupt it at any time.
+async fn wait(session: &mut Session<'_>, mut waiting: Vec<Started<'_>>) {
     let mut printed = 0;
     let mut poll = tokio::time::interval(POLL);
     poll.tick().await;
     while !waiting.is_empty() {
         if printed != waiting.len() {
-            let names = waiting.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>().join(", ");
+            let names = waiting.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(", ");
             session.say(&format!("Waiting for reinitialize to complete on: {names}"));
             printed = waiting.len();
         }
         poll.tick().await;
         let mut still = Vec::new();
-        for (name, member) in waiting {
-            let answer = session.call(Method::GET, member, "patroni", None).await;
-            let body = answer.ok().and_then(|a| serde_json::from_str::<Value>(&a.text).ok());
-            match body {
-                Some(body) if body["state"] != "creating replica" => {
-                    session.say(&format!("Reinitialize is completed on: {name}"));
-                }
-                Some(_) | None => still.push((name, member)),
+        for started in waiting {
+            let said = status(session, started.member).await;
+            let runs = |s: &Value| s["state"] == "running" && (started.before.is_none() || began(s) != started.before);
+            if said.as_ref().is_some_and(runs) {
+                session.say(&format!("Reinitialize is completed on: {}", started.name));
+            } else {
+                still.push(started);
             }
         }
         waiting = still;

@@ -25,6 +25,9 @@ use crate::model::{BootInstant, Cluster, Lsn, Member, MemberName, WallTime};
 const POSITIONS_TIMEOUT: Duration = Duration::from_secs(1);
 const DCS_SCHEMES: [&str; 5] = ["zookeeper", "exhibitor", "consul", "etcd", "etcd3"];
 
+/// A member that lives answers a question within this time.
+const QUICK: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// The state of one run.
 pub struct Session<'t> {
     /// The configuration.
@@ -100,6 +103,12 @@ impl<'t> Session<'t> {
         body: Option<&Value>,
     ) -> std::result::Result<Answer, String> {
         let url = member.api_url.as_deref().ok_or("the member has not published the address of its REST API")?;
+        if method == Method::GET {
+            return self.rest.call_within(QUICK, method, url, endpoint, body).await;
+        }
+        // What is asked for may take long; a member that does not even say that it lives is not waited for.
+        let lives = self.rest.call_within(QUICK, Method::GET, url, "liveness", None).await;
+        lives.map_err(|why| why.replacen("/liveness", &format!("/{endpoint}"), 1))?;
         self.rest.call(method, url, endpoint, body).await
     }
 

@@ -304,8 +304,8 @@ impl Desk {
                 (expect, patch)
             }
             StoreWrite::History { expect, rows } => (expect, schema::history_patch(&rows)),
-            StoreWrite::Sync { expect, leader, electorate } => {
-                (expect, schema::sync_patch(leader.as_ref(), &electorate))
+            StoreWrite::Sync { expect, leader, electorate, stamp } => {
+                (expect, schema::sync_patch(leader.as_ref(), &electorate, &stamp))
             }
             StoreWrite::SetRequest(request) => {
                 let patch = schema::failover_patch(&request).map_err(refused)?;

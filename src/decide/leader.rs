@@ -195,10 +195,10 @@ fn claimed(ctx: &Ctx<'_>, own: &OwnLease) -> Result<Timeline, Timeline> {
     if claim > mine { Ok(claim) } else { Err(fit::Field::new(ctx, &answers).next_timeline()) }
 }
 
-/// An immediate request that my acquisition has fulfilled, if it still stands: were it left to the primary, a promotion
+/// An immediate or due request that my acquisition has fulfilled, if it still stands: were it left to the primary, a promotion
 /// that fails would be followed by the same hand-over again, for ever.
 fn consumed_request(ctx: &Ctx<'_>) -> Option<Action> {
-    let request = ctx.cluster.request().filter(|r| r.scheduled_at.is_none() && !ctx.local.store_write)?;
+    let request = ctx.cluster.request().filter(|r| requests::is_due(ctx, r) && !ctx.local.store_write)?;
     // While the sync key names others, the request is what lets me lead.
     sync::binding(ctx.cluster).is_none_or(|r| r.vouches_for(&ctx.local.me)).then_some(())?;
     let mine = match (&request.candidate, &request.leader) {

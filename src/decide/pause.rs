@@ -329,6 +329,7 @@ fn take(ctx: &Ctx<'_>, d: Decision, unlocked: Unlocked) -> Decision {
 fn takes(ctx: &Ctx<'_>, on: Timeline) -> bool {
     let current = on >= ctx.cluster.timeline();
     let named = sync::binding(ctx.cluster).is_none_or(|r| r.vouches_for(&ctx.local.me));
+    let named = named || sync::waived(ctx.cluster) == Some(&ctx.local.me);
     let promised = ctx.local.promise.as_ref().is_some_and(|p| ctx.now.boot < p.until) || failsafe::unlisted(ctx);
     current && named && !promised && ctx.settings.unsupported.is_empty() && ctx.local.postgres.stopping.is_none()
 }

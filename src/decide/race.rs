@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::fit::{self, Field, Standing};
-use super::{ASK_BEFORE_EXPIRY, Ctx, ROUND_MAX_AGE, Unlocked, failsafe, replica, sync};
+use super::{ASK_BEFORE_EXPIRY, Ctx, ROUND_MAX_AGE, Unlocked, failsafe, replica, requests, sync};
 use crate::model::{
     Action, BootInstant, Decision, FailoverRequest, Initialize, LeaseVerdict, Lsn, Member, MemberName, PeerAnswer,
     PeerRound, Probe, Shutdown, Stood, StopMode, Timeline, Upstream,
@@ -150,8 +150,10 @@ fn grounds(ctx: &Ctx<'_>, unlocked: &Unlocked) -> String {
     }
 }
 
-fn immediate_request<'a>(ctx: &Ctx<'a>) -> Option<&'a FailoverRequest> {
-    ctx.cluster.request().filter(|r| r.scheduled_at.is_none())
+/// The request that is to be carried out: an immediate one, or a switchover whose time has come, and for which the lock was given up.
+fn request_in_force<'a>(ctx: &Ctx<'a>) -> Option<&'a FailoverRequest> {
+    let released = ctx.verdict == LeaseVerdict::Released;
+    ctx.cluster.request().filter(|r| r.scheduled_at.is_none() || released && requests::is_due(ctx, r))
 }
 
 fn outcome(ctx: &Ctx<'_>, unlocked: &Unlocked) -> Outcome {
@@ -179,7 +181,7 @@ fn outcome(ctx: &Ctx<'_>, unlocked: &Unlocked) -> Outcome {
         return yields("my keeper does not answer (fence: lost); delete this pod if it stays so");
     }
     let Some(probe) = &ctx.local.postgres.probe else { return yields("PostgreSQL is still starting up") };
-    let request = immediate_request(ctx);
+    let request = request_in_force(ctx);
     let named = request.is_some_and(|r| r.candidate.as_ref() == Some(&ctx.local.me));
     if let Some(why) = fit::of_me(ctx).filter(|why| !(named && why.by_history_alone())) {
         return yields(format!("I am {why}{}", way_out(ctx, &why)));

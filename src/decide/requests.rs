@@ -233,6 +233,12 @@ pub(super) fn failover_request(ctx: &Ctx<'_>) -> Option<Decision> {
     }
 }
 
+/// Its time has come, or comes within a `loop_wait`: clocks differ, and whoever leads goes by its own.
+pub(super) fn is_due(ctx: &Ctx<'_>, request: &FailoverRequest) -> bool {
+    let tolerance = i64::try_from(ctx.settings.loop_wait.as_micros()).unwrap_or(i64::MAX);
+    request.scheduled_at.is_none_or(|at| ctx.now.wall.micros_until(at) <= tolerance)
+}
+
 /// `Some(None)`: a scheduled request is not due, nothing else to do with it; `None`: act on it.
 fn scheduled(ctx: &Ctx<'_>, request: &FailoverRequest) -> Option<Option<Decision>> {
     let at = request.scheduled_at?;
@@ -298,7 +304,7 @@ pub(super) fn fit_candidates(ctx: &Ctx<'_>, candidate: Option<&MemberName>) -> F
     }
     let asked_since = ctx.now.boot - ROUND_MAX_AGE;
     // Whoever is to lead needs the votes of others.
-    let votes = sync::binding(ctx.cluster).is_some_and(|r| r.quorum > 0);
+    let votes = candidate.is_none() && sync::binding(ctx.cluster).is_some_and(|r| r.quorum > 0);
     let asked = if votes { everybody(ctx) } else { members.clone() };
     let round = ctx.local.peers.as_ref().filter(|r| r.asked_at >= asked_since && covers(r.answers.keys(), &asked));
     let Some(round) = round else {
@@ -307,7 +313,8 @@ pub(super) fn fit_candidates(ctx: &Ctx<'_>, candidate: Option<&MemberName>) -> F
     };
     let own = ctx.local.postgres.probe.as_ref().map_or(ctx.cluster.optime(), |p| p.position);
     let field = Field::new(ctx, &round.answers);
-    if let Some(why) = sync::no_quorum(ctx, &field) {
+    // A candidate has everything of the clean stop that hands over to it, and needs no votes.
+    if let (None, Some(why)) = (candidate, sync::no_quorum(ctx, &field)) {
         return Fitness::Nobody(why);
     }
     let mut why = Vec::new();

@@ -79,7 +79,8 @@ pub(super) fn no_quorum(ctx: &Ctx<'_>, field: &Field<'_>) -> Option<String> {
 /// `Ok`: whom the writer waits for from its first commit.
 ///
 /// A standby that is promoted begins without synchronous standbys: those of before do not follow it yet. A primary that goes
-/// on under the same lock keeps them.
+/// on under the same lock keeps them. In quorum mode the key is carried over (see [`inherited`]), and so commits wait for as many
+/// as before from the first one on.
 pub(super) fn before_writing(ctx: &Ctx<'_>, own: &OwnLease, promoted: bool) -> Result<StandbyNames, Decision> {
     let settings = ctx.settings.synchronous;
     let record = ctx.cluster.sync.as_ref();
@@ -87,7 +88,12 @@ pub(super) fn before_writing(ctx: &Ctx<'_>, own: &OwnLease, promoted: bool) -> R
         return Ok(StandbyNames::AsConfigured);
     }
     let mine = record.filter(|r| r.leader.as_ref() == Some(&ctx.local.me));
-    let kept = mine.filter(|_| !promoted).map(SyncRecord::electorate).unwrap_or_default();
+    let carried = settings.mode == Commits::Quorum;
+    let kept = match mine {
+        Some(mine) if carried || !promoted => mine.electorate(),
+        Some(_) => Electorate::default(),
+        None => record.filter(|_| carried && promoted).and_then(|r| inherited(ctx, r)).unwrap_or_default(),
+    };
     let stands = mine.is_some_and(|r| r.electorate() == kept);
     if is_kept(ctx, own) && stands && ctx.local.sync.may_land(record).next().is_none() {
         return Ok(settings.keep(&kept));
@@ -101,6 +107,15 @@ pub(super) fn before_writing(ctx: &Ctx<'_>, own: &OwnLease, promoted: bool) -> R
     }
     let d = ctx.wait("writing the sync key before Postgres takes commits").wake_by(ctx.now.boot + RETRY_PAUSE);
     Err(d.then_if(!ctx.local.sync.writing, || write(ctx, Some(&ctx.local.me), kept)))
+}
+
+/// What the key of my predecessor says once I lead in its place. Each commit is with so many of its voters; I have it, by my
+/// votes, and so has who led. With it in my place among the voters, as many of them have it as before.
+fn inherited(ctx: &Ctx<'_>, record: &SyncRecord) -> Option<Electorate> {
+    let me = &ctx.local.me;
+    let predecessor = record.leader.as_ref().filter(|_| waived(ctx.cluster) != Some(me))?;
+    let mut key = record.electorate();
+    (key.voters.remove(me) && key.voters.insert(predecessor.clone())).then_some(key)
 }
 
 /// This process has written the key under this lock, so what stands there is known.

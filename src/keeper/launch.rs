@@ -8,6 +8,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
 use super::process::{self, DirLock};
 use super::protocol::{Kind, NotStarted, Program, Refusal, Role};
 
@@ -73,20 +75,27 @@ pub(super) fn pid_of(child: &Child) -> i32 {
 }
 
 /// With the lock held, a postmaster.pid is judged by what the process is: exe and cwd. A stranger's pid (containers
-/// reuse small numbers) would keep Postgres from starting; a live postmaster of this directory is never started beside.
+/// reuse small numbers) would keep Postgres from starting; a live postmaster of this directory is never started beside. No
+/// keeper has started it, or it would hold the lock: it was started by hand, and nothing would fence it. It is told to stop in
+/// order (fast), and a later try finds the directory free.
 fn clear_stale_pid(data_dir: &Path, said: &mut Vec<String>) -> Result<(), NotStarted> {
     let path = data_dir.join("postmaster.pid");
     let Ok(text) = fs::read_to_string(&path) else { return Ok(()) };
     let Some(pid) = text.lines().next().and_then(|l| l.trim().parse::<i32>().ok()).map(i32::abs) else { return Ok(()) };
     let proc_dir = PathBuf::from(format!("/proc/{pid}"));
-    if !proc_dir.exists() {
+    // Held before it is judged: the number cannot pass on to another process meanwhile.
+    let Some(held) = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else {
         return Ok(());
-    }
+    };
     let exe = fs::read_link(proc_dir.join("exe")).unwrap_or_default();
     let cwd = fs::read_link(proc_dir.join("cwd")).unwrap_or_default();
     let here = fs::canonicalize(data_dir).unwrap_or_else(|_| data_dir.to_path_buf());
     if is_postgres(&exe) && cwd == here {
-        let why = format!("a postmaster (pid {pid}) already runs in {}", data_dir.display());
+        let told = match pidfd_send_signal(held, Signal::INT) {
+            Ok(()) => "telling it to stop (fast)".to_owned(),
+            Err(e) => format!("cannot tell it to stop: {e}; stop it with pg_ctl stop"),
+        };
+        let why = format!("a postmaster (pid {pid}) that was started by hand runs in {}: {told}", data_dir.display());
         return Err(NotStarted { why, class: Refusal::InUse });
     }
     said.push(format!("{}: process {pid} is no postmaster of this directory: removing the stale file", path.display()));

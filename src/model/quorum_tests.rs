@@ -190,3 +190,25 @@ fn no_commit_is_lost_on_long_walks_between_five_standbys() {
     }
     arrives(&state, &wishes[wish].0, wishes[wish].1);
 }
+
+/// Who is elected puts its predecessor in its own place among the voters: both have every commit, and so as many voters have it
+/// as before.
+#[test]
+fn a_key_that_is_carried_over_promises_no_more_than_is_so() {
+    for voters in subsets(4) {
+        for quorum in 0..voters.len() {
+            for elected in &voters {
+                // Everybody who may lack a commit, as the key says; who is elected and who led before lack none.
+                for lack in
+                    subsets(4).into_iter().filter(|l| l.is_subset(&voters) && l.len() <= quorum && !l.contains(elected))
+                {
+                    let mut next = voters.clone();
+                    next.remove(elected);
+                    next.insert("a".into());
+                    let lacking = next.intersection(&lack).count();
+                    assert!(lacking <= quorum, "{voters:?} {quorum} {elected} {lack:?}");
+                }
+            }
+        }
+    }
+}

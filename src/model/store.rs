@@ -206,6 +206,9 @@ pub enum StoreWrite {
         leader: Option<MemberName>,
         /// Who may lead in its place, and with how many votes.
         electorate: Electorate,
+        /// A word that no other write has: one that says what stands already must move the version all the same, or a late write on
+        /// that version could still land behind it.
+        stamp: String,
     },
     /// A failover or switchover request over whatever request stands.
     SetRequest(RequestText),

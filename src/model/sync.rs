@@ -208,6 +208,8 @@ pub struct SyncKeeping {
     in_force: Option<(BootInstant, Option<Lsn>)>,
     /// Who has reached that position while named.
     reached: BTreeSet<MemberName>,
+    /// When Postgres was told last.
+    told: BootInstant,
     /// Postgres says that it waits for these names instead, since then.
     overruled: Option<(BootInstant, String)>,
 }
@@ -221,6 +223,11 @@ impl SyncKeeping {
         }
     }
 
+    /// Postgres was told then: what it said when it was asked before says nothing of these names.
+    pub fn told(&mut self, at: BootInstant) {
+        self.told = at;
+    }
+
     /// Nothing is known of what Postgres waits for.
     pub fn forget(&mut self) {
         self.in_force = None;
@@ -232,6 +239,9 @@ impl SyncKeeping {
     /// What a primary says of its replication. A member is sure once it is waited for and has everything that was
     /// acknowledged before it was.
     pub fn observe(&mut self, now: &Replication, position: Lsn, at: BootInstant) {
+        if at < self.told {
+            return;
+        }
         let Some((named, names)) = self.named.as_ref().and_then(|named| Some((named, named.members()?))) else {
             return;
         };
@@ -307,10 +317,11 @@ impl SyncRecord {
     pub fn vouches_for(&self, name: &MemberName) -> bool {
         self.leader.as_ref().is_some_and(|n| n.is(name)) || self.quorum == 0 && self.allows(name)
     }
-    /// What it promises.
+    /// What it promises. A quorum that the voters could never be promises nothing.
     pub fn electorate(&self) -> Electorate {
         let quorum = usize::try_from(self.quorum).unwrap_or(usize::MAX);
-        Electorate { voters: self.standbys.iter().cloned().collect(), quorum }
+        let key = Electorate { voters: self.standbys.iter().cloned().collect(), quorum };
+        if key.must_hold() > 0 { key } else { Electorate::default() }
     }
     /// Whom it names, for people.
     pub fn in_words(&self) -> String {

@@ -92,3 +92,29 @@ async fn fail_over_by_hand(trial: &mut Trial, leader: usize) -> Res<()> {
     trial.whole().await?;
     Ok(())
 }
+
+/// A scheduled switchover goes to its candidate, whoever else could lead as well.
+pub async fn a_scheduled_switchover_goes_to_its_candidate(options: Options) -> Res<()> {
+    let (mut trial, leader) = Trial::begin(options).await?;
+    let result = switch_over_on_time(&mut trial, leader).await;
+    trial.end(result, Allowed::Nothing).await
+}
+
+async fn switch_over_on_time(trial: &mut Trial, mut leader: usize) -> Res<()> {
+    for next in [1, 2, 2, 1] {
+        let to = (leader + next) % 3;
+        let soon =
+            "SELECT to_char(now() AT TIME ZONE 'UTC' + interval '2 s', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"+00:00\"')";
+        let day = trial.cluster.sql(leader, soon).await?;
+        let day = day.first().and_then(|row| row.first()).cloned().unwrap_or_default();
+        let names: Vec<String> = trial.cluster.members.iter().map(|m| m.name.clone()).collect();
+        let body = json!({"leader": names[leader], "candidate": names[to], "scheduled_at": day});
+        let asked = Instant::now();
+        let (status, answer) = trial.cluster.rest_send(leader, "POST", "/switchover", body).await?;
+        must(status == 202, format!("POST /switchover at {day}: {status} {answer}"))?;
+        let ack = trial.taken_over_from(leader, asked).await?;
+        must(ack.member == to, format!("{} leads instead of {}", names[ack.member], names[to]))?;
+        leader = trial.whole().await?;
+    }
+    Ok(())
+}

@@ -196,3 +196,41 @@ async fn started_by_hand(trial: &mut Trial, leader: usize) -> Res<()> {
     trial.whole().await?;
     Ok(())
 }
+
+/// "A Postgres that was started by hand beside another leader is stopped after the resume": nobody writes beside the leader.
+pub async fn a_former_leader_that_was_started_by_hand_is_stopped_after_the_resume(options: Options) -> Res<()> {
+    let (mut trial, leader) = Trial::begin(options).await?;
+    let result = writes_beside(&mut trial, leader).await;
+    if result.is_err() {
+        super::keep_logs(&trial.cluster);
+    }
+    // Clients that write to whatever takes writes have written to both.
+    result
+}
+
+async fn writes_beside(trial: &mut Trial, leader: usize) -> Res<()> {
+    let lease = trial.cluster.options.lease();
+    pause(trial).await?;
+    announced(trial).await?;
+    pg_ctl(trial, leader, &["stop"]).await?;
+    let stopped = Instant::now();
+    let (kind, object) = leader_object(trial.cluster.options.mode);
+    while trial.cluster.api.annotations(kind, object).await?.get("leader").is_some_and(|who| !who.is_empty()) {
+        must(stopped.elapsed() < lease * 3, "the lock was not given up")?;
+        sleep(Duration::from_millis(50)).await;
+    }
+    let to = (leader + 1) % 3;
+    let name = trial.cluster.members[to].name.clone();
+    let body = serde_json::json!({"candidate": name});
+    let (status, answer) = trial.cluster.rest_send(to, "POST", "/failover", body).await?;
+    must(status == 200 || answer.contains("status unknown"), format!("POST /failover: {status} {answer}"))?;
+    trial.client.wait_for_ack(stopped, trial.cluster.options.healed_within(), |a| a.member == to).await?;
+    pg_ctl(trial, leader, &["start"]).await?;
+    trial.cluster.sql(leader, "CREATE TABLE by_hand ()").await?;
+    patronictl(trial, "resume").await?;
+    must(trial.whole().await? == to, "somebody else leads")?;
+    must(
+        trial.cluster.sql(leader, "SELECT 'by_hand'::regclass").await.is_err(),
+        "the former leader was not made to follow",
+    )
+}

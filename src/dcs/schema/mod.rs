@@ -40,6 +40,7 @@ const SCHEDULED_AT: &str = "scheduled_at";
 const SYNC_STANDBY: &str = "sync_standby";
 const QUORUM: &str = "quorum";
 const STATUS: &str = "status";
+const WRITTEN: &str = "patroni.written";
 const HOLDER: &str = "patroni.holder";
 const INITIALIZER: &str = "patroni.initializer";
 
@@ -376,12 +377,13 @@ pub fn sync_from(version: &str, a: &Annotations) -> SyncRecord {
         version: Version(version.to_owned()),
         leader: a.get(LEADER).filter(|v| !v.is_empty()).map(|v| MemberName(v.clone())),
         standbys: names.split(',').map(str::trim).filter(|s| !s.is_empty()).map(MemberName::from).collect(),
-        quorum: a.get(QUORUM).and_then(|q| q.trim().parse().ok()).unwrap_or(0),
+        // What nobody can read promises nothing of a single one.
+        quorum: a.get(QUORUM).map_or(0, |q| q.trim().parse().unwrap_or(u32::MAX)),
     }
 }
 
-/// Writes the sync object, or with no leader says that it binds nobody.
-pub fn sync_patch(leader: Option<&MemberName>, key: &Electorate) -> Patch {
+/// Writes the sync object, or with no leader says that it binds nobody. The stamp makes every write one of its own.
+pub fn sync_patch(leader: Option<&MemberName>, key: &Electorate, stamp: &str) -> Patch {
     let names = key.voters.iter().map(MemberName::as_str).collect::<Vec<_>>().join(",");
     let text = |v: Option<&str>| v.filter(|v| !v.is_empty()).map_or(Value::Null, |v| Value::String(v.to_owned()));
     let quorum = leader.map(|_| key.quorum.to_string());
@@ -389,6 +391,7 @@ pub fn sync_patch(leader: Option<&MemberName>, key: &Electorate) -> Patch {
         (LEADER.to_owned(), text(leader.map(MemberName::as_str))),
         (SYNC_STANDBY.to_owned(), text(Some(&names))),
         (QUORUM.to_owned(), text(quorum.as_deref())),
+        (WRITTEN.to_owned(), Value::String(stamp.to_owned())),
     ])
 }
 

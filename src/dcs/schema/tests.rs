@@ -351,3 +351,19 @@ fn labels_follow_the_lock_first_and_then_the_role() {
     assert_eq!(labels(PostgresState::Stopped, Role::Demoted, false), (None, None, None));
     assert_eq!(labels(PostgresState::CreatingReplica, Role::Uninitialized, false), (None, None, some("yes")));
 }
+
+/// A write that says what stands already moves the version all the same: what is late, on the version of before, cannot land
+/// behind it.
+#[test]
+fn no_two_writes_of_the_sync_key_are_the_same() {
+    let key = Electorate { voters: ["b".into(), "c".into()].into(), quorum: 1 };
+    let patch = |stamp: &str| sync_patch(Some(&"a".into()), &key, stamp);
+    assert_ne!(patch("s1 1"), patch("s1 2"));
+    let written = patch("s1 1").into_iter().filter_map(|(k, v)| Some((k, v.as_str()?.to_owned()))).collect();
+    let read = sync_from("v", &written);
+    assert_eq!((read.electorate(), read.leader), (key, Some("a".into())));
+    let unreadable: Annotations =
+        [("leader", "a"), ("sync_standby", "b,c"), ("quorum", "?")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+    let read = sync_from("v", &unreadable);
+    assert!(!read.vouches_for(&"b".into()) && read.electorate() == Electorate::default());
+}

@@ -81,6 +81,16 @@ impl Raw<'_> {
             .then_some("no longer waiting for a standby that the sync key vouches for")
     }
 
+    /// The key of who led before me, with that one in my place: both of us have every commit that is promised.
+    fn carried_over(&self) -> Option<Electorate> {
+        let record = self.cluster.sync.as_ref().filter(|_| self.settings.synchronous.mode == Commits::Quorum)?;
+        let before = record.leader.as_ref().filter(|_| !self.names_me())?;
+        let mut key = record.electorate();
+        let voted = key.voters.iter().any(|name| *name == self.local.me);
+        key.voters.retain(|name| *name != self.local.me);
+        (voted && key.voters.insert(before.clone())).then_some(key)
+    }
+
     /// The key promises only what is known of its voters.
     pub(super) fn vouch(&self, leader: Option<&MemberName>, next: &Electorate) -> Option<&'static str> {
         if self.local.own.is_none() {
@@ -97,7 +107,7 @@ impl Raw<'_> {
             return Some("a sync key that nobody could lead by");
         }
         let mine = self.cluster.sync.as_ref().filter(|r| r.leader.as_ref() == Some(&self.local.me));
-        let stood = mine.map(|r| r.electorate()).unwrap_or_default();
+        let stood = mine.map(|r| r.electorate()).or_else(|| self.carried_over()).unwrap_or_default();
         // Voters that are not known to have a commit: at most as many as the key of now allows, of those that stay.
         let sure = |name: &&MemberName| self.local.sync.is_sure(name);
         let doubtful = next.voters.iter().filter(|name| !sure(name));

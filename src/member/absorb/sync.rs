@@ -9,6 +9,7 @@ impl State {
     pub(super) fn names_written(&mut self, names: StandbyNames, done: bool) {
         if done {
             self.local.sync.wrote(names);
+            self.local.sync.told(self.now.boot);
         } else {
             self.local.sync.forget();
         }

@@ -102,7 +102,9 @@ impl State {
             this_pod.is_some()
                 && (&of.acquire_time, &of.transitions) == (&leader.lease.acquire_time, &leader.lease.transitions)
         };
-        if let Some((noted, evidence)) = standing.note.filter(|(of, _)| *of == leader.lease || renewed(of)) {
+        // Where nothing runs, the record may be proven dead for the containers that it names: renewed first, it is mine.
+        let runs = standing.postgres.is_some() || this_pod.is_none();
+        if let Some((noted, evidence)) = standing.note.filter(|(of, _)| runs && (*of == leader.lease || renewed(of))) {
             self.info("the lock is mine: the keeper has the note of the standing record");
             let record = leader.lease.clone();
             self.lease.adopt(record.clone());

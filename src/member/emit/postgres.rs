@@ -131,6 +131,8 @@ impl State {
             (StandbyNames::AsConfigured, StartRole::Primary) => self.info("synchronous_standby_names is as configured"),
             (_, StartRole::Standby) => {}
         }
+        // From here to the answer nobody knows whom commits wait for.
+        self.local.sync.forget();
         let effect = Effect::Reconfigure { role, upstream, names: names.clone(), reload: Reload::Always };
         self.send(effect, About::Names(names));
     }

@@ -121,7 +121,11 @@ impl State {
         let mine = leader.as_ref() == Some(&self.local.me);
         let acquisition = self.acquisition().filter(|_| mine);
         self.local.sync.writes(SyncWrite { expect: expect.clone(), electorate: electorate.clone() });
-        self.send(Effect::WriteStore(StoreWrite::Sync { expect, leader, electorate }), About::Sync { acquisition });
+        let stamp = format!("{} {}", self.local.session, self.now.boot.as_nanos());
+        self.send(
+            Effect::WriteStore(StoreWrite::Sync { expect, leader, electorate, stamp }),
+            About::Sync { acquisition },
+        );
     }
 
     fn read_history(&mut self) {
