@@ -103,7 +103,9 @@ fn of_postgres(d: &mut Map<String, Value>, snapshot: &Snapshot, p: &PostgresStat
     } else {
         json!({"location": p.location.map(|l| l.0)})
     };
-    d.insert("xlog".into(), xlog);
+    if !votes_with_less(snapshot, p) {
+        d.insert("xlog".into(), xlog);
+    }
     if let Some(key) = sync_standby(snapshot).filter(|_| p.in_recovery) {
         d.insert(key.into(), json!(true));
     }
@@ -129,6 +131,12 @@ fn sync_standby(snapshot: &Snapshot) -> Option<&'static str> {
     let sync = snapshot.cluster.sync.as_ref().filter(|s| s.leader.is_some())?;
     let mine = |n: &crate::model::MemberName| n.as_str().eq_ignore_ascii_case(snapshot.me().as_str());
     sync.standbys.iter().any(mine).then(|| sync_word(snapshot, sync))
+}
+
+/// A voter that has more than it can say would be counted as one that has no more: it shows no position until it has read its
+/// own WAL to the end.
+fn votes_with_less(snapshot: &Snapshot, p: &PostgresStatus) -> bool {
+    p.reads_on && sync_standby(snapshot).is_some() && snapshot.cluster.sync.as_ref().is_some_and(|s| s.quorum > 0)
 }
 
 /// What a standby in the sync key is called.

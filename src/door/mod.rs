@@ -157,6 +157,8 @@ pub struct PostgresStatus {
     pub replayed_timestamp: Option<String>,
     /// The same in seconds since 1970.
     pub replayed_epoch: Option<f64>,
+    /// Standby: its own WAL is not read to the end yet, so it has more than it can say.
+    pub reads_on: bool,
     /// Standby: replay is paused.
     pub paused: bool,
     /// Timeline, if known.

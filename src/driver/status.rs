@@ -73,6 +73,7 @@ fn status(row: StatusRow) -> PostgresStatus {
         replayed: row.replayed,
         replayed_epoch: row.replayed_timestamp.as_deref().and_then(epoch),
         replayed_timestamp: row.replayed_timestamp.as_deref().map(without_zero_micros),
+        reads_on: row.reads_on,
         paused: row.paused,
         timeline: row.timeline,
         replication_state: row.replication_state().map(str::to_owned),
@@ -116,6 +117,7 @@ mod tests {
             receiver_status: None,
             latest_end_lsn: None,
             restore_command: false,
+            reads_on: false,
             replication: Vec::new(),
         };
         let shown = status(row("1970-01-01 02:00:10.500000+02:00"));

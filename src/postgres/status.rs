@@ -47,6 +47,8 @@ pub struct StatusRow {
     pub receiver_status: Option<String>,
     /// What the receiver knows of the upstream's flush position; for lag, never shown.
     pub latest_end_lsn: Option<Lsn>,
+    /// Standby: its own WAL is not read to the end yet, so it has more than it can say.
+    pub reads_on: bool,
     /// A restore_command is set.
     pub restore_command: bool,
     /// Who streams from here.
@@ -79,7 +81,10 @@ const STATUS: &str = "SELECT to_char(pg_postmaster_start_time(), 'YYYY-MM-DD HH2
    c.timeline_id, rec.min_recovery_end_timeline)::int8 \
    ELSE ('x' || pg_catalog.substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int8 END, \
  r.status, pg_wal_lsn_diff(r.latest_end_lsn, '0/0')::int8, \
- COALESCE(current_setting('restore_command', true), '') <> '' \
+ COALESCE(current_setting('restore_command', true), '') <> '', \
+ pg_is_in_recovery() AND pg_last_wal_receive_lsn() IS NULL AND pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE') \
+   AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_stat_activity a WHERE a.backend_type = 'startup' \
+     AND a.wait_event IN ('RecoveryWalStream', 'RecoveryRetrieveRetryInterval', 'RecoveryWalAll')) \
  FROM pg_control_checkpoint() c, pg_control_recovery() rec LEFT JOIN pg_stat_get_wal_receiver() r ON true";
 
 const REPLICATION: &str = "SELECT usename::text, application_name, client_addr::text, state, sync_state, \
@@ -132,6 +137,7 @@ fn status_of(row: &Row, replication: Vec<ReplicationRow>) -> Result<StatusRow, t
         receiver_status: row.try_get(9)?,
         latest_end_lsn: lsn(row, 10)?,
         restore_command: row.try_get(11)?,
+        reads_on: row.try_get(12)?,
         replication,
     })
 }

@@ -277,3 +277,17 @@ async fn a_check_follows_the_next_snapshot_at_once() {
         (503, &"demoted".into(), &"stopping".into())
     );
 }
+
+/// After a restart a standby shows the position up to which it has replayed, and may have more: as a voter it says nothing until
+/// it has read all of its own.
+#[tokio::test]
+async fn a_voter_that_still_reads_its_own_wal_shows_no_position() {
+    for (quorum, reads_on, shown) in [(1, true, false), (1, false, true), (0, true, true)] {
+        let snapshot = with(replica(), |s| in_sync_key(s, quorum));
+        let says = PostgresStatus { reads_on, ..as_standby() };
+        let world = World::new(snapshot, Says::Status(says)).await;
+        let document = world.get("/patroni").await.json();
+        assert_eq!(document.get("xlog").is_some(), shown, "quorum {quorum}, reads on: {reads_on}");
+        assert_eq!(document["state"], "running");
+    }
+}
