@@ -120,6 +120,7 @@ pub const TESTS: &[Test] = tests![
     scaled endpoints synchronous::a_switchover_goes_to_the_synchronous_standby,
     scaled endpoints synchronous::in_quorum_mode_a_leader_killed_under_load_loses_no_row,
     scaled configmaps synchronous::in_quorum_mode_a_leader_killed_under_load_loses_no_row,
+    scaled endpoints synchronous::in_quorum_mode_the_voters_come_back_without_their_leader,
     scaled endpoints synchronous::in_quorum_mode_a_switchover_goes_to_any_voter,
     scaled configmaps synchronous::the_kinds_of_synchronous_mode_are_switched_under_load,
     scaled endpoints pause::a_postgres_that_ends_stays_down_until_a_person_asks,

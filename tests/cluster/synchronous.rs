@@ -228,6 +228,29 @@ async fn waits_for(trial: &Trial, leader: usize, begins: &str) -> Res<()> {
     }
 }
 
+/// After everybody was killed the voters alone find a leader among them, with nobody to stream from; the former one follows.
+pub async fn in_quorum_mode_the_voters_come_back_without_their_leader(options: Options) -> Res<()> {
+    let options = Options { dcs_extra: "    synchronous_mode: quorum\n".into(), ..options };
+    let (mut trial, leader) = Trial::begin(options).await?;
+    let result = voters_come_back(&mut trial, leader).await;
+    trial.end(result, Allowed::Nothing).await
+}
+
+async fn voters_come_back(trial: &mut Trial, leader: usize) -> Res<()> {
+    quorum_standbys(trial, leader, 2).await?;
+    for i in 0..3 {
+        trial.cluster.kill_member(i).await?;
+    }
+    let began = Instant::now();
+    for i in (0..3).filter(|i| *i != leader) {
+        trial.cluster.start_member(i).await?;
+    }
+    trial.client.wait_for_ack(began, trial.cluster.options.healed_within(), |a| a.member != leader).await?;
+    trial.cluster.start_member(leader).await?;
+    trial.whole().await?;
+    Ok(())
+}
+
 /// In quorum mode a switchover may go to any voter, and a leader that stops leaves the lock to one.
 pub async fn in_quorum_mode_a_switchover_goes_to_any_voter(options: Options) -> Res<()> {
     let options = Options { dcs_extra: "    synchronous_mode: quorum\n".into(), ..options };
