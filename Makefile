@@ -39,8 +39,8 @@ test: prepare unscaled image
 	$(CARGO) test --lib --test scenarios
 	SIM_SEEDS=$(SIM_SEEDS) SIM_FROM=$(SIM_FROM) $(SIM)
 	PATRONI_UNSCALED_BIN_DIR=$(UNSCALED) $(CARGO) test --features test-time-scale --test '*' --no-fail-fast -- $(WORDS)
-	$(if $(WORDS),,PATRONI_UNSCALED_BIN_DIR=$(UNSCALED) tests/kube/with_api.sh $(CARGO) test --features test-time-scale \
-		--test kube_api --test cluster --no-fail-fast -- a_real_server endpoints:: configmaps::)
+	$(if $(WORDS),,tests/kube/with_api.sh sh -c '$(CARGO) test --features test-time-scale --test kube_api -- a_real_server && \
+		$(CARGO) test --features test-time-scale --test cluster')
 
 # Whole clusters of the shipping machines under drawn faults: `make sim SEEDS=1000 FROM=1`.
 sim:
@@ -48,7 +48,7 @@ sim:
 
 # Everything there is: all tests in real pods, a fleet of Patroni and ours, more seeds of the simulation. About an hour more on two cores.
 test-full:
-	PATRONI_VENV=$$(tests/support/patroni.sh $(VENV)) PATRONI_PODS=full SIM_SEEDS=$(SIM_SEEDS)0 $(MAKE) test
+	PATRONI_VENV=$$(tests/support/patroni.sh $(VENV)) PATRONI_TIER=full SIM_SEEDS=$(SIM_SEEDS)0 $(MAKE) test
 	tests/kube/with_api.sh --oldest $(CARGO) test --features test-time-scale --test kube_api -- a_real_server
 
 # The same programs without the time scale, for the tests that run at true speed. Cargo keeps one copy of a program per

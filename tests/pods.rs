@@ -1,8 +1,8 @@
 //! The chart in real pods on a real cluster: kubelet, containerd, controllers, a stock Postgres image (tests/kube).
 //!
-//! `cargo test --test pods [WORD…]` runs the smoke part, or the tests whose name contains a word; `PATRONI_PODS=full` runs
-//! all of them (make test-full), `PATRONI_PODS=slice:DAY` the smoke part and a fifth of the rest, by the day. Needs root, Go and cgroups, and the image of `make image`; where the cluster cannot run, every
-//! test says why and counts as ignored. Each test prints what it cost: outage and lost rows as the clients saw them.
+//! `cargo test --test pods [WORD…]` runs the smoke part, or the tests whose name contains a word; `PATRONI_TIER=full` runs
+//! all of them (make test-full), `PATRONI_TIER=slice:DAY` the smoke part and a fifth of the rest, by the day. Needs root, Go
+//! and cgroups, and the image of `make image`; where the cluster cannot run, every test says why and counts as ignored. Each test prints what it cost: outage and lost rows as the clients saw them.
 
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
@@ -13,18 +13,14 @@ mod suite;
 
 use std::process::ExitCode;
 
-use runner::Report;
+use runner::{Report, Tier};
 use suite::{TESTS, Test};
-
-/// So many days see every test once.
-const SLICES: usize = 5;
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let tier = std::env::var("PATRONI_PODS").unwrap_or_default();
-    let day = tier.strip_prefix("slice:").and_then(|day| day.parse::<usize>().ok());
+    let tier = Tier::of_this_run();
     let wanted = |(i, t): &(usize, &Test)| match words.is_empty() {
-        true => t.smoke || tier == "full" || day.is_some_and(|day| (i + day) % SLICES == 0),
+        true => t.smoke || tier.has(*i),
         false => words.iter().any(|w| t.name.contains(w.as_str())),
     };
     let chosen: Vec<&Test> = TESTS.iter().enumerate().filter(wanted).map(|(_, t)| t).collect();

@@ -51,11 +51,33 @@ enum Kind {
 }
 
 impl Test {
-    /// A run that was not given Patroni, or against a real API server, is one without Patroni.
+    /// A run that was not given Patroni is one without Patroni. Against a real API server neither it nor true speed says more
+    /// than beside the embedded one.
     pub fn wanted(&self) -> bool {
-        self.kind != Kind::Beside || (venv().is_some() && External::from_environment().is_none())
+        match self.kind {
+            Kind::Scaled => true,
+            Kind::Unscaled => !repeats(),
+            Kind::Beside => venv().is_some() && !repeats(),
+        }
+    }
+
+    /// Does it always run against a real API server too?
+    pub fn smoke(&self) -> bool {
+        SMOKE.iter().any(|name| self.name.ends_with(name))
     }
 }
+
+/// Is this run against a real API server? It repeats then what another run has shown beside the embedded one.
+pub fn repeats() -> bool {
+    External::from_environment().is_some()
+}
+
+/// What is most about the API server itself, in both modes.
+const SMOKE: &[&str] = &[
+    "::three_members_start_from_nothing",
+    "::a_terminated_leader_hands_over_and_loses_nothing",
+    "::a_deleted_leader_object_costs_a_leader_nothing_and_its_heirs_a_ttl",
+];
 
 /// The virtual environment with Patroni in it.
 fn venv() -> Option<PathBuf> {

@@ -13,6 +13,41 @@ pub enum Outcome {
     Failed(String),
 }
 
+/// So many days see every test of a slice once.
+const SLICES: usize = 5;
+
+/// How much of what is long is run: `PATRONI_TIER`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Tier {
+    /// Unset: nothing of it.
+    Fast,
+    /// `slice:DAY`: a fifth, another one every day.
+    Slice(usize),
+    /// `full`: all of it.
+    Full,
+}
+
+impl Tier {
+    /// What this run was told.
+    pub fn of_this_run() -> Tier {
+        let said = std::env::var("PATRONI_TIER").unwrap_or_default();
+        match said.strip_prefix("slice:").map(str::parse) {
+            Some(Ok(day)) => Tier::Slice(day),
+            _ if said == "full" => Tier::Full,
+            _ => Tier::Fast,
+        }
+    }
+
+    /// Is the long test that stands at this place of its list run?
+    pub fn has(self, place: usize) -> bool {
+        match self {
+            Tier::Fast => false,
+            Tier::Slice(day) => (place + day).is_multiple_of(SLICES),
+            Tier::Full => true,
+        }
+    }
+}
+
 /// What became of all of them.
 #[derive(Default)]
 pub struct Report {
@@ -37,7 +72,7 @@ impl Report {
             Outcome::Skipped(why) => self.skipped.push(format!("skipped {name}: {why}")),
             Outcome::Failed(why) => {
                 println!("{why}");
-                self.failed.push(format!("failed {name}"));
+                self.failed.push(format!("failed {name}: {}", why.lines().next().unwrap_or_default()));
             }
         }
     }
