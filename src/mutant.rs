@@ -15,6 +15,8 @@ macro_rules! mutants {
 }
 
 mutants! {
+    /// The holder of the lock of a standby cluster is promoted.
+    LeadsInStandbyCluster,
     /// A silent holder is taken for dead at once.
     IgnoresTheTtl,
     /// A leader object without a holder counts as released, whoever emptied it.

@@ -242,7 +242,10 @@ const REFUSED: &[(&str, &str)] = &[
     ("dynamicConfig.lop_wait=10", "additional properties 'lop_wait' not allowed"),
     ("dynamicConfig.retry_timeout=15", "loop_wait + 2*retry_timeout is 40, more than ttl 30"),
     ("dynamicConfig.synchronous_mode=yess", "'/dynamicConfig/synchronous_mode'"),
-    ("dynamicConfig.standby_cluster.host=a", "dynamicConfig.standby_cluster is refused by this version"),
+    (
+        "dynamicConfig.standby_cluster.primary_slot_name=a",
+        "dynamicConfig.standby_cluster needs host, port or restore_command",
+    ),
     ("dynamicConfig.slots.a.type=logical", "dynamicConfig.slots.a: logical slots are refused"),
     ("watchdog.mode=required", "watchdog.mode: required is refused by this version: it opens no watchdog device"),
     ("config.watchdog.mode=required", "watchdog.mode: required is refused by this version"),

@@ -110,6 +110,11 @@ impl World {
             "rewind" => self.rewind(&args),
             "local" => self.local_flags(&args),
             "commits" | "key" | "named" | "senders" | "unsure" | "sync" => self.commits(command, &args),
+            "standby-of" => {
+                let slot = (!flag("slotless")).then(|| "here".to_owned());
+                let conn_url = (args[0] != "archive").then(|| "postgres://r:5432".to_owned());
+                self.settings.standby_of = (args[0] != "nobody").then_some(Remote { conn_url, slot });
+            }
             "maintenance" => self.maintenance(&args),
             "decide" => self.decide(out),
             other => panic!("unknown command {other}"),
@@ -319,6 +324,7 @@ impl World {
         pg.followed_at = boot(self.now);
         pg.following = opt("following").map(|name| match name {
             "nobody" => Upstream::Nobody,
+            "remote" => Upstream::Remote { conn_url: "postgres://r:5432".into(), slot: Some("here".into()) },
             name => Upstream::Member { name: name.into(), conn_url: format!("postgres://{name}:5432/postgres") },
         });
         pg.probe = (pg.alive && args[0] != "starting").then(|| Probe {

@@ -40,6 +40,8 @@ mod rng;
 mod sidecar;
 #[path = "sim/sometimes.rs"]
 mod sometimes;
+#[path = "sim/standby.rs"]
+mod standby;
 #[path = "sim/tasks.rs"]
 mod tasks;
 #[path = "sim/warden.rs"]

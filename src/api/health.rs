@@ -26,15 +26,21 @@ pub(super) struct Facts<'a> {
 /// 200 or 503 for a path.
 pub(super) fn is_ok(f: &Facts<'_>, path: &str, query: &Query) -> bool {
     let path = if path == "/" { "/primary" } else { path };
-    let leader = f.snapshot.is_leader(f.now);
-    let replica = replica_ok(f, query);
+    let leads = f.snapshot.is_leader(f.now);
+    let follows_another = f.snapshot.settings.standby_of.is_some();
+    let (primary, standby_leader) = (leads && !follows_another, leads && follows_another && f.status.follows());
+    let replica = replica_ok(f, query) && !(leads && follows_another);
     let tagged = |ok: bool| ok && tags_match(f.snapshot, query);
     if path.contains("standby_leader") || path.contains("standby-leader") {
-        return false;
+        return standby_leader;
     }
-    if path.contains("leader") || path.contains("master") || path.contains("primary") || path.contains("read-write") {
-        return leader;
+    if path.contains("leader") {
+        return leads;
     }
+    if path.contains("master") || path.contains("primary") || path.contains("read-write") {
+        return primary;
+    }
+    let leader = primary || standby_leader;
     if path.contains("replica") {
         return tagged(replica);
     }

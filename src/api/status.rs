@@ -60,12 +60,20 @@ impl Documents {
     }
 }
 
+impl Status {
+    /// Is it in recovery, as far as its role says?
+    pub(super) fn follows(&self) -> bool {
+        matches!(self.role, Role::Replica | Role::StandbyLeader)
+    }
+}
+
 /// Builds the document. `postgres`: the answer to a query sent after the request came, if there was one in time.
 fn status(snapshot: &Snapshot, postgres: Option<&PostgresStatus>) -> Status {
     let member = &snapshot.member;
     let queried = matches!(member.state, PostgresState::Running | PostgresState::Restarting | PostgresState::Starting);
     let postgres = postgres.filter(|_| queried);
     let role = match postgres {
+        Some(p) if p.in_recovery && member.role == Role::StandbyLeader => Role::StandbyLeader,
         Some(p) if p.in_recovery => Role::Replica,
         Some(_) => Role::Primary,
         None => member.role,

@@ -40,6 +40,35 @@ pub struct StandbyCluster {
     pub recovery_min_apply_delay: Option<String>,
 }
 
+impl StandbyCluster {
+    /// Every host with its port; empty: there is nothing to stream from, only an archive.
+    ///
+    /// # Errors
+    /// One line: the numbers of hosts and ports do not fit, or a port is none.
+    pub fn places(&self) -> Result<Vec<(String, u16)>, String> {
+        let list = |text: &Option<String>| -> Vec<String> {
+            text.iter().flat_map(|t| t.split(',')).map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()).collect()
+        };
+        let (mut hosts, ports) = (list(&self.host), list(&self.port));
+        if hosts.is_empty() && !ports.is_empty() {
+            hosts.push("localhost".to_owned());
+        }
+        if ports.len() > 1 && ports.len() != hosts.len() {
+            let (ports, hosts) = (ports.len(), hosts.len());
+            return Err(format!(
+                "standby_cluster.port: {ports} ports for {hosts} hosts; give one for all, or one each"
+            ));
+        }
+        let port = |i: usize| ports.get(i).or(ports.first()).map_or("5432", String::as_str);
+        let number = |text: &str| text.parse().ok().filter(|port| *port > 0);
+        let place = |(i, host): (usize, String)| match number(port(i)) {
+            Some(port) => Ok((host.trim_matches(['[', ']']).to_owned(), port)),
+            None => Err(format!("standby_cluster.port: {} is no port (1 to 65535)", port(i))),
+        };
+        hosts.into_iter().enumerate().map(place).collect()
+    }
+}
+
 /// The three timeouts, in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {

@@ -1,8 +1,10 @@
 //! What a dynamic configuration may ask for and this version cannot promise.
 //!
-//! Ignoring `standby_cluster` would do what somebody was promised would not happen, so a member that finds such a wish in the store does
-//! not take the lock. That must not become an outage by a slip of the pen: whoever writes the configuration through this
-//! program (REST, `patronictl edit-config`, `--validate-config`) is told at once, and the write refused.
+//! Ignoring logical slots would lose what somebody was promised would be kept, so a member that finds such a wish in the store
+//! does not take the lock. That must not become an outage by a slip of the pen: whoever writes the configuration through this
+//! program (REST, `patronictl edit-config`, `--validate-config`) is told at once, and the write refused. So is a section or a
+//! value that means nothing: a `standby_cluster` that names no other cluster would leave this one writing.
+
 use serde_json::Value;
 
 use super::dynamic::Dynamic;
@@ -13,17 +15,8 @@ use super::numbers::parse_bool;
 #[must_use]
 pub fn unsupported(dynamic: &Dynamic) -> Vec<String> {
     let logical = dynamic.slots.values().any(|v| v.get("type").and_then(Value::as_str) == Some("logical"));
-    [
-        (
-            dynamic.standby_cluster.is_some(),
-            "standby_cluster is set in the dynamic configuration, but is not supported",
-        ),
-        (logical, "slots of type logical are set in the dynamic configuration, but are not supported"),
-    ]
-    .into_iter()
-    .filter(|(asked, _)| *asked)
-    .map(|(_, text)| text.to_owned())
-    .collect()
+    let text = "slots of type logical are set in the dynamic configuration, but are not supported";
+    logical.then(|| text.to_owned()).into_iter().collect()
 }
 
 /// What `after` asks for in vain and `before` did not: why a change is refused. What stands already refuses nothing, or
@@ -33,10 +26,24 @@ pub fn newly_unsupported(before: &Value, after: &Value) -> Vec<String> {
     let wishes = |document: &Value| -> Vec<String> {
         let (dynamic, warnings) = Dynamic::parse(document);
         let numbers = no_numbers(&dynamic, &warnings);
-        unsupported(&dynamic).into_iter().chain(no_words(document)).chain(numbers).collect()
+        let nobody = no_other_cluster(document, &dynamic);
+        unsupported(&dynamic).into_iter().chain(no_words(document)).chain(numbers).chain(nobody).collect()
     };
     let stood = wishes(before);
     wishes(after).into_iter().filter(|wish| !stood.contains(wish)).collect()
+}
+
+/// A section that is to make a standby cluster, and does not.
+fn no_other_cluster(document: &Value, dynamic: &Dynamic) -> Option<String> {
+    let section = document.get("standby_cluster").filter(|section| !section.is_null())?;
+    match &dynamic.standby_cluster {
+        _ if !section.is_object() => {
+            Some("standby_cluster: must be a section with host, port or restore_command".into())
+        }
+        None if section.as_object().is_some_and(|map| map.values().all(Value::is_null)) => None,
+        None => Some("standby_cluster: needs host, port or restore_command".into()),
+        Some(remote) => remote.places().err(),
+    }
 }
 
 /// Values that are no numbers or sections where one is needed: they would be left out, and nobody who typed them told.
@@ -70,9 +77,10 @@ mod tests {
 
     #[test]
     fn only_what_a_change_adds_is_refused() {
-        let (plain, sync) = (json!({"ttl": 30}), json!({"ttl": 30, "standby_cluster": {"host": "h"}}));
+        let logical = json!({"l": {"type": "logical", "database": "d", "plugin": "p"}});
+        let (plain, sync) = (json!({"ttl": 30}), json!({"ttl": 30, "slots": logical}));
         assert_eq!(newly_unsupported(&plain, &sync).len(), 1);
-        assert!(newly_unsupported(&sync, &json!({"ttl": 40, "standby_cluster": {"host": "h"}})).is_empty());
+        assert!(newly_unsupported(&sync, &json!({"ttl": 40, "slots": logical})).is_empty());
         assert!(
             newly_unsupported(&plain, &json!({"synchronous_mode": "quorum", "synchronous_mode_strict": true}))
                 .is_empty()
@@ -95,8 +103,28 @@ mod tests {
         assert!(
             newly_unsupported(&plain, &json!({"ttl": "40", "primary_start_timeout": 10, "loop_wait": 1000})).is_empty()
         );
-        let wishes = json!({"standby_cluster": {"host": "h"},
-                            "slots": {"l": {"type": "logical", "database": "d", "plugin": "p"}}});
-        assert_eq!(newly_unsupported(&plain, &wishes).len(), 2);
+    }
+
+    #[test]
+    fn a_standby_cluster_names_another_one() {
+        let told = |section: Value| newly_unsupported(&json!({}), &json!({"standby_cluster": section}));
+        for good in [
+            json!({"host": "h"}),
+            json!({"host": "a,b", "port": "1,2"}),
+            json!({"host": "a,b", "port": 5432, "primary_slot_name": null}),
+            json!({"restore_command": "cp /a/%f %p"}),
+            json!(null),
+        ] {
+            assert!(told(good.clone()).is_empty(), "{good}");
+        }
+        for (bad, text) in [
+            (json!({"primary_slot_name": "x"}), "needs host, port or restore_command"),
+            (json!("h"), "must be a section"),
+            (json!({"host": "a,b,c", "port": "1,2"}), "2 ports for 3 hosts"),
+            (json!({"host": "h", "port": "http"}), "http is no port"),
+        ] {
+            let told = told(bad.clone());
+            assert!(told.len() == 1 && told[0].contains(text), "{bad}: {told:?}");
+        }
     }
 }

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use super::{Ctx, Hold, rewind, sync};
+use super::{Ctx, Hold, rewind, standby, sync};
 use crate::model::{
     Action, BootInstant, Commits, DataDir, Decision, Electorate, Initialize, Initializer, KeeperLink, LeaseVerdict,
     Member, MemberName, Permission, StandbyNames, StartRole, Stood, StopMode, StoreLink, TaskKind, UnfencedReason,
@@ -55,6 +55,9 @@ fn initializing(ctx: &Ctx<'_>) -> Decision {
     if let Some(failed) = &ctx.local.bootstrap_failed {
         return fail(ctx, &failed.why, failed.at);
     }
+    if let Some(d) = initializing_standby(ctx) {
+        return d;
+    }
     if published(ctx) {
         return publish_new_cluster(ctx);
     }
@@ -94,6 +97,51 @@ fn initializing(ctx: &Ctx<'_>) -> Decision {
     publish_new_cluster(ctx)
 }
 
+/// A new standby cluster: a copy of the one that it follows, which nobody writes to. `None`: it began as one that writes.
+fn initializing_standby(ctx: &Ctx<'_>) -> Option<Decision> {
+    let pg = &ctx.local.postgres;
+    let ended = ctx.local.task_end.as_ref();
+    let copied = ended.filter(|end| matches!(end.kind, TaskKind::CreateReplica { .. }));
+    let began = ended.is_some_and(|end| matches!(end.kind, TaskKind::Bootstrap | TaskKind::PostBootstrap));
+    if began || copied.is_none() && !standby::is_one(ctx.settings) {
+        return None;
+    }
+    if !published(ctx) && !still_mine(ctx) {
+        return Some(give_up(ctx, "the initialize key was changed by somebody else"));
+    }
+    if let Some(why) = copied.and_then(|end| end.result.why()) {
+        return Some(give_up(ctx, why));
+    }
+    if !pg.alive && copied.is_some() && ctx.local.data != DataDir::Empty {
+        if pg.failed_starts > 0 || pg.crashed {
+            return Some(give_up(ctx, "Postgres did not start, or ended, after it was copied"));
+        }
+        let upstream = standby::upstream(ctx);
+        let names = StandbyNames::AsConfigured;
+        let start = Action::StartPostgres { role: StartRole::Standby, upstream, names };
+        return Some(ctx.wait("starting the new standby cluster").then(start));
+    }
+    if !pg.alive {
+        let remote = ctx.remote.as_ref();
+        return Some(ctx.wait("trying to bootstrap a new standby leader").then(Action::Begin(
+            TaskKind::CreateReplica {
+                from: remote.map(|(name, _)| name.clone()),
+                conn_url: remote.and_then(|(_, member)| member.conn_url.clone()),
+                basebackup_only: false,
+            },
+        )));
+    }
+    if pg.probe.is_none() {
+        return Some(ctx.wait("starting the new standby cluster"));
+    }
+    let held = matches!(&ctx.verdict, LeaseVerdict::Held(other) if *other != ctx.local.me);
+    if matches!(ctx.hold, Hold::Leader(_)) || held {
+        return Some(ctx.wait("initialized a new standby cluster").then(Action::SetBootstrapping(false)));
+    }
+    let d = ctx.wait("initializing a new standby cluster: writing its configuration, system identifier and lock");
+    Some(write_the_next(ctx, d))
+}
+
 /// Until when the new primary may wait for its lock, as deadlines for the keeper: they count from the end of its scripts.
 fn waits_for_lock(ctx: &Ctx<'_>) -> Option<Permission> {
     let ended = ctx.local.task_end.as_ref()?.at;
@@ -131,6 +179,11 @@ fn publish_new_cluster(ctx: &Ctx<'_>) -> Decision {
     if !fenced && !mutant::is(Mutant::UnfencedForEver) {
         return if ctx.keeper_lost() { d } else { d.then_all(waits_for_lock(ctx).map(Action::Permit)) };
     }
+    write_the_next(ctx, d)
+}
+
+/// Configuration, system identifier, lock.
+fn write_the_next(ctx: &Ctx<'_>, d: Decision) -> Decision {
     if ctx.local.store_write || ctx.local.lease_write.is_some() {
         return d;
     }
@@ -371,7 +424,7 @@ fn clone(ctx: &Ctx<'_>, leader: &MemberName) -> Decision {
         *name != leader && **name != ctx.local.me && m.tags.clonefrom && m.is_running() && m.conn_url.is_some()
     });
     let primary =
-        || members.get_key_value(leader).filter(|(_, m)| rewind::verified(Some(m)).is_some() && m.is_running());
+        || members.get_key_value(leader).filter(|(_, m)| rewind::verified(ctx, Some(m)).is_some() && m.is_running());
     let Some((name, member)) = replica.filter(|_| !from_leader).or_else(primary) else {
         return ctx.wait(format!("waiting for leader to bootstrap ({leader} is not ready yet)"));
     };

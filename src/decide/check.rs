@@ -151,6 +151,9 @@ impl<'a> Raw<'a> {
         if self.local.bootstrapping && !pg.alive {
             return None;
         }
+        if self.settings.standby_of.is_some() {
+            return Some("a writer in a standby cluster");
+        }
         let Some(own) = &self.local.own else { return Some("a writer without a lease") };
         let armed = Timings::new(self.settings, own.ttl, self.local.watchdog_armed);
         let demote = armed.or_else(|_| Timings::new(self.settings, own.ttl, false)).map_or(own.ttl / 3, |t| t.demote);
@@ -201,7 +204,8 @@ impl<'a> Raw<'a> {
             return Some("taking over from another record than the one that stood");
         }
         let fenced = matches!(local.keeper, KeeperLink::Connected { permission: Permission::Writer { .. } });
-        if local.bootstrapping && !fenced {
+        let reads = local.postgres.probe.as_ref().is_some_and(|p| p.in_recovery);
+        if local.bootstrapping && !fenced && !reads {
             return Some("a new cluster takes its lock before the keeper has its deadlines");
         }
         let given_up = matches!(stood, Stood::Record(r) if r.leader.is_none() && seen.released);
@@ -306,6 +310,7 @@ impl<'a> Raw<'a> {
                 let taken = probe.timeline.max(pg.newest_history).max(self.cluster.timeline());
                 (number <= taken).then_some("claiming a timeline that is taken")
             }
+            (Some(_), None) if self.settings.standby_of.is_some() => None,
             (Some(_), None) => Some("a standby that takes the lock without claiming a timeline"),
             (None, Some(_)) => Some("claiming a timeline without anything to promote"),
             (None, None) => None,
@@ -367,7 +372,7 @@ fn remove(ctx: &Ctx<'_>, keep_as_failed: bool, verify: bool) -> Option<&'static 
     if !verify {
         return Some("removing data without asking the leader just before");
     }
-    verified_leader(ctx)
+    verified_leader(ctx, true)
 }
 
 fn begin(ctx: &Ctx<'_>, kind: &TaskKind) -> Option<&'static str> {
@@ -379,7 +384,7 @@ fn begin(ctx: &Ctx<'_>, kind: &TaskKind) -> Option<&'static str> {
     }
     match kind {
         TaskKind::Bootstrap => initialize(ctx),
-        TaskKind::Rewind { .. } => verified_leader(ctx),
+        TaskKind::Rewind { .. } => verified_leader(ctx, false),
         TaskKind::CreateReplica { .. } => (ctx.local.data != DataDir::Empty).then_some("cloning over data"),
         TaskKind::Remove { keep_as_failed, verify, .. } => remove(ctx, *keep_as_failed, verify.is_some()),
         TaskKind::PostBootstrap | TaskKind::CrashRecovery => None,
@@ -395,9 +400,14 @@ fn initialize(ctx: &Ctx<'_>) -> Option<&'static str> {
         .then_some("initializing while another member shows data")
 }
 
-fn verified_leader(ctx: &Ctx<'_>) -> Option<&'static str> {
-    let leader = ctx.leader().and_then(|(_, member)| member);
-    let good = leader.is_some_and(|m| m.conn_url.is_some() && m.role == Some(Role::Primary));
+fn verified_leader(ctx: &Ctx<'_>, removes: bool) -> Option<&'static str> {
+    if ctx.leader().is_none() && removes {
+        return Some("removing data on behalf of another cluster");
+    }
+    let another = ctx.settings.standby_of.is_some();
+    let leader = ctx.leader().map_or(ctx.remote.as_ref().map(|(_, remote)| remote), |(_, member)| member);
+    let leads = |role: Option<Role>| role == Some(Role::Primary) || another && role == Some(Role::StandbyLeader);
+    let good = leader.is_some_and(|m| m.conn_url.is_some() && leads(m.role));
     (!good).then_some("rewinding or removing data without a verified leader")
 }
 

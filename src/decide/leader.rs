@@ -1,6 +1,6 @@
 //! What the lock holder does, and what stops a primary that is none.
 
-use super::{Ctx, Hold, failsafe, fit, requests, silence, sync};
+use super::{Ctx, Hold, failsafe, fit, requests, silence, standby, sync};
 use crate::model::{
     Action, Decision, Handover, LeaseVerdict, OwnLease, Permission, Role, StandbyNames, StopMode, StoreLink, Timeline,
 };
@@ -54,6 +54,7 @@ pub(super) fn lead(ctx: &Ctx<'_>, own: &OwnLease) -> Decision {
     }
     match &pg.probe {
         None => starting(ctx),
+        Some(probe) if standby::is_one(ctx.settings) => standby::lead(ctx, probe),
         Some(probe) if probe.in_recovery => promote(ctx, own),
         Some(probe) => {
             if let Some(why) = &ctx.local.misnumbered {
@@ -85,6 +86,10 @@ fn starting(ctx: &Ctx<'_>) -> Decision {
             "no action. I am ({}), the leader with the lock; Postgres is up but refuses my login: {why}",
             ctx.local.me
         ));
+    }
+    if standby::is_one(ctx.settings) {
+        // However long it recovers: somebody else would have no more to offer.
+        return ctx.wait("PostgreSQL is still starting up; I am the standby leader with the lock");
     }
     let timeout = ctx.local.restart.as_ref().map_or(ctx.settings.primary_start_timeout, |r| r.timeout);
     let in_state = ctx.now.boot.since(pg.since);
@@ -197,7 +202,7 @@ fn claimed(ctx: &Ctx<'_>, own: &OwnLease) -> Result<Timeline, Timeline> {
 
 /// An immediate or due request that my acquisition has fulfilled, if it still stands: were it left to the primary, a promotion
 /// that fails would be followed by the same hand-over again, for ever.
-fn consumed_request(ctx: &Ctx<'_>) -> Option<Action> {
+pub(super) fn consumed_request(ctx: &Ctx<'_>) -> Option<Action> {
     let request = ctx.cluster.request().filter(|r| requests::is_due(ctx, r) && !ctx.local.store_write)?;
     // While the sync key names others, the request is what lets me lead.
     sync::binding(ctx.cluster).is_none_or(|r| r.vouches_for(&ctx.local.me)).then_some(())?;
@@ -257,18 +262,23 @@ pub(super) fn primary(ctx: &Ctx<'_>, timeline: Timeline) -> Decision {
     upkeep_of_primary(ctx, d, timeline)
 }
 
+/// What of the store is lost and can be written again.
+pub(super) fn repairs(ctx: &Ctx<'_>, d: Decision) -> Decision {
+    let version = ctx.cluster.config.as_ref().map(|c| c.version.clone());
+    let has_config = ctx.cluster.config.as_ref().is_some_and(|c| c.document.is_some());
+    match (ctx.cluster.initialize.system_id(), ctx.my_system_id()) {
+        _ if ctx.local.store_write => d,
+        (None, Some(id)) => d.then(Action::WriteSystemId { expect: version, system_id: id.to_owned() }),
+        (Some(_), _) | (None, None) => d.then_if(!has_config, || Action::WriteConfig { expect: version }),
+    }
+}
+
 /// Repairs of the store, history, checkpoint, slots: whatever else the primary does.
-fn upkeep_of_primary(ctx: &Ctx<'_>, mut d: Decision, timeline: Timeline) -> Decision {
-    if !ctx.local.store_write {
-        let version = ctx.cluster.config.as_ref().map(|c| c.version.clone());
-        let has_config = ctx.cluster.config.as_ref().is_some_and(|c| c.document.is_some());
-        if let (None, Some(id)) = (ctx.cluster.initialize.system_id(), ctx.my_system_id()) {
-            d = d.then(Action::WriteSystemId { expect: version, system_id: id.to_owned() });
-        } else if !has_config {
-            d = d.then(Action::WriteConfig { expect: version });
-        } else if timeline.0 > 1 && ctx.cluster.timeline() < timeline {
-            d = d.then(Action::UpdateHistory);
-        }
+fn upkeep_of_primary(ctx: &Ctx<'_>, d: Decision, timeline: Timeline) -> Decision {
+    let mut d = repairs(ctx, d);
+    let writes = |a: &Action| matches!(a, Action::WriteSystemId { .. } | Action::WriteConfig { .. });
+    if !ctx.local.store_write && !d.actions.iter().any(writes) && timeline.0 > 1 && ctx.cluster.timeline() < timeline {
+        d = d.then(Action::UpdateHistory);
     }
     let promoted_here = timeline.0 > 1 && ctx.local.postgres.role != Role::Demoted;
     d.then_if(promoted_here && !ctx.local.postgres.checkpointed && ctx.local.handover.is_none(), || Action::Checkpoint)

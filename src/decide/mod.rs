@@ -23,6 +23,7 @@ mod replica;
 mod requests;
 mod rewind;
 mod silence;
+mod standby;
 mod sync;
 
 use std::time::Duration;
@@ -90,6 +91,8 @@ struct Ctx<'a> {
     timings: Timings,
     verdict: LeaseVerdict,
     hold: Hold<'a>,
+    /// The cluster that this one follows, seen as a leader.
+    remote: Option<(MemberName, Member)>,
 }
 
 impl<'a> Ctx<'a> {
@@ -103,7 +106,8 @@ impl<'a> Ctx<'a> {
             Some(_) | None => Hold::No,
         };
         let verdict = local.lease.verdict(now.boot, settings.ttl);
-        Ctx { cluster, local, settings, now, timings, verdict, hold }
+        let remote = standby::remote(settings).filter(|_| standby::is_one(settings));
+        Ctx { cluster, local, settings, now, timings, verdict, hold, remote }
     }
 
     fn situation(&self) -> Decision {

@@ -6,13 +6,13 @@
 //! | primary with the lock | the lock is renewed, saying that it is in maintenance; a person's switchover to a candidate |
 //! | primary without the lock | goes on; takes the lock if it is nobody's |
 //! | standby | follows the leader; promoted only if a person names it |
-//! | standby with the lock | gives it up, unless its promotion was ordered |
+//! | standby with the lock | gives it up, unless its promotion was ordered, or this is a standby cluster |
 //!
 //! The fence comes off a primary only once the store says, in the record of the lock itself, that its holder is in
 //! maintenance: whoever sees that record does not take it for silence, however old it gets. Until then, and whenever a person
 //! resumes, a primary has the deadlines that every holder has.
 
-use super::{Ctx, Hold, RETRY_PAUSE, Unlocked, failsafe, leader, race, recover, replica, requests, sync};
+use super::{Ctx, Hold, RETRY_PAUSE, Unlocked, failsafe, leader, race, recover, replica, requests, standby, sync};
 use crate::model::{
     Action, BootInstant, DataDir, Decision, Maintenance, Member, MemberName, OwnLease, Permission, Probe, Request,
     StartRoleSeen, StopMode, StoreLink, TaskKind, Timeline,
@@ -280,6 +280,9 @@ fn with_lock(ctx: &Ctx<'_>, own: &OwnLease, probe: &Probe) -> Decision {
 
 /// The promotion that this lock was won for goes on; for anything else the lock is of no use here.
 fn standby_with_lock(ctx: &Ctx<'_>, own: &OwnLease) -> Decision {
+    if let Some(probe) = ctx.local.postgres.probe.as_ref().filter(|_| standby::is_one(ctx.settings)) {
+        return standby::lead(ctx, probe);
+    }
     let wanted = ctx.local.claim.is_some() && !ctx.backs_off();
     // One that was found running and had been told to promote counts as a primary.
     let told = ctx.local.deadman.ordered || ctx.local.postgres.started_as == Some(StartRoleSeen::Primary);

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::fit::{self, Field, Standing};
-use super::{ASK_BEFORE_EXPIRY, Ctx, ROUND_MAX_AGE, Unlocked, failsafe, replica, requests, sync};
+use super::{ASK_BEFORE_EXPIRY, Ctx, ROUND_MAX_AGE, Unlocked, failsafe, replica, requests, standby, sync};
 use crate::model::{
     Action, BootInstant, Decision, FailoverRequest, Initialize, LeaseVerdict, Lsn, Member, MemberName, PeerAnswer,
     PeerRound, Probe, Shutdown, Stood, StopMode, Timeline, Upstream,
@@ -274,7 +274,7 @@ fn candidate(ctx: &Ctx<'_>, unlocked: &Unlocked, probe: &Probe) -> Outcome {
         if history_may_be_old(ctx, unlocked, &field) {
             return Outcome::ReadHistory;
         }
-        return Outcome::Win { claim: claim(&field, probe), lost: None };
+        return Outcome::Win { claim: claim(ctx, &field, probe), lost: None };
     }
     let answers = match asked(ctx, unlocked, everybody, &nobody) {
         Ok(answers) => answers,
@@ -285,12 +285,13 @@ fn candidate(ctx: &Ctx<'_>, unlocked: &Unlocked, probe: &Probe) -> Outcome {
         Some(name) => yields_to(name, format!("primary ({name}) is still alive")),
         None if history_may_be_old(ctx, unlocked, &field) => Outcome::ReadHistory,
         None if may_grow(ctx, probe) => Outcome::Cut,
-        None => Outcome::Win { claim: claim(&field, probe), lost: None },
+        None => Outcome::Win { claim: claim(ctx, &field, probe), lost: None },
     }
 }
 
-fn claim(field: &Field<'_>, probe: &Probe) -> Option<Timeline> {
-    probe.in_recovery.then(|| field.next_timeline())
+/// The number of the promotion, if there is to be one.
+fn claim(ctx: &Ctx<'_>, field: &Field<'_>, probe: &Probe) -> Option<Timeline> {
+    (probe.in_recovery && !standby::is_one(ctx.settings)).then(|| field.next_timeline())
 }
 
 /// Whom to ask, all in one round, so that no question evicts another's answers: everybody else with an address. Who may
@@ -424,7 +425,7 @@ fn contest(ctx: &Ctx<'_>, unlocked: &Unlocked, probe: &Probe, wish: Wish<'_>) ->
     {
         return yields(why);
     }
-    if may_grow(ctx, probe) { Outcome::Cut } else { Outcome::Win { claim: claim(&field, probe), lost } }
+    if may_grow(ctx, probe) { Outcome::Cut } else { Outcome::Win { claim: claim(ctx, &field, probe), lost } }
 }
 
 /// My timeline has ended, I am not past its end, and who sends me WAL may be: a former leader that came back has more of it

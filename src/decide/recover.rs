@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Ctx, Hold, RETRY_PAUSE, requests, rewind, sync};
+use super::{Ctx, Hold, RETRY_PAUSE, requests, rewind, standby, sync};
 use crate::model::{
     Action, ClusterState, ControlData, DataDir, Decision, InFlight, LeaseVerdict, OwnLease, Permission, Request,
     StartRole, StopMode, Upstream,
@@ -40,7 +40,8 @@ pub(super) fn data_directory(ctx: &Ctx<'_>) -> Option<Decision> {
 
 fn half_rewound(ctx: &Ctx<'_>) -> Decision {
     let reinit = matches!(ctx.local.request, Some(crate::model::Request::Reinitialize { .. }));
-    if ctx.local.postgres.alive || !matches!(ctx.hold, Hold::No) || reinit {
+    let leads = !matches!(ctx.hold, Hold::No) && !standby::is_one(ctx.settings);
+    if ctx.local.postgres.alive || leads || reinit {
         return no_data(ctx, "pg_rewind began in the data directory and did not finish".to_owned());
     }
     rewind::of_half_rewound(ctx)
@@ -117,6 +118,9 @@ fn with_lock(ctx: &Ctx<'_>, own: &OwnLease, control: &ControlData, standby_signa
     if ctx.backs_off() {
         return release("releasing the lock: the promotion failed, and Postgres has ended".to_owned());
     }
+    if standby::is_one(ctx.settings) && pg.failed_starts == 0 {
+        return standby::start(ctx, control, standby_signal);
+    }
     if pg.failed_starts > 0 {
         return release("removed leader key after trying and failing to start postgres".to_owned());
     }
@@ -157,6 +161,7 @@ pub(super) fn in_use(ctx: &Ctx<'_>) -> Option<Decision> {
 /// The lock is mine: a primary that was one, else a standby that is to be promoted.
 fn start_as_it_was(ctx: &Ctx<'_>, own: &OwnLease, control: &ControlData, standby_signal: bool) -> Decision {
     let as_primary = !standby_signal
+        && !standby::is_one(ctx.settings)
         && control.timeline >= ctx.cluster.timeline()
         && matches!(
             control.state,
@@ -260,5 +265,7 @@ fn without_lock(ctx: &Ctx<'_>, control: &ControlData, standby_signal: bool) -> D
     if ctx.cluster.initialize == crate::model::Initialize::Absent {
         return restore_initialize(ctx, control);
     }
-    ctx.wait("starting as a secondary; there is no leader to follow yet").then(start_standby(ctx, Upstream::Nobody))
+    standby::start_without_leader(ctx).unwrap_or_else(|| {
+        ctx.wait("starting as a secondary; there is no leader to follow yet").then(start_standby(ctx, Upstream::Nobody))
+    })
 }

@@ -1,6 +1,6 @@
 //! Following.
 
-use super::{Ctx, failsafe, race, rewind, sync};
+use super::{Ctx, failsafe, race, rewind, standby, sync};
 use crate::model::{Action, Decision, LeaseVerdict, RewindState, Upstream};
 
 /// Postgres is alive as a standby (the fence has seen to that) and the lock is somebody else's, or silent.
@@ -26,6 +26,7 @@ pub(super) fn follow(ctx: &Ctx<'_>) -> Decision {
     if wanted != Upstream::Nobody && pg.following.as_ref() != Some(&wanted) {
         let text = match &wanted {
             Upstream::Member { name, .. } => format!("following {name}"),
+            Upstream::Remote { conn_url, .. } => format!("following {conn_url}"),
             Upstream::Nobody => "following nobody".to_owned(),
         };
         return ctx
@@ -33,7 +34,8 @@ pub(super) fn follow(ctx: &Ctx<'_>) -> Decision {
             .then(Action::Follow { upstream: wanted, names: ctx.settings.synchronous.at_first() })
             .then(Action::SyncSlots);
     }
-    idle(ctx, format!("no action. I am ({}), a secondary, and following a leader ({leader})", ctx.local.me))
+    let kind = if standby::is_one(ctx.settings) { "standby leader" } else { "leader" };
+    idle(ctx, format!("no action. I am ({}), a secondary, and following a {kind} ({leader})", ctx.local.me))
 }
 
 /// A standby with nothing to do: slots, and the early question before a silent lease ends.

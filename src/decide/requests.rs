@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::fit::Field;
-use super::{Ctx, Hold, RETRY_PAUSE, ROUND_MAX_AGE, failsafe, silence, sync};
+use super::{Ctx, Hold, RETRY_PAUSE, ROUND_MAX_AGE, failsafe, silence, standby, sync};
 use crate::model::{
     Action, BootInstant, DataDir, Decision, FailoverRequest, Handover, InFlight, MemberName, PeerAnswer, Permission,
     Request, RestartFilter, Role, Shutdown, StopMode, TaskKind,
@@ -228,6 +228,7 @@ pub(super) fn failover_request(ctx: &Ctx<'_>) -> Option<Decision> {
     match fit_candidates(ctx, request.candidate.as_ref()) {
         Fitness::Ask(ask) => Some(ctx.wait(format!("{word}: asking the candidates")).then(ask)),
         Fitness::Waiting => Some(ctx.wait(format!("{word}: waiting for the candidates' answers"))),
+        Fitness::Fit if standby::is_one(ctx.settings) && !ctx.writer() => Some(standby::hand_over(ctx, word)),
         Fitness::Fit => Some(begin_handover(ctx, request.candidate.clone(), word, false)),
         Fitness::Nobody(why) => clear(format!("no healthy members found: {why}")),
     }
@@ -426,7 +427,7 @@ fn begin_reinit(ctx: &Ctx<'_>, force: bool, from_leader: bool) -> Decision {
     let Some((_, Some(member))) = ctx.leader() else {
         return answer(ctx, 503, "Cluster has no leader, can not reinitialize");
     };
-    if super::rewind::verified(Some(member)).is_none() {
+    if super::rewind::verified(ctx, Some(member)).is_none() {
         return answer(ctx, 503, "Cluster has no leader, can not reinitialize: its leader is not a primary yet");
     }
     ctx.wait("reinitialize")
@@ -484,7 +485,8 @@ fn clear(ctx: &Ctx<'_>) -> Decision {
     if ctx.keeper_lost() {
         return ctx.wait("reinitialize: the keeper does not answer, waiting for it");
     }
-    let leader = ctx.leader().and_then(|(name, member)| super::rewind::verified(member).map(|(_, url)| (name, url)));
+    let leader =
+        ctx.leader().and_then(|(name, member)| super::rewind::verified(ctx, member).map(|(_, url)| (name, url)));
     let Some((leader, conn_url)) = leader else {
         return ctx.wait("reinitialize: waiting for a leader before anything is removed");
     };

@@ -11,7 +11,7 @@
 
 use std::time::Duration;
 
-use super::Ctx;
+use super::{Ctx, standby};
 use crate::model::{
     Action, BootInstant, ClusterState, Compared, ControlData, DataDir, Decision, Member, MemberName, RewindState, Role,
     StopMode, TaskEnd, TaskKind, TaskOutcome,
@@ -25,19 +25,25 @@ const NOT_STREAMING: Duration = Duration::from_secs(30);
 /// Pause after a task that found no leader, or was interrupted.
 const TASK_PAUSE: Duration = Duration::from_secs(5);
 
-/// A leader that may be compared with: primary, with an address.
-pub(super) fn verified(member: Option<&Member>) -> Option<(&Member, &str)> {
+/// A leader that may be compared with: primary, or what leads a standby cluster, with an address.
+pub(super) fn verified<'m>(ctx: &Ctx<'_>, member: Option<&'m Member>) -> Option<(&'m Member, &'m str)> {
     let member = member?;
     let conn_url = member.conn_url.as_deref()?;
-    (member.role == Some(Role::Primary)).then_some((member, conn_url))
+    let leads = match member.role {
+        Some(Role::Primary) => true,
+        Some(Role::StandbyLeader) => standby::is_one(ctx.settings),
+        Some(Role::Promoted | Role::Replica | Role::Demoted | Role::Uninitialized) | None => false,
+    };
+    leads.then_some((member, conn_url))
 }
 
 fn usable(ctx: &Ctx<'_>) -> bool {
     ctx.settings.use_pg_rewind && matches!(&ctx.local.data, DataDir::Present { control: Some(c), .. } if c.rewindable)
 }
 
+/// Not on behalf of another cluster: whoever leads a standby cluster is what it has of its own.
 fn may_remove(ctx: &Ctx<'_>) -> bool {
-    ctx.settings.remove_on_diverged_timelines
+    ctx.settings.remove_on_diverged_timelines && ctx.leader().is_some()
 }
 
 /// Would anything follow from the answer? If not, nobody is asked: a member without pg_rewind and without leave to remove
@@ -62,7 +68,7 @@ fn verdict<'a>(ctx: &'a Ctx<'_>, leader: &MemberName, member: Option<&Member>) -
 /// A running standby. Nothing here keeps it from following: a question is asked beside that.
 pub(super) fn of_running(ctx: &Ctx<'_>, leader: &MemberName, member: Option<&Member>) -> Option<Decision> {
     let probe = ctx.local.postgres.probe.as_ref()?;
-    if !repairable(ctx) || verified(member).is_none() {
+    if !repairable(ctx) || verified(ctx, member).is_none() {
         return None;
     }
     let state = verdict(ctx, leader, member);
@@ -81,7 +87,8 @@ pub(super) fn of_running(ctx: &Ctx<'_>, leader: &MemberName, member: Option<&Mem
                     probe.timeline
                 ));
             }
-            not_streaming(ctx).then(|| check(format!("not streaming from {leader}: checking for divergence"))).flatten()
+            let long = not_streaming(ctx, patience(ctx, member));
+            long.then(|| check(format!("not streaming from {leader}: checking for divergence"))).flatten()
         }
         RewindState::Check => check(ctx, leader, member),
         RewindState::Need(_) => {
@@ -91,7 +98,7 @@ pub(super) fn of_running(ctx: &Ctx<'_>, leader: &MemberName, member: Option<&Mem
                     .then_if(stop, || Action::StopPostgres { mode: StopMode::Fast, why: "diverged" }),
             )
         }
-        RewindState::NotNeeded(_) | RewindState::Success(_) => not_streaming(ctx).then(|| {
+        RewindState::NotNeeded(_) | RewindState::Success(_) => not_streaming(ctx, patience(ctx, member)).then(|| {
             ctx.wait(format!("not streaming from {leader}: checking for divergence again"))
                 .then(Action::SetRewind(RewindState::Check))
         }),
@@ -100,16 +107,22 @@ pub(super) fn of_running(ctx: &Ctx<'_>, leader: &MemberName, member: Option<&Mem
     }
 }
 
+/// A member says when its timeline changes; another cluster does not.
+fn patience(ctx: &Ctx<'_>, member: Option<&Member>) -> Duration {
+    let says = member.is_some_and(|m| m.timeline.is_some());
+    if says { NOT_STREAMING } else { NOT_STREAMING.min(ctx.settings.loop_wait) }
+}
+
 /// Long since anything streamed, and since the last answer.
-fn not_streaming(ctx: &Ctx<'_>) -> bool {
+fn not_streaming(ctx: &Ctx<'_>, patience: Duration) -> bool {
     let pg = &ctx.local.postgres;
-    let quiet = |at: Option<BootInstant>| at.is_none_or(|at| at + NOT_STREAMING <= ctx.now.boot);
+    let quiet = |at: Option<BootInstant>| at.is_none_or(|at| at + patience <= ctx.now.boot);
     quiet(Some(pg.since)) && quiet(pg.streamed) && quiet(ctx.local.rewind_checked)
 }
 
 /// Asks, once at a time. `None`: the question is out.
 fn check(ctx: &Ctx<'_>, leader: &MemberName, member: Option<&Member>) -> Option<Decision> {
-    let (member, conn_url) = verified(member)?;
+    let (member, conn_url) = verified(ctx, member)?;
     (!ctx.local.checking).then(|| {
         ctx.wait(format!("checking for divergence from {leader}")).then(Action::CheckDivergence {
             leader: leader.clone(),
@@ -144,7 +157,7 @@ pub(super) fn of_stopped(
                 // running standby it is compared again.
                 return None;
             }
-            if verified(member).is_none() {
+            if verified(ctx, member).is_none() {
                 return Some(
                     ctx.wait(format!("waiting for {leader} to become primary before checking for divergence")),
                 );
@@ -199,7 +212,7 @@ fn unclean(control: &ControlData) -> bool {
 }
 
 fn need(ctx: &Ctx<'_>, leader: &MemberName, member: Option<&Member>, control: &ControlData) -> Option<Decision> {
-    let Some((member, conn_url)) = verified(member) else {
+    let Some((member, conn_url)) = verified(ctx, member) else {
         return Some(ctx.wait(format!("diverged; waiting for {leader} to become primary")));
     };
     if let Some(d) = resting(ctx) {
@@ -230,10 +243,10 @@ fn rewind(ctx: &Ctx<'_>, leader: &MemberName, member: &Member, conn_url: &str) -
 }
 
 fn failed(ctx: &Ctx<'_>, leader: &MemberName, member: Option<&Member>, why: &str) -> Option<Decision> {
-    if !ctx.settings.remove_on_rewind_failure && !may_remove(ctx) {
+    if ctx.leader().is_none() || !ctx.settings.remove_on_rewind_failure && !may_remove(ctx) {
         return None;
     }
-    let (_, conn_url) = verified(member)?;
+    let (_, conn_url) = verified(ctx, member)?;
     Some(resting(ctx).unwrap_or_else(|| {
         remove(
             ctx,
@@ -257,10 +270,10 @@ pub(super) fn of_half_rewound(ctx: &Ctx<'_>) -> Decision {
     if ctx.keeper_lost() {
         return ctx.wait(format!("{word}; the keeper does not answer: waiting for it"));
     }
-    let Some((leader, member)) = ctx.leader() else {
+    let Some((leader, member)) = standby::model_of(ctx) else {
         return ctx.wait(format!("{word}; waiting for a leader to rewind it against again"));
     };
-    let Some((member, conn_url)) = verified(member) else {
+    let Some((member, conn_url)) = verified(ctx, member) else {
         return ctx.wait(format!("{word}; waiting for {leader} to become primary"));
     };
     if let Some(d) = resting(ctx) {
@@ -283,7 +296,7 @@ pub(super) fn of_half_rewound(ctx: &Ctx<'_>) -> Decision {
         | RewindState::NotNeeded(_)
         | RewindState::Success(_) => "use_pg_rewind is off",
     };
-    if ctx.settings.remove_on_rewind_failure || may_remove(ctx) {
+    if ctx.leader().is_some() && ctx.settings.remove_on_rewind_failure || may_remove(ctx) {
         return remove(ctx, conn_url, format!("{word}, and it can not be rewound ({why}): cloning anew"));
     }
     ctx.wait(format!("{word}, and it can not be rewound ({why}); `patronictl reinit` makes a new copy of {leader}"))

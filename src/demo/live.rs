@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use super::cluster::{Cluster, Options, StoreMode, Theirs};
 use super::member::{PASSWORD, Said};
 use super::writer::Writer;
-use super::{Res, machine, story};
+use super::{Res, fail, machine, story};
 
 /// A Patroni cluster on this machine: an embedded Kubernetes API and members with real Postgres, all on loopback.
 #[derive(Debug, Parser)]
@@ -35,6 +35,10 @@ pub struct Args {
     /// The `bin` of a virtual environment with Patroni 4.1: all members but the last run it, beside one of ours.
     #[arg(long)]
     pub beside: Option<PathBuf>,
+    /// HOST:PORT,…: a standby cluster of the demo whose members are there; a second terminal runs that one. Its scope is
+    /// `copy`, and it takes the next free ports.
+    #[arg(long, value_delimiter = ',')]
+    pub follow: Vec<String>,
     /// First port for Postgres; the members take the next free ones.
     #[arg(long, default_value_t = 5432)]
     pub port: u16,
@@ -87,6 +91,10 @@ async fn show(args: Args) -> Res<()> {
     options.mode = if args.configmaps { StoreMode::ConfigMaps } else { StoreMode::Endpoints };
     (options.ttl, options.loop_wait, options.retry_timeout) = (args.ttl, args.loop_wait, args.retry_timeout);
     (options.ports, options.api_port) = ((args.port, args.rest_port), args.api_port);
+    if !args.follow.is_empty() {
+        options.scope = "copy".into();
+        options.dcs_extra = format!("    standby_cluster: {}\n", section(&args.follow)?);
+    }
     let mut cluster = Cluster::start(options).await?;
     say(&format!("embedded Kubernetes API: {}", cluster.api.url()));
     say(&format!("{} members started in {}", cluster.members.len(), cluster.dir.display()));
@@ -97,11 +105,27 @@ async fn show(args: Args) -> Res<()> {
     if args.story { story::play(&mut cluster, client, &say).await } else { watch(&mut cluster, &client).await }
 }
 
+/// The section of a standby cluster that follows whoever writes of these.
+fn section(places: &[String]) -> Res<serde_json::Value> {
+    let mut parts = Vec::new();
+    for place in places {
+        match place.rsplit_once(':') {
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => parts.push((host, port)),
+            Some(_) | None => {
+                return fail(format!("--follow {place}: must be HOST:PORT, or several separated by commas"));
+            }
+        }
+    }
+    let list = |words: Vec<&str>| words.join(",");
+    let (hosts, ports) = parts.into_iter().unzip();
+    Ok(serde_json::json!({"host": list(hosts), "port": list(ports)}))
+}
+
 /// Waits until the cluster is whole for the first time and prints each member's state as it changes.
 async fn first_steps(cluster: &mut Cluster) -> Res<usize> {
     let deadline = cluster.options.healed_within() + Duration::from_secs(60);
     let mut before: Vec<Option<Said>> = Vec::new();
-    let others = if cluster.members.len() == 1 { "a primary" } else { "one primary and the others streaming" };
+    let others = if cluster.members.len() == 1 { "a leader" } else { "one leader and the others streaming" };
     cluster
         .wait_for(others, deadline, async |c| {
             let said = c.said().await;
@@ -116,7 +140,13 @@ async fn first_steps(cluster: &mut Cluster) -> Res<usize> {
                 }
             }
             before = said;
-            c.whole_without(&[]).await
+            let leads = |s: &Said| s.role == "standby_leader" && s.is_streaming();
+            let follows = before.iter().flatten().all(Said::is_streaming);
+            let leader = before.iter().position(|s| s.as_ref().is_some_and(leads));
+            match leader.filter(|_| follows && before.iter().all(Option::is_some)) {
+                Some(leader) => Some(leader),
+                None => c.whole_without(&[]).await,
+            }
         })
         .await
 }

@@ -63,7 +63,8 @@ impl Said {
     }
     /// It says that it streams from somewhere.
     pub fn is_streaming(&self) -> bool {
-        self.role == "replica" && self.state == "running" && self.replication == "streaming"
+        let follows = matches!(self.role.as_str(), "replica" | "standby_leader");
+        follows && self.state == "running" && self.replication == "streaming"
     }
 }
 

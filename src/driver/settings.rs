@@ -13,11 +13,11 @@ use serde_json::{Map, Value};
 
 use super::peers::PeerTls;
 use super::telemetry::{self, LogSettings};
-use crate::config::{self, Config, Dynamic, EffectivePostgres, PgAuth, SynchronousMode, merge, tags};
+use crate::config::{self, Config, Dynamic, EffectivePostgres, PgAuth, StandbyCluster, SynchronousMode, merge, tags};
 use crate::dcs::options::{Access, Mode, Port, StoreOptions};
 use crate::door::ApiSettings;
-use crate::model::{Commits, MemberName, Settings, Synchronous, Tags, WatchdogMode, time_scale};
-use crate::postgres::{Credentials, CustomMethod, ReplicaMethod, Setup};
+use crate::model::{Commits, MemberName, Remote, Settings, Synchronous, Tags, WatchdogMode, time_scale};
+use crate::postgres::{self, Credentials, CustomMethod, ReplicaMethod, Setup};
 
 /// Where the local configuration comes from: read again on reload.
 #[derive(Clone, Debug, Default)]
@@ -93,7 +93,8 @@ pub struct Read {
 pub fn read(config: &Config, dynamic: &Dynamic, home: &Path, pod_uid: &str, major: u32) -> Read {
     let (effective, mut warnings) = config::effective_postgresql(config, dynamic, major);
     let settings = settings(config, dynamic, &effective, &mut warnings);
-    let setup = setup(config, &effective, home, pod_uid);
+    let mut setup = setup(config, &effective, home, pod_uid);
+    setup.standby_of = dynamic.standby_cluster.as_ref().map(|section| source(section, &effective));
     let wishes = wishes(config, dynamic, &effective, settings);
     Read { setup, wishes, warnings }
 }
@@ -118,6 +119,7 @@ fn settings(config: &Config, dynamic: &Dynamic, effective: &EffectivePostgres, w
         pause: dynamic.pause,
         failsafe: dynamic.failsafe_mode,
         synchronous: synchronous(dynamic),
+        standby_of: dynamic.standby_cluster.as_ref().map(|s| remote(s, &config.name, warnings)),
         primary_start_timeout: seconds(dynamic.primary_start_timeout),
         max_timelines_history: usize::try_from(dynamic.max_timelines_history).unwrap_or(0),
         member_slots_ttl: seconds(dynamic.member_slots_ttl),
@@ -134,6 +136,44 @@ fn settings(config: &Config, dynamic: &Dynamic, effective: &EffectivePostgres, w
         watchdog_margin: (margin >= 0).then(|| seconds(margin)),
         pg_ctl_timeout: Duration::from_secs(effective.pg_ctl_timeout),
         unsupported: unsupported(config, dynamic),
+    }
+}
+
+/// `standby_cluster` as decisions see it.
+fn remote(section: &StandbyCluster, name: &str, warnings: &mut Vec<String>) -> Remote {
+    let conn_url = remote_url(section).unwrap_or_else(|why| {
+        warnings.push(format!("{why}; streaming from nobody"));
+        None
+    });
+    let own = || MemberName(name.to_owned()).slot_name();
+    let slot = section.primary_slot_name.as_ref();
+    Remote { conn_url, slot: slot.map(|named| named.as_ref().map_or_else(own, |n| MemberName(n.clone()).slot_name())) }
+}
+
+/// Where the other cluster is, as one address.
+fn remote_url(section: &StandbyCluster) -> Result<Option<String>, String> {
+    let place = |(host, port): &(String, u16)| match host.contains(':') {
+        true => format!("[{host}]:{port}"),
+        false => format!("{host}:{port}"),
+    };
+    let places: Vec<String> = section.places()?.iter().map(place).collect();
+    Ok((!places.is_empty()).then(|| format!("postgres://{}", places.join(","))))
+}
+
+/// `standby_cluster` as Postgres is told of it.
+fn source(section: &StandbyCluster, effective: &EffectivePostgres) -> postgres::Remote {
+    let filled = |pairs: &[(&str, &Option<String>)]| {
+        pairs.iter().filter_map(|(key, value)| Some(((*key).to_owned(), (*value).clone()?))).collect()
+    };
+    let names = section.create_replica_methods.as_ref();
+    postgres::Remote {
+        conn_url: remote_url(section).ok().flatten(),
+        methods: names.map(|names| names.iter().map(|name| replica_method(name, effective)).collect()),
+        recovery: filled(&[
+            ("restore_command", &section.restore_command),
+            ("archive_cleanup_command", &section.archive_cleanup_command),
+        ]),
+        of_leader: filled(&[("recovery_min_apply_delay", &section.recovery_min_apply_delay)]),
     }
 }
 
@@ -485,6 +525,27 @@ mod tests {
     fn a_member_that_takes_no_lock_tells_the_others_not_to_count_on_it() {
         assert_eq!(published("{}"), r#"{"clonefrom":true}"#);
         let unable = r#"{"clonefrom":true,"nofailover":true,"nosync":true}"#;
-        assert_eq!(published(r#"{"standby_cluster": {"host": "h"}}"#), unable);
+        assert_eq!(published(r#"{"slots": {"l": {"type": "logical", "database": "d", "plugin": "p"}}}"#), unable);
+    }
+
+    #[test]
+    fn the_cluster_that_is_followed_has_one_address_and_a_slot() {
+        let read = |section: &str| {
+            let (dynamic, _) =
+                Dynamic::parse(&serde_json::from_str(&format!(r#"{{"standby_cluster": {section}}}"#)).unwrap());
+            dynamic.standby_cluster.map(|s| remote(&s, "pg-0", &mut Vec::new()))
+        };
+        let of = |url: Option<&str>, slot: Option<&str>| {
+            Some(Remote { conn_url: url.map(Into::into), slot: slot.map(Into::into) })
+        };
+        assert_eq!(read(r#"{"host": "h"}"#), of(Some("postgres://h:5432"), None));
+        assert_eq!(
+            read(r#"{"port": 5433, "primary_slot_name": null}"#),
+            of(Some("postgres://localhost:5433"), Some("pg_0"))
+        );
+        let several = r#"{"host": "a, ::1", "port": "1,2", "primary_slot_name": "of-Us"}"#;
+        assert_eq!(read(several), of(Some("postgres://a:1,[::1]:2"), Some("of_us")));
+        assert_eq!(read(r#"{"restore_command": "true"}"#), of(None, None));
+        assert_eq!(read(r#"{"primary_slot_name": "x"}"#), None);
     }
 }

@@ -157,7 +157,7 @@ impl Work {
 
     async fn create_replica(&self, conn_url: Option<&str>, from_leader: bool) -> Result<(), Tool> {
         let mut why = "no method of postgresql.create_replica_methods can be used without a source".to_owned();
-        for method in replica::methods(&self.hands.setup, conn_url.is_some(), from_leader) {
+        for method in replica::methods(&self.hands.setup, conn_url, from_leader) {
             let attempts = if method == ReplicaMethod::Basebackup { BASEBACKUP_ATTEMPTS } else { 1 };
             for attempt in 1..=attempts {
                 if replica::clears_data(&method) {

@@ -111,6 +111,7 @@ impl Member {
         s.time_passed();
         s.maintain();
         s.local.configuring = s.flights.busy(flights::Lane::Configuration);
+        s.settle_role();
         let mut wake_at = now.boot + ROUNDS_PAUSE;
         for _ in 0..ROUNDS_MAX {
             let mut decision = decide::decide(&s.cluster, &s.local, &s.in_force.settings, now);

@@ -67,6 +67,13 @@ pub enum Upstream {
         /// Its `conn_url`.
         conn_url: String,
     },
+    /// The cluster that a standby cluster follows.
+    Remote {
+        /// `postgres://` with one or several places.
+        conn_url: String,
+        /// The slot there.
+        slot: Option<String>,
+    },
     /// Nobody known: recovery without primary_conninfo.
     Nobody,
 }
@@ -80,7 +87,7 @@ pub enum TaskKind {
     PostBootstrap,
     /// pg_basebackup or a custom method from this upstream; `None`: methods that need no leader.
     CreateReplica {
-        /// Source.
+        /// Source; the cluster that a standby cluster follows has a name that no pod can have.
         from: Option<MemberName>,
         /// Its `conn_url`.
         conn_url: Option<String>,
@@ -102,7 +109,7 @@ pub enum TaskKind {
     Remove {
         /// Move to `<dir>.failed` instead of deleting.
         keep_as_failed: bool,
-        /// Just before, this leader must answer as a primary, else nothing is touched: on its behalf the data goes. `None`:
+        /// Just before, this leader must answer as a primary (of a standby cluster: as its leader), else nothing is touched: on its behalf the data goes. `None`:
         /// what goes is nobody's copy (half-made, or kept as `.failed`).
         verify: Option<String>,
         /// In words.

@@ -411,6 +411,8 @@ pub struct Local {
     pub rewind: RewindState,
     /// When the last check ended.
     pub rewind_checked: Option<BootInstant>,
+    /// When such a question last came to nothing, if that was the end of the last one.
+    pub compare_failed: Option<BootInstant>,
     /// A `CheckDivergence` is in flight.
     pub checking: bool,
     /// The last completed round of questions.
@@ -488,6 +490,7 @@ impl Local {
             lease_refused: None,
             rewind: RewindState::Initial,
             rewind_checked: None,
+            compare_failed: None,
             checking: false,
             peers: None,
             asking: None,

@@ -51,7 +51,7 @@ pub use member::{Member, MemberName, PostgresState, Role, Tags};
 pub use pause::{Maintenance, Stranger};
 pub use peers::{PeerAnswer, PeerRole, PeerRound};
 pub use quorum::{Electorate, Waited};
-pub use settings::{ProofOfDeath, RestartFilter, Settings, WatchdogMode};
+pub use settings::{ProofOfDeath, Remote, RestartFilter, Settings, WatchdogMode};
 pub use slots::{SlotsNow, WantedSlot};
 pub use snapshot::MemberSnapshot;
 pub use store::{

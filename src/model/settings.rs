@@ -39,6 +39,16 @@ pub struct RestartFilter {
     pub pending_only: bool,
 }
 
+/// The cluster that a standby cluster follows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Remote {
+    /// `postgres://` with one place, or several separated by commas, of which whichever writes is taken; `None`: its archive
+    /// alone.
+    pub conn_url: Option<String>,
+    /// The slot there that the holder of the lock streams from.
+    pub slot: Option<String>,
+}
+
 /// Everything `decide` reads besides the cluster and the local state.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -58,6 +68,8 @@ pub struct Settings {
     pub failsafe: bool,
     /// Synchronous replication.
     pub synchronous: Synchronous,
+    /// This is a standby cluster: nobody writes here, and whoever has the lock follows this one.
+    pub standby_of: Option<Remote>,
     /// How long a crashed primary may take to start; 0 = fail over at once.
     pub primary_start_timeout: Duration,
     /// Rows of history kept, 0 = all.
@@ -102,6 +114,7 @@ impl Default for Settings {
             pause: false,
             failsafe: false,
             synchronous: Synchronous::default(),
+            standby_of: None,
             primary_start_timeout: Duration::from_secs(300),
             max_timelines_history: 0,
             member_slots_ttl: Duration::from_secs(1800),

@@ -22,6 +22,8 @@ pub enum Recovery {
     Standby {
         /// Whom it streams from.
         upstream: Option<Address>,
+        /// It is the cluster that a standby cluster follows, and this is the slot there; `None`: a member.
+        remote: Option<Option<String>>,
     },
     /// Recovery after a custom bootstrap method, with these settings.
     Custom(BTreeMap<String, String>),
@@ -100,7 +102,7 @@ fn quote(value: &str) -> String {
 /// ones, which mean nothing to it: they count at a start, and Postgres would call their absence after a promotion a
 /// change that waits for a restart, at each reload.
 pub fn recovery_settings(setup: &Setup, major: u32, recovery: &Recovery) -> BTreeMap<String, String> {
-    let upstream = match recovery {
+    let (upstream, remote) = match recovery {
         Recovery::Primary => return no_target(),
         Recovery::Custom(settings) => {
             return settings
@@ -109,16 +111,27 @@ pub fn recovery_settings(setup: &Setup, major: u32, recovery: &Recovery) -> BTre
                 .map(|(n, v)| (n.clone(), v.clone()))
                 .collect();
         }
-        Recovery::Standby { upstream } => upstream,
+        Recovery::Standby { upstream, remote } => (upstream, remote),
     };
     let mut out = params::recovery_extras(setup, major);
+    if let Some(another) = &setup.standby_of {
+        out.extend(another.recovery.clone());
+        if remote.is_some() {
+            out.extend(another.of_leader.clone());
+        }
+    }
     out.extend(no_target());
+    let slot = match remote {
+        Some(slot) => slot.clone(),
+        None => setup.use_slots.then(|| setup.name.slot_name()),
+    };
+    let writes = remote.is_some() && slot.is_some();
     let (conninfo, slot) = match upstream {
-        Some(to) => (conninfo::primary_conninfo(setup, to, major), setup.name.slot_name()),
+        Some(to) => (conninfo::primary_conninfo(setup, to, writes, major), slot.unwrap_or_default()),
         None => (String::new(), String::new()),
     };
     out.insert("primary_conninfo".to_owned(), conninfo);
-    out.insert("primary_slot_name".to_owned(), if setup.use_slots { slot } else { String::new() });
+    out.insert("primary_slot_name".to_owned(), slot);
     out
 }
 
@@ -372,12 +385,12 @@ mod tests {
         let auto = s.data_dir.join("postgresql.auto.conf");
         fs::write(&auto, "# x\nprimary_conninfo = 'host=old'\nwork_mem = '4MB'\nRECOVERY_TARGET_TIME='now'\n").unwrap();
         let upstream = Address::parse("postgres://pg-1:5432/postgres");
-        let _ = write(&s, &Recovery::Standby { upstream });
+        let _ = write(&s, &Recovery::Standby { upstream, remote: None });
         let text = fs::read_to_string(conf_path(&s)).unwrap();
         assert!(text.contains("primary_slot_name = 'pg_0'\n") && text.contains("recovery_target_xid = ''\n"), "{text}");
         assert!(text.contains("application_name=pg-0"));
         assert_eq!(fs::read_to_string(&auto).unwrap(), "# x\nwork_mem = '4MB'\n");
-        let alone = recovery_settings(&s, 15, &Recovery::Standby { upstream: None });
+        let alone = recovery_settings(&s, 15, &Recovery::Standby { upstream: None, remote: None });
         let primary = recovery_settings(&s, 15, &Recovery::Primary);
         let targets = alone.iter().filter(|(name, _)| name.starts_with("recovery_target"));
         assert!(primary.iter().eq(targets) && primary.len() == 6, "a primary has the same ones: {primary:?}");

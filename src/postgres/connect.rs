@@ -123,7 +123,7 @@ pub fn local_address(setup: &Setup) -> Address {
         Some(dir) if setup.use_unix_socket => dir,
         Some(_) | None => tcp_host(setup),
     };
-    Address { host, port: setup.port, database: Some(setup.database.clone()) }
+    Address { host, port: setup.port, database: Some(setup.database.clone()), others: Vec::new() }
 }
 
 fn tcp_host(setup: &Setup) -> String {
@@ -172,9 +172,14 @@ pub async fn open(target: &Target, deadline: Duration) -> Result<Connection, Sql
 
 async fn open_unbounded(target: &Target) -> Result<Connection, SqlError> {
     let mut config = tokio_postgres::Config::new();
+    for (host, port) in target.address.places() {
+        config.host(&host).port(port);
+    }
+    if !target.address.others.is_empty() {
+        // Of several members one is asked for what all of them follow.
+        config.target_session_attrs(tokio_postgres::config::TargetSessionAttrs::ReadWrite);
+    }
     config
-        .host(&target.address.host)
-        .port(target.address.port)
         .user(target.who.user().map_or_else(os_user, str::to_owned))
         .dbname(&target.database)
         .application_name(&target.application_name)

@@ -9,7 +9,7 @@ use std::path::Path;
 use super::datadir;
 use super::setup::{Credentials, Setup};
 
-/// Where a member can be reached: the parts of its `conn_url`.
+/// Where a server can be reached: the parts of its `conn_url`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
     /// Host name or address (without brackets), or a socket directory.
@@ -18,28 +18,50 @@ pub struct Address {
     pub port: u16,
     /// Database; `None`: the caller's.
     pub database: Option<String>,
+    /// Where else it may be: the members of another cluster, of which one writes.
+    pub others: Vec<(String, u16)>,
 }
 
 impl Address {
-    /// Reads `postgres://[user[:password]@]host[:port][/database][?…]`.
+    /// Reads `postgres://[user[:password]@]host[:port][,host[:port]…][/database][?…]`.
     pub fn parse(conn_url: &str) -> Option<Address> {
         let rest = conn_url.strip_prefix("postgres://").or_else(|| conn_url.strip_prefix("postgresql://"))?;
         let rest = rest.split(['?', '#']).next()?;
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         let place = authority.rsplit_once('@').map_or(authority, |(_, place)| place);
-        let (host, port) = match place.strip_prefix('[') {
-            Some(v6) => {
-                let (host, tail) = v6.split_once(']')?;
-                (host, tail.strip_prefix(':').unwrap_or("5432"))
-            }
-            None => place.split_once(':').unwrap_or((place, "5432")),
-        };
-        if host.is_empty() {
-            return None;
-        }
+        let mut places = place.split(',').map(host_and_port).collect::<Option<Vec<_>>>()?.into_iter();
+        let (host, port) = places.next()?;
         let database = (!path.is_empty()).then(|| path.to_owned());
-        Some(Address { host: host.to_owned(), port: port.parse().ok()?, database })
+        Some(Address { host, port, database, others: places.collect() })
     }
+
+    /// Every place.
+    pub fn places(&self) -> Vec<(String, u16)> {
+        let first = (self.host.clone(), self.port);
+        std::iter::once(first).chain(self.others.iter().cloned()).collect()
+    }
+
+    /// libpq's `host` and `port`, one each or lists of the same length.
+    fn words(&self) -> (String, String) {
+        let places = self.places();
+        let hosts: Vec<&str> = places.iter().map(|(host, _)| host.as_str()).collect();
+        let ports: Vec<String> = places.iter().map(|(_, port)| port.to_string()).collect();
+        (hosts.join(","), ports.join(","))
+    }
+}
+
+fn host_and_port(place: &str) -> Option<(String, u16)> {
+    let (host, port) = match place.strip_prefix('[') {
+        Some(v6) => {
+            let (host, tail) = v6.split_once(']')?;
+            (host, tail.strip_prefix(':').unwrap_or("5432"))
+        }
+        None => place.split_once(':').unwrap_or((place, "5432")),
+    };
+    if host.is_empty() {
+        return None;
+    }
+    Some((host.to_owned(), port.parse().ok()?))
 }
 
 /// Keywords of `authentication` that libpq of a major version knows, in order.
@@ -77,27 +99,29 @@ pub fn render(pairs: &[(&str, String)]) -> String {
 
 /// The connection string for a program (pg_basebackup, pg_rewind, scripts), without password.
 pub fn dsn(to: &Address, who: &Credentials, database: &str, extra: &[(&str, String)], major: u32) -> String {
+    let (host, port) = to.words();
     let mut pairs = vec![
         ("dbname", database.to_owned()),
         ("user", who.user().unwrap_or("").to_owned()),
-        ("host", to.host.clone()),
-        ("port", to.port.to_string()),
+        ("host", host),
+        ("port", port),
     ];
     pairs.extend(options(who, major));
     pairs.extend(extra.iter().cloned());
     render(&pairs)
 }
 
-/// `primary_conninfo` of a standby that streams from `to`.
-pub fn primary_conninfo(setup: &Setup, to: &Address, major: u32) -> String {
+/// `primary_conninfo` of a standby that streams from `to`. `writes`: of several places, whichever takes writes.
+pub fn primary_conninfo(setup: &Setup, to: &Address, writes: bool, major: u32) -> String {
     let who = &setup.replication;
     let database = to.database.clone().unwrap_or_else(|| setup.database.clone());
+    let (host, port) = to.words();
     let mut pairs = vec![
         ("dbname", database),
         ("user", who.user().unwrap_or("").to_owned()),
         ("passfile", setup.pgpass.to_string_lossy().into_owned()),
-        ("host", to.host.clone()),
-        ("port", to.port.to_string()),
+        ("host", host),
+        ("port", port),
     ];
     let mut rest: BTreeMap<&str, String> = options(who, major).into_iter().collect();
     for key in ["sslmode", "sslcert", "sslkey", "sslpassword", "sslrootcert", "sslcrl", "sslcrldir"] {
@@ -111,6 +135,9 @@ pub fn primary_conninfo(setup: &Setup, to: &Address, major: u32) -> String {
         if known(key) {
             pairs.push((key, rest.remove(key).unwrap_or_else(|| default.to_owned())));
         }
+    }
+    if writes && !to.others.is_empty() {
+        pairs.push(("target_session_attrs", "read-write".to_owned()));
     }
     render(&pairs)
 }
@@ -176,7 +203,13 @@ mod tests {
 
     #[test]
     fn conn_urls_of_every_kind_are_read() {
-        let a = |h: &str, port, db: Option<&str>| Some(Address { host: h.into(), port, database: db.map(Into::into) });
+        let a = |h: &str, port, db: Option<&str>| {
+            Some(Address { host: h.into(), port, database: db.map(Into::into), others: Vec::new() })
+        };
+        let several = Address::parse("postgres://a,[::1]:2,c:3/db").unwrap();
+        assert_eq!(several.places(), [("a".to_owned(), 5432), ("::1".to_owned(), 2), ("c".to_owned(), 3)]);
+        assert_eq!(several.words(), ("a,::1,c".to_owned(), "5432,2,3".to_owned()));
+        assert_eq!(Address::parse("postgres://a,,c"), None);
         assert_eq!(Address::parse("postgres://10.0.0.1:5433/db"), a("10.0.0.1", 5433, Some("db")));
         assert_eq!(Address::parse("postgres://u:p@[::1]:5432/postgres?x=y"), a("::1", 5432, Some("postgres")));
         assert_eq!(Address::parse("postgresql://host"), a("host", 5432, None));
@@ -191,11 +224,14 @@ mod tests {
         s.pgpass = "/tmp/pgpass".into();
         let to = Address::parse("postgres://h:1/app").unwrap();
         assert_eq!(
-            primary_conninfo(&s, &to, 15),
+            primary_conninfo(&s, &to, true, 15),
             "dbname=app user=it\\'s\\ me passfile=/tmp/pgpass host=h port=1 sslmode=prefer application_name=pg-0 \
              gssencmode=prefer channel_binding=prefer"
         );
-        assert!(primary_conninfo(&s, &to, 17).ends_with("sslnegotiation=postgres"));
+        assert!(primary_conninfo(&s, &to, true, 17).ends_with("sslnegotiation=postgres"));
+        let several = Address::parse("postgres://h:1,i:2").unwrap();
+        assert!(primary_conninfo(&s, &several, true, 15).ends_with("target_session_attrs=read-write"));
+        assert!(!primary_conninfo(&s, &several, false, 15).contains("target_session_attrs"));
     }
 
     #[test]

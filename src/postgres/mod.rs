@@ -28,4 +28,4 @@ pub mod start;
 pub mod status;
 pub mod wal;
 
-pub use setup::{Command, Credentials, CustomMethod, ReplicaMethod, Setup};
+pub use setup::{Command, Credentials, CustomMethod, Remote, ReplicaMethod, Setup};

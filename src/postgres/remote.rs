@@ -17,9 +17,9 @@ use crate::model::{TaskKind, Timeline};
 pub struct LeaderTimeline {
     /// Its database system identifier, decimal.
     pub system_id: String,
-    /// It is in recovery: no leader to compare with.
+    /// It is in recovery: no leader to compare with, but in a standby cluster, whose leader only follows.
     pub in_recovery: bool,
-    /// Its timeline; 0 in recovery.
+    /// Its timeline; in recovery the newest that it shows to have reached.
     pub timeline: Timeline,
     /// Timeline of its latest checkpoint: behind `timeline` until the checkpoint after promotion is done.
     pub checkpoint_timeline: Timeline,
@@ -41,7 +41,9 @@ pub async fn timeline_of(setup: &Setup, conn_url: &str) -> Result<LeaderTimeline
 }
 
 async fn ask(setup: &Setup, conn_url: &str) -> Result<LeaderTimeline, SqlError> {
-    const QUERY: &str = "SELECT pg_is_in_recovery(), CASE WHEN pg_is_in_recovery() THEN 0 ELSE \
+    const QUERY: &str = "SELECT pg_is_in_recovery(), CASE WHEN pg_is_in_recovery() THEN \
+         GREATEST((SELECT received_tli::int8 FROM pg_stat_wal_receiver), timeline_id::int8, \
+         (SELECT min_recovery_end_timeline::int8 FROM pg_control_recovery())) ELSE \
          ('x' || pg_catalog.substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int8 END, \
          timeline_id::int8, (SELECT system_identifier::text FROM pg_control_system()) FROM pg_control_checkpoint()";
     let connection = reach(setup, conn_url).await?;
@@ -50,7 +52,8 @@ async fn ask(setup: &Setup, conn_url: &str) -> Result<LeaderTimeline, SqlError> 
         let value: i64 = row.try_get(at).map_err(|e| SqlError::of(&e))?;
         Ok(Timeline(u32::try_from(value).unwrap_or(0)))
     };
-    let in_recovery: bool = row.try_get(0).map_err(|e| SqlError::of(&e))?;
+    let recovers: bool = row.try_get(0).map_err(|e| SqlError::of(&e))?;
+    let in_recovery = recovers && setup.standby_of.is_none();
     let (timeline, checkpoint_timeline) = (number(1)?, number(2)?);
     let system_id: String = row.try_get(3).map_err(|e| SqlError::of(&e))?;
     let mut ended = Vec::new();
@@ -63,7 +66,7 @@ async fn ask(setup: &Setup, conn_url: &str) -> Result<LeaderTimeline, SqlError> 
     Ok(LeaderTimeline { system_id, in_recovery, timeline, checkpoint_timeline, history: ended })
 }
 
-/// Is the member at `conn_url` a primary, just now? Asked before anything is rewound or removed on its behalf. An address may
+/// Is the member at `conn_url` a primary, just now, or at least the leader of a standby cluster? Asked before anything is rewound or removed on its behalf. An address may
 /// be somebody else's by now: where my own data directory says of which system it is, a primary of another one is none.
 ///
 /// # Errors
@@ -100,14 +103,16 @@ pub async fn checkpoint(setup: &Setup, conn_url: &str, deadline: Duration) -> Re
     }
 }
 
-/// The rewind account if there is one, else the superuser; the latter also when the former is refused.
+/// The rewind account if there is one, else the superuser; the latter also when the former is refused. In a standby cluster the
+/// other way round: what the leader receives shows to a superuser alone.
 async fn reach(setup: &Setup, conn_url: &str) -> Result<Connection, SqlError> {
     let address = address(conn_url)?;
-    let first = setup.rewind_credentials();
+    let (rewind, superuser) = (setup.rewind_credentials(), &setup.superuser);
+    let (first, second) = if setup.standby_of.is_some() { (superuser, rewind) } else { (rewind, superuser) };
     let attempt =
         async |who: &Credentials| connect::open(&Target::remote(setup, &address, who), Duration::from_secs(3)).await;
     match attempt(first).await {
-        Err(SqlError::Failed { .. }) if first != &setup.superuser => attempt(&setup.superuser).await,
+        Err(SqlError::Failed { .. }) if first != second => attempt(second).await,
         other => other,
     }
 }

@@ -30,16 +30,20 @@ const REFUSED: [&str; 11] = [
     "password",
 ];
 
-/// The methods to try in order. `from_leader`: pg_basebackup only. Without a source only `no_leader` methods remain.
-pub fn methods(setup: &Setup, have_source: bool, from_leader: bool) -> Vec<ReplicaMethod> {
+/// The methods to try in order. `from_leader`: pg_basebackup only. Without a source only `no_leader` methods remain. A copy of
+/// the cluster that a standby cluster follows has methods of its own.
+pub fn methods(setup: &Setup, source: Option<&str>, from_leader: bool) -> Vec<ReplicaMethod> {
     if from_leader {
         return vec![ReplicaMethod::Basebackup];
     }
+    let have_source = source.is_some();
+    let another = setup.standby_of.as_ref().filter(|remote| remote.conn_url.as_deref() == source);
+    let configured = another.and_then(|remote| remote.methods.as_ref()).unwrap_or(&setup.replica_methods);
     let fits = |m: &&ReplicaMethod| match m {
         ReplicaMethod::Basebackup => have_source,
         ReplicaMethod::Custom { no_leader, .. } => have_source || *no_leader,
     };
-    setup.replica_methods.iter().filter(fits).cloned().collect()
+    configured.iter().filter(fits).cloned().collect()
 }
 
 /// Must the data directory be cleared before (and after a failure of) this method?
@@ -66,7 +70,7 @@ pub fn prepare(
         datadir::mark(setup, Work::Copy).map_err(|e| format!("write the marker beside PGDATA: {e}"))?;
     }
     let mut places = connect::local_places(setup);
-    places.extend(source.iter().map(|a| (a.host.clone(), a.port)));
+    places.extend(source.iter().flat_map(Address::places));
     conninfo::write_pgpass(&setup.pgpass, &conninfo::pgpass_lines(setup, &places))
         .map_err(|e| format!("write postgresql.pgpass {}: {e}", setup.pgpass.display()))?;
     let command = match (method, source) {
@@ -188,8 +192,14 @@ mod tests {
             extra: [("envdir".to_owned(), "/e".to_owned())].into(),
         };
         s.replica_methods.insert(0, custom.clone());
-        assert_eq!(methods(&s, false, false), std::slice::from_ref(&custom));
-        assert_eq!(methods(&s, true, false).len(), 2);
+        assert_eq!(methods(&s, None, false), std::slice::from_ref(&custom));
+        assert_eq!(methods(&s, Some("postgres://h"), false).len(), 2);
+        let of = |methods| Some(crate::postgres::setup::Remote { methods, ..Default::default() });
+        s.standby_of = of(None);
+        assert_eq!(methods(&s, None, false), std::slice::from_ref(&custom));
+        s.standby_of = of(Some(vec![ReplicaMethod::Basebackup]));
+        assert!(methods(&s, None, false).is_empty(), "its own list counts");
+        assert_eq!(methods(&s, Some("postgres://member"), false).len(), 2);
         let argv = custom_command(&s, &custom, None, 15).unwrap().argv;
         let words = ["fetch", "--now", "--scope=demo", "--role=replica", "--datadir=/data/x", "--connstring="];
         assert_eq!(argv[..6], words);

@@ -173,11 +173,14 @@ pub fn command(setup: &Setup, binaries: &Binaries, conn_url: &str, rehearsal: bo
     let from = Address::parse(conn_url)
         .ok_or_else(|| format!("conn_url {conn_url:?} of the leader is not postgres://host:port/database"))?;
     let mut places = connect::local_places(setup);
-    places.push((from.host.clone(), from.port));
+    places.extend(from.places());
     conninfo::write_pgpass(&setup.pgpass, &conninfo::pgpass_lines(setup, &places))
         .map_err(|e| format!("write postgresql.pgpass {}: {e}", setup.pgpass.display()))?;
     let database = from.database.clone().unwrap_or_else(|| setup.database.clone());
-    let extra = [("target_session_attrs", "read-write".to_owned())];
+    // The leader of a standby cluster writes nothing; of several members of another cluster one does.
+    let writes = setup.standby_of.is_none() || !from.others.is_empty();
+    let attributes = if writes { "read-write" } else { "" };
+    let extra = [("target_session_attrs", attributes.to_owned())];
     let source = conninfo::dsn(&from, setup.rewind_credentials(), &database, &extra, binaries.major);
     let mut argv = vec![binaries.path("pg_rewind")];
     let config_inside = setup.config_dir == setup.data_dir && setup.config_base_name == "postgresql";
@@ -201,10 +204,15 @@ pub fn command(setup: &Setup, binaries: &Binaries, conn_url: &str, rehearsal: bo
         .with_env("LANG", "C"))
 }
 
-/// The configured restore_command, from `recovery_conf` or `parameters`.
+/// The configured restore_command: of a standby cluster, else from `recovery_conf` or `parameters`.
 pub fn restore_command(setup: &Setup) -> Option<&str> {
     let key = "restore_command";
-    setup.recovery_conf.get(key).or_else(|| setup.parameters.get(key)).map(String::as_str).filter(|c| !c.is_empty())
+    let another = setup.standby_of.as_ref().and_then(|remote| remote.recovery.get(key));
+    another
+        .or_else(|| setup.recovery_conf.get(key))
+        .or_else(|| setup.parameters.get(key))
+        .map(String::as_str)
+        .filter(|c| !c.is_empty())
 }
 
 /// The WAL segment that pg_rewind could not open, from its output.

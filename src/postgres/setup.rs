@@ -79,6 +79,19 @@ pub enum ReplicaMethod {
     },
 }
 
+/// The cluster that a standby cluster follows, as far as Postgres has to know of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Remote {
+    /// `postgres://` with one or several places; `None`: its archive alone.
+    pub conn_url: Option<String>,
+    /// How a copy of it is made; `None`: as one of a member.
+    pub methods: Option<Vec<ReplicaMethod>>,
+    /// Recovery settings of every member: `restore_command`, `archive_cleanup_command`.
+    pub recovery: BTreeMap<String, String>,
+    /// Recovery settings of whoever streams from it: `recovery_min_apply_delay`.
+    pub of_leader: BTreeMap<String, String>,
+}
+
 /// Everything configured about this member's Postgres.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setup {
@@ -124,6 +137,8 @@ pub struct Setup {
     pub controlled: BTreeMap<String, String>,
     /// `postgresql.recovery_conf`.
     pub recovery_conf: BTreeMap<String, String>,
+    /// This is a member of a standby cluster.
+    pub standby_of: Option<Remote>,
     /// `postgresql.pg_hba`.
     pub pg_hba: Option<Vec<String>>,
     /// `postgresql.pg_ident`.
@@ -174,6 +189,7 @@ impl Setup {
             parameters: BTreeMap::new(),
             controlled: BTreeMap::new(),
             recovery_conf: BTreeMap::new(),
+            standby_of: None,
             pg_hba: None,
             pg_ident: None,
             use_unix_socket: false,

@@ -31,14 +31,20 @@ pub struct StartSpec {
 pub fn recovery_for(role: StartRole, upstream: &Upstream) -> Recovery {
     match role {
         StartRole::Primary => Recovery::Primary,
-        StartRole::Standby => Recovery::Standby { upstream: upstream_address(upstream) },
+        StartRole::Standby => Recovery::Standby {
+            upstream: upstream_address(upstream),
+            remote: match upstream {
+                Upstream::Remote { slot, .. } => Some(slot.clone()),
+                Upstream::Member { .. } | Upstream::Nobody => None,
+            },
+        },
     }
 }
 
 /// The address of an upstream.
 pub fn upstream_address(upstream: &Upstream) -> Option<Address> {
     match upstream {
-        Upstream::Member { conn_url, .. } => Address::parse(conn_url),
+        Upstream::Member { conn_url, .. } | Upstream::Remote { conn_url, .. } => Address::parse(conn_url),
         Upstream::Nobody => None,
     }
 }
@@ -165,8 +171,8 @@ fn write(
 /// The file cannot be written.
 pub fn write_passwords(setup: &Setup, recovery: &Recovery) -> io::Result<()> {
     let mut places = super::connect::local_places(setup);
-    if let Recovery::Standby { upstream: Some(to) } = recovery {
-        places.push((to.host.clone(), to.port));
+    if let Recovery::Standby { upstream: Some(to), .. } = recovery {
+        places.extend(to.places());
     }
     conninfo::write_pgpass(&setup.pgpass, &conninfo::pgpass_lines(setup, &places))
 }

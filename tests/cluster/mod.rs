@@ -11,6 +11,7 @@ mod mixed;
 mod outage;
 mod pause;
 mod rejoin;
+mod standby;
 mod start;
 mod stopped;
 mod synchronous;
@@ -154,6 +155,8 @@ pub const TESTS: &[Test] = tests![
     scaled endpoints rejoin::a_diverged_leader_is_rewound,
     scaled endpoints rejoin::a_diverged_leader_is_cloned_anew_where_rewind_is_off,
     scaled endpoints rejoin::a_replica_whose_data_vanished_is_cloned_anew,
+    scaled endpoints standby::it_follows_through_failovers,
+    scaled configmaps standby::two_clusters_change_their_roles,
     scaled endpoints start::the_demo_tells_its_story,
     unscaled endpoints crash::silence_costs_the_whole_lease,
     unscaled configmaps outage::without_the_api_a_primary_stops_in_time_and_the_cluster_heals,

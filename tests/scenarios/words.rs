@@ -132,6 +132,8 @@ pub fn brief(action: &Action) -> String {
 pub fn source(upstream: &Upstream) -> &str {
     match upstream {
         Upstream::Member { name, .. } => name.as_str(),
+        Upstream::Remote { slot: Some(_), .. } => "remote by its slot",
+        Upstream::Remote { slot: None, .. } => "remote",
         Upstream::Nobody => "nobody",
     }
 }

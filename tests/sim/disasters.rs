@@ -52,6 +52,7 @@ impl World {
             }
             Fault::Edit => self.edit_config(),
             Fault::CommitMode => self.switch_commits(),
+            Fault::Follow => self.follow_another(!self.is_standby_cluster()),
             Fault::Pause => self.pause_cluster(!self.is_paused()),
             Fault::FreezeWarden => self.freeze(pod, long, &[Part::Warden]),
             Fault::FreezeSidecarKeeper => self.freeze(pod, long, &[Part::Sidecar, Part::Keeper]),
@@ -147,6 +148,9 @@ impl World {
         let mut switched = self.plan.document(!on);
         if document["pause"].as_bool() == Some(true) {
             switched["pause"] = json!(true);
+        }
+        if document["standby_cluster"].is_object() {
+            switched["standby_cluster"] = document["standby_cluster"].clone();
         }
         let patch = json!({"metadata": {"annotations": {"config": switched.to_string()}}});
         if self.store.merge(kind, "default", "demo-config", &patch).is_ok() {

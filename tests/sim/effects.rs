@@ -414,7 +414,7 @@ impl World {
         let leader = self.at_url(url).filter(|to| self.linked(pod, *to) && self.answers(*to));
         let theirs = leader.and_then(|to| {
             let (g, d) = (self.pods[to].pg.as_ref()?, self.pods[to].disk.as_ref()?);
-            let in_recovery = g.phase != Phase::Primary;
+            let in_recovery = g.phase != Phase::Primary && !self.follows_another(pod);
             let timeline = Timeline(if in_recovery { 0 } else { d.timeline() });
             let checkpoint_timeline = Timeline(d.checkpoint.1);
             Some(LeaderTimeline {

@@ -70,6 +70,8 @@ pub enum Fault {
     CommitMode,
     /// Somebody pauses the cluster, or resumes it.
     Pause,
+    /// Somebody makes a standby cluster of this one, or takes that back.
+    Follow,
     /// The API is away or slow, for less than `min(retry_timeout, D − N)` (L2).
     ApiBlip,
 }
@@ -233,6 +235,7 @@ impl Plan {
             // Often enough to meet whatever else happens.
             plan.faults.extend([Fault::Pause; 3]);
         }
+        plan.draw_follow(Rng::new(seed, 0, 17), &on);
         let mut more = Rng::new(seed, 0, 16);
         plan.failsafe = more.one_in(4);
         let outages = plan.failsafe && more.one_in(4);
@@ -559,6 +562,7 @@ impl World {
         self.refuses_until = self.refuses_until.min(t);
         self.note("everything is healed");
         self.pause_cluster(false);
+        self.follow_another(false);
         for pod in 0..self.pods.len() {
             let p = &mut self.pods[pod];
             p.api_cut = p.api_cut.min(t);

@@ -83,6 +83,7 @@ impl World {
     pub fn acknowledged(&mut self, pod: usize, end: u64) {
         self.judge.acknowledged += 1;
         self.check_fence_again(pod);
+        self.check_writes_of_follower(pod);
         let t = self.t;
         let p = &self.pods[pod];
         let thawing = t >= p.thawed && t < p.thawed + 700 * MS;
@@ -294,6 +295,7 @@ impl World {
         self.check_promised(pod);
         self.check_fitness(pod);
         self.check_promotion_at_rest(pod);
+        self.check_promotion_of_follower(pod);
         // Whose clock stood writes a lock again that is long over for everybody else, and may give it up.
         let stood = self.pods.iter().any(|p| p.paused > 0 && self.t < p.paused + 60 * SEC);
         let leases = self.pods[pod].sidecar.as_ref().is_some_and(|s| s.leads_until > self.t);
@@ -471,7 +473,7 @@ impl World {
     /// S10: what is whole is removed only beside a leader that answers.
     pub fn check_asked(&mut self, pod: usize) {
         let whole = self.pods[pod].disk.is_some() && self.pods[pod].marker.is_none();
-        let leader = (0..self.pods.len()).any(|i| i != pod && self.linked(pod, i) && self.writable(i));
+        let leader = (0..self.pods.len()).any(|i| i != pod && self.linked(pod, i) && self.leads_for(pod, i));
         if whole && !leader {
             self.violation(format!("S10 m{pod} removes its data, and no leader answers"));
         }

@@ -108,6 +108,7 @@ pub const CASES: &[Case] = &[
     case(NamesGoBeforeTheKey, SYNC, commits, &["S3"]),
     case(KeyBeforeSure, SYNC, commits, &["S3"]),
     case(QuorumNeedsNoVotes, DEATH, votes, &["S4"]),
+    case(LeadsInStandbyCluster, &[F::Follow, F::ApiCut, F::KillSidecar], |p| p.pause = 40 * SEC, &["B1", "B2"]),
     case(StartsInPause, &[F::Pause, F::PostgresCrash], plain, &["M1"]),
     case(PromotesInPause, &[F::Pause, F::PostgresCrash, F::KillPod { reported: true }], plain, &["M2"]),
     case(FencesInPause, &[F::Pause, F::ApiCut, F::ApiCutForAll], plain, &["M3"]),

@@ -305,7 +305,7 @@ impl World {
         let Some(g) = self.pods[pod].pg.as_ref().filter(|g| g.phase == Phase::Standby && !g.dead) else { return };
         let upstream = match &g.upstream {
             Upstream::Member { name, .. } => self.who(name),
-            Upstream::Nobody => None,
+            Upstream::Remote { .. } | Upstream::Nobody => None,
         };
         let held = g.streams;
         let good = upstream.filter(|up| {

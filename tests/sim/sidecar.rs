@@ -145,6 +145,8 @@ pub struct Sidecar {
     pub leads_until: Ns,
     /// In maintenance mode since then, and out of it, as it was told.
     pub paused: Option<Ns>,
+    /// Since when it takes the cluster for one that follows another.
+    pub follows: Option<Ns>,
     /// Requests to be left the lock.
     pub rounds: BTreeMap<Id, Round>,
     pub resumed: Ns,
@@ -193,6 +195,7 @@ impl World {
             woken: u64::MAX,
             leads_until: 0,
             paused: None,
+            follows: None,
             rounds: BTreeMap::new(),
             resumed: 0,
             steps: (0, 0),
@@ -274,6 +277,7 @@ impl World {
             ToSidecar::Configured(document) => {
                 let in_force = self.in_force(pod, &document);
                 self.member_is_told(pod, &document);
+                self.member_follows(pod, &document);
                 self.step(pod, Input::Settings(in_force));
             }
             ToSidecar::Signal(signal) => self.step(pod, Input::Signal(signal)),

@@ -11,6 +11,7 @@ const SEEDS_LEAST: u32 = 3;
 
 /// Not reached here, and why.
 const EXCEPTIONS: &[(&str, &str)] = &[
+    ("new standby", "no cluster begins as a standby cluster; a scenario and a cluster test do"),
     ("Script", "no scripts in the simulation"),
     ("PendingRestart", "asked after a reload of changed parameters; the model has none"),
     ("login", "the model lets everybody in"),

@@ -64,7 +64,7 @@ impl World {
                 self.run_program(pod, id, Kind::Fill, &Work::Copy { from });
             }
             TaskKind::Rewind { conn_url, .. } => {
-                let from = self.at_url(conn_url).filter(|from| self.linked(pod, *from) && self.writable(*from));
+                let from = self.at_url(conn_url).filter(|from| self.linked(pod, *from) && self.leads_for(pod, *from));
                 match from {
                     Some(from) => {
                         // The mark is there before the program begins.
@@ -77,7 +77,7 @@ impl World {
             TaskKind::CrashRecovery => self.run_program(pod, id, Kind::Tool, &Work::Recover),
             TaskKind::Remove { keep_as_failed, verify, .. } => {
                 let answers =
-                    |url: &String| self.at_url(url).is_some_and(|at| self.linked(pod, at) && self.writable(at));
+                    |url: &String| self.at_url(url).is_some_and(|at| self.linked(pod, at) && self.leads_for(pod, at));
                 if verify.as_ref().is_some_and(|url| !answers(url)) {
                     return self.reply_in(pod, 20 * MS, id, gone("the leader does not answer"));
                 }
@@ -163,6 +163,11 @@ impl World {
             Work::Initdb | Work::Recover | Work::Rewind { .. } => {}
         }
         self.note(format!("m{pod} {work:?} fails on the way"));
+    }
+
+    /// A primary, or what answers for one in a standby cluster.
+    pub fn leads_for(&self, pod: usize, at: usize) -> bool {
+        self.writable(at) || self.answers(at) && self.follows_another(pod)
     }
 
     fn source(&self, pod: usize, from: usize) -> Option<Disk> {

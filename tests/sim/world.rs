@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use patroni::kubemem::{Snapshot, Sources, Store};
 use patroni::member::{Id, InForce, Ticket};
-use patroni::model::{BootInstant, Commits, MemberName, Now, Settings, Synchronous, WallTime};
+use patroni::model::{BootInstant, Commits, MemberName, Now, Remote, Settings, Synchronous, WallTime};
 
 use super::api::{ApiServer, Landing};
 use super::disk::{Disk, Marker};
@@ -21,6 +21,7 @@ use super::postgres::{Pg, PgEvent};
 use super::rng::Rng;
 use super::sidecar::{Sidecar, ToSidecar};
 use super::sometimes::Sometimes;
+use super::standby::follows_by;
 use super::warden::{Order, Warden};
 
 /// Nanoseconds of global time.
@@ -390,8 +391,10 @@ impl World {
     pub fn in_force(&self, pod: usize, document: &Arc<str>) -> Arc<InForce> {
         let name = &self.pods[pod].name;
         let settings = Settings {
-            synchronous: commits_of(document),
+            synchronous: if follows_by(document) { Synchronous::default() } else { commits_of(document) },
             pause: paused_by(document),
+            standby_of: follows_by(document)
+                .then(|| Remote { conn_url: Some("postgres://elsewhere:5432".to_owned()), slot: None }),
             failsafe: failsafe_by(document),
             ..(*self.settings).clone()
         };

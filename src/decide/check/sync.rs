@@ -1,7 +1,7 @@
 //! What the sync key allows, judged from what is known and by arithmetic of its own.
 
 use super::Raw;
-use crate::model::{Commits, Electorate, MemberName, PeerAnswer, StandbyNames};
+use crate::model::{Commits, Electorate, MemberName, PeerAnswer, StandbyNames, Upstream};
 
 impl Raw<'_> {
     /// The sync key, read since the lock became free, names me, or a person takes the loss.
@@ -91,10 +91,22 @@ impl Raw<'_> {
         (voted && key.voters.insert(before.clone())).then_some(key)
     }
 
+    /// The WAL of another cluster comes: no promise of this one is worth anything any more.
+    fn arrived(&self) -> bool {
+        let pg = &self.local.postgres;
+        let remote = matches!(pg.following, Some(Upstream::Remote { .. }));
+        self.settings.standby_of.is_some()
+            && remote
+            && pg.probe.as_ref().is_some_and(|p| p.in_recovery && p.streaming && p.at >= pg.followed_at)
+    }
+
     /// The key promises only what is known of its voters.
     pub(super) fn vouch(&self, leader: Option<&MemberName>, next: &Electorate) -> Option<&'static str> {
         if self.local.own.is_none() {
             return Some("writing the sync key without the lock");
+        }
+        if leader.is_none() && self.arrived() {
+            return None;
         }
         if self.outsider() && !self.local.bootstrapping {
             return Some("taking the sync key although it does not name me");

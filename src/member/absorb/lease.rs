@@ -8,7 +8,7 @@ use super::super::lease::JobEnd;
 use super::super::state::State;
 use crate::model::{
     BootInstant, InFlight, KeeperLink, LeaderStatus, LeaseRecord, LeaseRefused, Maintenance, MemberName, OwnLease,
-    Permission,
+    Permission, Role, Upstream,
 };
 use crate::mutant::{self, Mutant};
 
@@ -172,7 +172,8 @@ impl State {
         let Some(own) = self.local.own.clone() else { return };
         let leaving = self.local.lease_write == Some(InFlight::Release)
             || self.local.handover.as_ref().is_some_and(|h| h.stopped.is_some());
-        if leaving || matches!(self.local.keeper, KeeperLink::Lost { .. }) {
+        let reads = self.follows_another() && !self.local.postgres.may_write();
+        if leaving || reads || matches!(self.local.keeper, KeeperLink::Lost { .. }) {
             return;
         }
         let permission = match self.local.maintenance {
@@ -221,9 +222,34 @@ impl State {
         self.local.own.as_ref().map_or(BootInstant::default(), |own| own.evidence)
     }
 
-    /// What the leader publishes with a renewal: its position and slots, only while it is a primary that answers.
+    /// This is a standby cluster, whose leader writes nothing either.
+    pub(in crate::member) fn follows_another(&self) -> bool {
+        self.in_force.settings.standby_of.is_some()
+    }
+
+    /// Whoever has the lock of a standby cluster is more than a replica.
+    pub(in crate::member) fn settle_role(&mut self) {
+        let leads = self.local.own.is_some() && self.follows_another();
+        let role = &mut self.local.postgres.role;
+        match (*role, leads) {
+            (Role::Replica, true) => *role = Role::StandbyLeader,
+            (Role::StandbyLeader, false) => *role = Role::Replica,
+            (
+                Role::Primary
+                | Role::Promoted
+                | Role::Replica
+                | Role::StandbyLeader
+                | Role::Demoted
+                | Role::Uninitialized,
+                _,
+            ) => {}
+        }
+    }
+
+    /// What the leader publishes with a renewal: its position and slots, only while it answers as what it is to be.
     pub(in crate::member) fn leader_status(&self) -> LeaderStatus {
-        let Some(probe) = self.local.postgres.probe.as_ref().filter(|p| !p.in_recovery) else {
+        let follows = self.follows_another();
+        let Some(probe) = self.local.postgres.probe.as_ref().filter(|p| !p.in_recovery || follows) else {
             return LeaderStatus::default();
         };
         let mut slots = self.slots.positions.clone();
@@ -234,6 +260,12 @@ impl State {
     /// I run as primary beyond the position of the oath that stands.
     pub(in crate::member) fn oath_fulfilled(&self) -> bool {
         let Some(oath) = self.cluster.leader.as_ref().and_then(|l| l.oath()) else { return false };
+        if self.follows_another() {
+            // What this cluster had of its own counts no more once the WAL of the other one comes.
+            let pg = &self.local.postgres;
+            let remote = matches!(pg.following, Some(Upstream::Remote { .. }));
+            return remote && pg.probe.as_ref().is_some_and(|p| p.in_recovery && p.streaming && p.at >= pg.followed_at);
+        }
         self.local.postgres.probe.as_ref().is_some_and(|p| !p.in_recovery && p.position > oath.position)
     }
 }

@@ -167,6 +167,7 @@ impl State {
                 if let Some(upstream) = follow {
                     let whom = match &upstream {
                         Upstream::Member { name, .. } => name.as_str().to_owned(),
+                        Upstream::Remote { conn_url, .. } => conn_url.clone(),
                         Upstream::Nobody => "nobody".to_owned(),
                     };
                     self.info(format!("following {whom}"));
@@ -416,6 +417,7 @@ impl State {
             }
             Ok(Answer::Compared(Some(state))) => {
                 self.local.rewind_checked = Some(self.now.boot);
+                self.local.compare_failed = None;
                 self.local.rewind = state;
             }
             Ok(Answer::Compared(None)) => self.pause_comparing("divergence cannot be judged now"),
@@ -428,6 +430,7 @@ impl State {
         self.info(format!("{why}; looking again"));
         let pause = if self.local.postgres.alive { COMPARE_PAUSE_RUNNING } else { COMPARE_PAUSE };
         self.compare_pause = self.now.boot + pause;
+        self.local.compare_failed = Some(self.now.boot);
     }
 
     fn checkpointed(&mut self, answer: Result<Answer, Fail>) {
@@ -476,7 +479,7 @@ impl State {
         self.pending_restart = reasons;
     }
 
-    /// The rows go into the store only as primary with the lock: a former leader's are its successor's business.
+    /// The rows go into the store only as primary, or leader of a standby cluster, with the lock: a former leader's are its successor's business.
     fn history_read(&mut self, answer: Result<Answer, Fail>) {
         let rows: Option<Vec<HistoryRow>> = match answer {
             Ok(Answer::History(rows)) => rows,
@@ -493,7 +496,9 @@ impl State {
                 return;
             }
         }
-        let leading = self.local.own.is_some() && self.local.postgres.probe.as_ref().is_some_and(|p| !p.in_recovery);
+        let follows = self.follows_another();
+        let probe = self.local.postgres.probe.as_ref();
+        let leading = self.local.own.is_some() && probe.is_some_and(|p| !p.in_recovery || follows);
         match rows {
             Some(rows) if leading && self.may_write_store() => {
                 let expect = self.cluster.config.as_ref().map(|c| c.version.clone());
