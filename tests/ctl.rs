@@ -9,6 +9,8 @@
 mod flush;
 #[path = "ctl/pause.rs"]
 mod pause;
+#[path = "ctl/standby.rs"]
+mod standby;
 #[path = "ctl/world.rs"]
 mod world;
 
@@ -158,20 +160,14 @@ async fn usage_errors_and_refusals() {
         "{}",
         none.err
     );
-    for (command, instead) in [
-        ("remove demo", "remove is not available in this version: delete the pods, then"),
-        (
-            "promote-cluster demo --force",
-            "promote-cluster is not available in this version: there are no standby clusters",
-        ),
-    ] {
+    for (command, instead) in [("remove demo", "remove is not available in this version: delete the pods, then")] {
         let refused = w.run(command, "").await;
         assert!(refused.code == 1 && refused.err.starts_with(&format!("Error: {instead}")), "{}", refused.err);
         let help = w.run(&format!("{} --help", command.split(' ').next().unwrap()), "").await;
         assert!(help.code == 0 && help.out.contains("(not available in this version)"), "{}", help.out);
     }
     let help = w.run("--help", "").await;
-    assert_eq!(help.out.matches("(not available in this version)").count(), 3, "{}", help.out);
+    assert_eq!(help.out.matches("(not available in this version)").count(), 1, "{}", help.out);
     check_error(
         &w.run("list --group 0", "").await,
         "--group is not available in this version: it is for Citus clusters",
@@ -394,11 +390,8 @@ async fn edit_config_shows_a_diff_and_writes_what_was_agreed() {
     check(&w.run("edit-config -s ttl=40", "").await, "Not changed\n", "", 0);
     check(&w.run("edit-config -q -s ttl=40", "").await, "", "", 0);
     check_error(&w.run("edit-config -s ttl", "").await, "Invalid parameter setting ttl");
-    let refused = w.run("edit-config -q --force -s standby_cluster.host=h", "").await;
-    check_error(
-        &refused,
-        "Configuration not changed: standby_cluster is set in the dynamic configuration, but is not supported",
-    );
+    let refused = w.run("edit-config -q --force -s standby_cluster.primary_slot_name=s", "").await;
+    check_error(&refused, "Configuration not changed: standby_cluster: needs host, port or restore_command");
     check_error(&w.run("edit-config nosuch -s ttl=1", "").await, "The config key does not exist in the cluster nosuch");
     let refused = w.run("edit-config -q --apply -", "ttl: 50\n").await;
     check(&refused, "Use --force option to apply changes\n", "", 0);

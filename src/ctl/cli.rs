@@ -15,16 +15,11 @@ const TARGETS: [&str; 2] = ["restart", "switchover"];
 const TARGET: &str = "{restart|switchover}";
 
 /// The commands this version knows by name only: name, help, what to do instead.
-const REFUSED: [(&str, &str, &str); 3] = [
-    (
-        "remove",
-        "Remove cluster from DCS (not available in this version)",
-        "delete the pods, then the cluster's Endpoints or ConfigMaps (SCOPE-leader, -config, -failover, -sync; kubectl delete)",
-    ),
-    ("demote-cluster", "Demote cluster to a standby cluster (not available in this version)", NO_STANDBY),
-    ("promote-cluster", "Promote cluster, make it run standalone (not available in this version)", NO_STANDBY),
-];
-const NO_STANDBY: &str = "there are no standby clusters";
+const REFUSED: [(&str, &str, &str); 1] = [(
+    "remove",
+    "Remove cluster from DCS (not available in this version)",
+    "delete the pods, then the cluster's Endpoints or ConfigMaps (SCOPE-leader, -config, -failover, -sync; kubectl delete)",
+)];
 
 /// Why a command that exists always ends with an error; `None`: it works.
 pub fn refusal(name: &str) -> Option<String> {
@@ -116,6 +111,13 @@ fn commands() -> Vec<Command> {
             force(),
         ]),
         sub("failover", "Failover to a replica").args([cluster(), value("candidate"), force()]),
+        sub("demote-cluster", "Demote cluster to a standby cluster")
+            .args([cluster(), value("host").help("Address of the remote node")])
+            .arg(value("port").value_parser(clap::value_parser!(u16)).help("Port of the remote node"))
+            .arg(value("restore-command").help("Command to restore WAL records from the remote primary"))
+            .arg(value("primary-slot-name").help("Name of the slot on the remote node to use for replication"))
+            .arg(force()),
+        sub("promote-cluster", "Promote cluster, make it run standalone").args([cluster(), force()]),
         sub("pause", "Disable auto failover")
             .args([cluster(), flag("wait").help("Wait until it is applied on all nodes")]),
         sub("resume", "Resume auto failover")
@@ -227,7 +229,7 @@ fn complaint(command: &Command, args: &[String], error: &clap::Error) -> String 
     let shown = context(ContextKind::InvalidArg);
     let option = shown.split([' ', '=']).next().unwrap_or_default().trim_matches(['<', '>', '[', ']', '.']).to_owned();
     let given = context(ContextKind::InvalidValue);
-    let number = if option == "--group" { "integer" } else { "float" };
+    let number = if ["--group", "--port"].contains(&option.as_str()) { "integer" } else { "float" };
     // A foreign type whose variants may grow: the last arm is clap's own sentence.
     #[allow(clippy::wildcard_enum_match_arm)]
     match error.kind() {

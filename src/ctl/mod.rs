@@ -6,7 +6,7 @@
 //! Everything people and scripts compare byte for byte is pure: `output` (table, tsv, JSON, YAML), `members` (rows of
 //! `list` and `topology`), `dates`. Questions go through `prompts::Terminal`. The commands: `view` (list, topology, history,
 //! version, show-config), `query` (dsn, query), `select` (which members), `restart` (reload, restart), `reinit`,
-//! `flush`, `switchover` (and failover), `pause` (and resume), `config_edit`.
+//! `flush`, `switchover` (and failover), `standby` (demote-cluster, promote-cluster), `pause` (and resume), `config_edit`.
 //!
 //! A refusal of a member is an answer: it is printed and the exit code is 0. Errors of this program are one line on stderr,
 //! exit 1; mistakes on the command line are 2. What it deliberately does not do: decide anything about the cluster, or
@@ -27,6 +27,7 @@ pub mod rest;
 pub mod restart;
 pub mod select;
 pub mod session;
+pub mod standby;
 pub mod switchover;
 pub mod tls;
 pub mod view;
@@ -112,6 +113,8 @@ async fn command(name: &str, args: &ArgMatches, session: &mut Session<'_>) -> Re
         "dsn" => query::dsn(session, args).await,
         "query" => query::query(session, args).await,
         "edit-config" => config_edit::edit(session, args).await,
+        "demote-cluster" => standby::run(session, args, standby::Change::Demote).await,
+        "promote-cluster" => standby::run(session, args, standby::Change::Promote).await,
         "pause" => pause::run(session, args, true).await,
         "resume" => pause::run(session, args, false).await,
         "reload" => restart::reload(session, args).await,
