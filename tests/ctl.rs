@@ -9,6 +9,8 @@
 mod flush;
 #[path = "ctl/pause.rs"]
 mod pause;
+#[path = "ctl/remove.rs"]
+mod remove;
 #[path = "ctl/standby.rs"]
 mod standby;
 #[path = "ctl/world.rs"]
@@ -160,14 +162,6 @@ async fn usage_errors_and_refusals() {
         "{}",
         none.err
     );
-    for (command, instead) in [("remove demo", "remove is not available in this version: delete the pods, then")] {
-        let refused = w.run(command, "").await;
-        assert!(refused.code == 1 && refused.err.starts_with(&format!("Error: {instead}")), "{}", refused.err);
-        let help = w.run(&format!("{} --help", command.split(' ').next().unwrap()), "").await;
-        assert!(help.code == 0 && help.out.contains("(not available in this version)"), "{}", help.out);
-    }
-    let help = w.run("--help", "").await;
-    assert_eq!(help.out.matches("(not available in this version)").count(), 1, "{}", help.out);
     check_error(
         &w.run("list --group 0", "").await,
         "--group is not available in this version: it is for Citus clusters",

@@ -14,19 +14,6 @@ const TARGETS: [&str; 2] = ["restart", "switchover"];
 /// The same as click shows it.
 const TARGET: &str = "{restart|switchover}";
 
-/// The commands this version knows by name only: name, help, what to do instead.
-const REFUSED: [(&str, &str, &str); 1] = [(
-    "remove",
-    "Remove cluster from DCS (not available in this version)",
-    "delete the pods, then the cluster's Endpoints or ConfigMaps (SCOPE-leader, -config, -failover, -sync; kubectl delete)",
-)];
-
-/// Why a command that exists always ends with an error; `None`: it works.
-pub fn refusal(name: &str) -> Option<String> {
-    let (_, _, instead) = REFUSED.iter().find(|(n, _, _)| *n == name)?;
-    Some(format!("{name} is not available in this version: {instead}"))
-}
-
 /// What the command line asks for.
 pub enum Parsed {
     /// Run this command.
@@ -84,7 +71,7 @@ fn command() -> Command {
 }
 
 fn commands() -> Vec<Command> {
-    let mut all = vec![
+    let all = vec![
         sub("list", "List the Patroni members for a given Patroni")
             .args([names("CLUSTER_NAMES"), flag("extended").short('e'), flag("timestamp").short('t'), format()])
             .args(watch()),
@@ -111,6 +98,7 @@ fn commands() -> Vec<Command> {
             force(),
         ]),
         sub("failover", "Failover to a replica").args([cluster(), value("candidate"), force()]),
+        sub("remove", "Remove cluster from DCS").args([required_cluster(), format()]),
         sub("demote-cluster", "Demote cluster to a standby cluster")
             .args([cluster(), value("host").help("Address of the remote node")])
             .arg(value("port").value_parser(clap::value_parser!(u16)).help("Port of the remote node"))
@@ -142,10 +130,7 @@ fn commands() -> Vec<Command> {
             .args([required_cluster(), names("MEMBER_NAMES"), role(), force()])
             .override_usage("patronictl flush [OPTIONS] <CLUSTER_NAME> [MEMBER_NAMES]... <restart|switchover>"),
     ];
-    all = all.into_iter().map(|c| c.arg(value("group").value_parser(clap::value_parser!(i64)))).collect();
-    let swallow = || Arg::new("ARGS").num_args(0..).allow_hyphen_values(true).trailing_var_arg(true).hide(true);
-    all.extend(REFUSED.iter().map(|(name, about, _)| sub(name, about).arg(swallow())));
-    all
+    all.into_iter().map(|c| c.arg(value("group").value_parser(clap::value_parser!(i64)))).collect()
 }
 
 fn query() -> Command {

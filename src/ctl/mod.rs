@@ -6,7 +6,7 @@
 //! Everything people and scripts compare byte for byte is pure: `output` (table, tsv, JSON, YAML), `members` (rows of
 //! `list` and `topology`), `dates`. Questions go through `prompts::Terminal`. The commands: `view` (list, topology, history,
 //! version, show-config), `query` (dsn, query), `select` (which members), `restart` (reload, restart), `reinit`,
-//! `flush`, `switchover` (and failover), `standby` (demote-cluster, promote-cluster), `pause` (and resume), `config_edit`.
+//! `flush`, `switchover` (and failover), `standby` (demote-cluster, promote-cluster), `remove`, `pause` (and resume), `config_edit`.
 //!
 //! A refusal of a member is an answer: it is printed and the exit code is 0. Errors of this program are one line on stderr,
 //! exit 1; mistakes on the command line are 2. What it deliberately does not do: decide anything about the cluster, or
@@ -23,6 +23,7 @@ pub mod pause;
 pub mod prompts;
 pub mod query;
 pub mod reinit;
+pub mod remove;
 pub mod rest;
 pub mod restart;
 pub mod select;
@@ -81,9 +82,6 @@ fn exit_on_interrupt() {
 
 fn run(matches: &ArgMatches, console: &mut dyn Terminal) -> Result<()> {
     let Some((name, args)) = matches.subcommand() else { return Ok(()) };
-    if let Some(why) = cli::refusal(name) {
-        return Err(CtlError::plain(why));
-    }
     if args.get_one::<i64>("group").is_some() {
         return Err(CtlError::plain("--group is not available in this version: it is for Citus clusters"));
     }
@@ -115,6 +113,7 @@ async fn command(name: &str, args: &ArgMatches, session: &mut Session<'_>) -> Re
         "edit-config" => config_edit::edit(session, args).await,
         "demote-cluster" => standby::run(session, args, standby::Change::Demote).await,
         "promote-cluster" => standby::run(session, args, standby::Change::Promote).await,
+        "remove" => remove::run(session, args).await,
         "pause" => pause::run(session, args, true).await,
         "resume" => pause::run(session, args, false).await,
         "reload" => restart::reload(session, args).await,

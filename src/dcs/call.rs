@@ -6,7 +6,7 @@ use serde_json::Value;
 /// One request. It carries no credentials and no deadline.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Call {
-    /// `GET`, `POST` or `PATCH`.
+    /// `GET`, `POST`, `PATCH` or `DELETE`.
     pub method: &'static str,
     /// Without the query.
     pub path: String,

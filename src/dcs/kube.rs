@@ -131,6 +131,14 @@ impl KubeStore {
         Ok(self.shared.view.borrow().clone())
     }
 
+    /// Removes every Endpoints object or ConfigMap that carries the labels of the cluster. Pods stay.
+    ///
+    /// # Errors
+    /// The API server refuses, or does not answer: nobody knows then what is left.
+    pub async fn remove_cluster(&self) -> Result<(), DcsError> {
+        self.ask(Request::RemoveCluster, self.limit()).await.map(|_| ()).map_err(Failure::into_dcs)
+    }
+
     /// My name, or why there is none.
     pub(super) fn me(&self) -> Result<&MemberName, String> {
         self.o.member.as_ref().ok_or_else(|| "this program is no member of the cluster".to_owned())

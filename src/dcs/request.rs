@@ -76,6 +76,8 @@ pub enum Request {
     Watch(Feed),
     /// A Service that keeps the control plane from collecting the `-config` Endpoints.
     CreateService(Object),
+    /// All objects of the cluster go, but its pods.
+    RemoveCluster,
 }
 
 /// A request as it goes out.
@@ -148,6 +150,11 @@ impl Desk {
                     "resourceVersion": version.0}});
                 let call = self.call("PATCH", "patch", "pods", Some(&pod.0), Some(body));
                 self.sent(call, Expects::Pod { own: false }, self.cache.mark_pod(&pod.0))
+            }
+            Request::RemoveCluster => {
+                let mut call = self.call("DELETE", "deletecollection", self.plural(Feed::Kinds), None, None);
+                call.query = vec![("labelSelector", self.selector())];
+                self.sent(call, Expects::Nothing, self.cache.mark_feed(Feed::Kinds))
             }
             Request::List(feed) => {
                 let mut call = self.call("GET", "list", self.plural(feed), None, None);
