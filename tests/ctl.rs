@@ -385,7 +385,10 @@ async fn edit_config_shows_a_diff_and_writes_what_was_agreed() {
     check(&w.run("edit-config -q -s ttl=40", "").await, "", "", 0);
     check_error(&w.run("edit-config -s ttl", "").await, "Invalid parameter setting ttl");
     let refused = w.run("edit-config -q --force -s standby_cluster.primary_slot_name=s", "").await;
-    check_error(&refused, "Configuration not changed: standby_cluster: needs host, port or restore_command");
+    check_error(
+        &refused,
+        "Configuration not changed: standby_cluster: needs host, port or restore_command; null ends it",
+    );
     check_error(&w.run("edit-config nosuch -s ttl=1", "").await, "The config key does not exist in the cluster nosuch");
     let refused = w.run("edit-config -q --apply -", "ttl: 50\n").await;
     check(&refused, "Use --force option to apply changes\n", "", 0);

@@ -40,8 +40,8 @@ fn no_other_cluster(document: &Value, dynamic: &Dynamic) -> Option<String> {
         _ if !section.is_object() => {
             Some("standby_cluster: must be a section with host, port or restore_command".into())
         }
-        None if section.as_object().is_some_and(|map| map.values().all(Value::is_null)) => None,
-        None => Some("standby_cluster: needs host, port or restore_command".into()),
+        // Left empty by a slip it would promote this cluster.
+        None => Some("standby_cluster: needs host, port or restore_command; null ends it".into()),
         Some(remote) => remote.places().err(),
     }
 }
@@ -119,6 +119,8 @@ mod tests {
         }
         for (bad, text) in [
             (json!({"primary_slot_name": "x"}), "needs host, port or restore_command"),
+            (json!({}), "null ends it"),
+            (json!({"host": null, "port": null}), "null ends it"),
             (json!("h"), "must be a section"),
             (json!({"host": "a,b,c", "port": "1,2"}), "2 ports for 3 hosts"),
             (json!({"host": "h", "port": "http"}), "http is no port"),

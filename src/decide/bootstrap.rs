@@ -122,14 +122,7 @@ fn initializing_standby(ctx: &Ctx<'_>) -> Option<Decision> {
         return Some(ctx.wait("starting the new standby cluster").then(start));
     }
     if !pg.alive {
-        let remote = ctx.remote.as_ref();
-        return Some(ctx.wait("trying to bootstrap a new standby leader").then(Action::Begin(
-            TaskKind::CreateReplica {
-                from: remote.map(|(name, _)| name.clone()),
-                conn_url: remote.and_then(|(_, member)| member.conn_url.clone()),
-                basebackup_only: false,
-            },
-        )));
+        return Some(ctx.wait("trying to bootstrap a new standby leader").then(copy_of_remote(ctx)));
     }
     if pg.probe.is_none() {
         return Some(ctx.wait("starting the new standby cluster"));
@@ -336,6 +329,7 @@ fn empty(ctx: &Ctx<'_>, half_made: bool) -> Decision {
         );
     }
     match &ctx.cluster.initialize {
+        Initialize::Value(_) if standby::is_one(ctx.settings) && with_data(ctx).is_none() => clone_remote(ctx),
         Initialize::Value(_) => ctx.wait(format!("waiting for leader to bootstrap{}", who_has_data(ctx))),
         Initialize::InProgress => match &ctx.cluster.initializer {
             Some(i) if i.uid == ctx.local.uid && !ctx.local.uid.is_empty() => {
@@ -404,18 +398,38 @@ fn who_has_data(ctx: &Ctx<'_>) -> String {
     if names.is_empty() { "; no other member shows data".to_owned() } else { format!(" (data: {})", names.join(", ")) }
 }
 
+/// After a copy that failed: not at once again.
+fn rests_after_copy(ctx: &Ctx<'_>) -> Option<Decision> {
+    let end = ctx.local.task_end.as_ref().filter(|end| matches!(end.kind, TaskKind::CreateReplica { .. }))?;
+    let why = end.result.why()?;
+    let again = end.at + ctx.settings.loop_wait.min(CLONE_PAUSE);
+    (ctx.now.boot < again).then(|| {
+        ctx.wait(format!("failed to bootstrap from a replica or leader: {why}; trying again soon")).wake_by(again)
+    })
+}
+
+/// No member of the standby cluster has data any more: what it follows has.
+fn clone_remote(ctx: &Ctx<'_>) -> Decision {
+    rests_after_copy(ctx).unwrap_or_else(|| {
+        let text = "nobody leads and no member shows data: copying the cluster that is followed";
+        ctx.wait(text).then(copy_of_remote(ctx))
+    })
+}
+
+fn copy_of_remote(ctx: &Ctx<'_>) -> Action {
+    let remote = ctx.remote.as_ref();
+    Action::Begin(TaskKind::CreateReplica {
+        from: remote.map(|(name, _)| name.clone()),
+        conn_url: remote.and_then(|(_, member)| member.conn_url.clone()),
+        basebackup_only: false,
+    })
+}
+
 /// A copy of a replica tagged `clonefrom`, else of the leader; of the leader alone if a person asked for that, or while the
 /// sync key names me.
 fn clone(ctx: &Ctx<'_>, leader: &MemberName) -> Decision {
-    if let Some(end) = &ctx.local.task_end
-        && let (TaskKind::CreateReplica { .. }, Some(why)) = (&end.kind, end.result.why())
-    {
-        let again = end.at + ctx.settings.loop_wait.min(CLONE_PAUSE);
-        if ctx.now.boot < again {
-            return ctx
-                .wait(format!("failed to bootstrap from a replica or leader: {why}; trying again soon"))
-                .wake_by(again);
-        }
+    if let Some(d) = rests_after_copy(ctx) {
+        return d;
     }
     // The sync key says that I have every commit: a copy of anything but the leader may not.
     let from_leader = ctx.local.reinit.as_ref().is_some_and(|r| r.from_leader) || sync::in_key(ctx);

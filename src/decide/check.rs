@@ -171,6 +171,9 @@ impl<'a> Raw<'a> {
         match claim {
             None => return Some("promoting to a number that nobody claimed"),
             Some(number) if number <= own => return Some("promoting to a timeline that is not newer than my own"),
+            Some(number) if number <= self.cluster.timeline() => {
+                return Some("promoting to a timeline that the history of the cluster has already");
+            }
             Some(_) => {}
         }
         // A promotion that an earlier life ordered may not have begun: it may be ordered again.

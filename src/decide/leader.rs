@@ -187,17 +187,21 @@ fn no_promotion(ctx: &Ctx<'_>) -> Decision {
 }
 
 /// The number that was claimed with the lock that I hold. `Err`: none was (the lock of an earlier life, renewed), or it is used
-/// up (I was primary on it, was demoted, and the same lock was confirmed late); then the next that nobody has heard of, which
-/// has to be claimed first: whoever comes after me must know of it.
+/// up (I was primary on it, was demoted, and the same lock was confirmed late; or rewound since, to what another cluster has on
+/// an older timeline); then the next that nobody has heard of, which has to be claimed first: whoever comes after me must know
+/// of it.
 fn claimed(ctx: &Ctx<'_>, own: &OwnLease) -> Result<Timeline, Timeline> {
     let leader = ctx.cluster.leader.as_ref().filter(|l| {
         (&l.lease.acquire_time, &l.lease.transitions) == (&own.record.acquire_time, &own.record.transitions)
     });
     // What stands counts. Before the view shows it, what the acquisition has sent.
     let claim = leader.map_or(ctx.local.claim, |l| l.claimed_timeline()).unwrap_or_default();
-    let mine = ctx.local.postgres.probe.as_ref().map_or(Timeline(0), |p| p.timeline);
+    let pg = &ctx.local.postgres;
+    let mine = pg.probe.as_ref().map_or(Timeline(0), |p| p.timeline).max(pg.newest_history);
+    let published = ctx.cluster.members.values().filter_map(|m| m.timeline).max().unwrap_or_default();
+    let used = mine.max(published).max(ctx.cluster.timeline()).max(ctx.local.claim_void);
     let answers = ctx.local.peers.as_ref().map(|round| round.answers.clone()).unwrap_or_default();
-    if claim > mine { Ok(claim) } else { Err(fit::Field::new(ctx, &answers).next_timeline()) }
+    if claim > used { Ok(claim) } else { Err(fit::Field::new(ctx, &answers).next_timeline()) }
 }
 
 /// An immediate or due request that my acquisition has fulfilled, if it still stands: were it left to the primary, a promotion

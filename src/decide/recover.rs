@@ -265,7 +265,7 @@ fn without_lock(ctx: &Ctx<'_>, control: &ControlData, standby_signal: bool) -> D
     if ctx.cluster.initialize == crate::model::Initialize::Absent {
         return restore_initialize(ctx, control);
     }
-    standby::start_without_leader(ctx).unwrap_or_else(|| {
+    standby::start_without_leader(ctx, control, standby_signal).unwrap_or_else(|| {
         ctx.wait("starting as a secondary; there is no leader to follow yet").then(start_standby(ctx, Upstream::Nobody))
     })
 }

@@ -10,7 +10,7 @@
 use super::{Ctx, Hold, RETRY_PAUSE, failsafe, leader, requests, rewind, sync};
 use crate::model::{
     Action, ControlData, Decision, Electorate, LeaseVerdict, Member, MemberName, Permission, Probe, RewindState, Role,
-    Settings, StartRole, StopMode, Upstream,
+    Settings, StartRole, StopMode, Timeline, Upstream,
 };
 use crate::mutant::{self, Mutant};
 
@@ -62,10 +62,30 @@ pub(super) fn lead(ctx: &Ctx<'_>, probe: &Probe) -> Decision {
     let text = if failsafe::goes_on(ctx) {
         "continue to run as a standby leader because failsafe mode is enabled and all members are accessible".to_owned()
     } else {
-        format!("no action. I am ({}), the standby leader with the lock", ctx.local.me)
+        format!("no action. I am ({}), the standby leader with the lock{}", ctx.local.me, trouble(ctx, probe))
     };
     let d = ctx.wait(text).then_if(done && probe.streaming, || Action::SetRewind(RewindState::Initial));
     upkeep(ctx, d)
+}
+
+/// Why nothing comes, in words.
+fn trouble(ctx: &Ctx<'_>, probe: &Probe) -> String {
+    let Some((name, _)) = ctx.remote.as_ref().filter(|_| !probe.streaming) else { return String::new() };
+    match &ctx.local.rewind {
+        RewindState::Failed { why, .. } => {
+            let me = &ctx.local.me;
+            format!(
+                "; not streaming from {name}: diverged, and pg_rewind failed ({why}). Another member whose data is good takes over by \
+                 `patronictl switchover`, and `patronictl reinit` makes {me} anew; where none has any, empty the data directories: \
+                 the other cluster is copied again"
+            )
+        }
+        RewindState::Initial
+        | RewindState::Check
+        | RewindState::Need(_)
+        | RewindState::NotNeeded(_)
+        | RewindState::Success(_) => format!("; not streaming from {name}, the log of Postgres says why"),
+    }
 }
 
 /// What the holder of the lock does beside everything else.
@@ -80,8 +100,11 @@ fn upkeep(ctx: &Ctx<'_>, mut d: Decision) -> Decision {
             false => d.then_if(!ctx.local.configuring, || Action::ReadConfig).wake_by(ctx.now.boot + RETRY_PAUSE),
         };
     }
-    let other = probe.timeline.0 > 1 && ctx.cluster.timeline() != probe.timeline;
-    d.then_if(other && !ctx.local.store_write, || Action::UpdateHistory)
+    let other = probe.timeline.0 > 0 && ctx.cluster.timeline() != probe.timeline;
+    d.then_if(other && !ctx.local.store_write, || match probe.timeline {
+        Timeline(1) => Action::WriteHistory { rows: Vec::new() },
+        _ => Action::UpdateHistory,
+    })
 }
 
 /// The WAL of the other cluster comes, and goes on where mine ends. Until then whatever this cluster has promised of its own
@@ -100,15 +123,18 @@ fn demote(ctx: &Ctx<'_>) -> Decision {
         .then(Action::StopPostgres { mode: StopMode::Fast, why: "this is a standby cluster" })
 }
 
-/// The lock is mine and Postgres does not run.
-pub(super) fn start(ctx: &Ctx<'_>, control: &ControlData, standby_signal: bool) -> Decision {
-    // A remote that does not answer keeps nobody down: as a running standby it is compared again.
+/// Compared with the other cluster before it follows that, and rewound: a server that has diverged from what it is to stream does
+/// not start. A remote that does not answer keeps nobody down: as a running standby it is compared again.
+fn compared(ctx: &Ctx<'_>, control: &ControlData, standby_signal: bool) -> Option<Decision> {
     let death = ctx.local.postgres.last_death.unwrap_or(ctx.local.started);
     let answers = ctx.local.compare_failed.is_none_or(|at| at < death);
-    if let Some((name, member)) = &ctx.remote
-        && answers
-        && let Some(d) = rewind::of_stopped(ctx, name, Some(member), control, standby_signal)
-    {
+    let (name, member) = ctx.remote.as_ref().filter(|_| answers)?;
+    rewind::of_stopped(ctx, name, Some(member), control, standby_signal)
+}
+
+/// The lock is mine and Postgres does not run.
+pub(super) fn start(ctx: &Ctx<'_>, control: &ControlData, standby_signal: bool) -> Decision {
+    if let Some(d) = compared(ctx, control, standby_signal) {
         return d;
     }
     ctx.wait("starting as a standby leader because i had the session lock")
@@ -117,12 +143,12 @@ pub(super) fn start(ctx: &Ctx<'_>, control: &ControlData, standby_signal: bool) 
 }
 
 /// Nobody leads, and Postgres does not run: it is started where it was, without the slot that whoever leads uses.
-pub(super) fn start_without_leader(ctx: &Ctx<'_>) -> Option<Decision> {
+pub(super) fn start_without_leader(ctx: &Ctx<'_>, control: &ControlData, standby_signal: bool) -> Option<Decision> {
     let Upstream::Remote { conn_url, .. } = upstream(ctx) else { return None };
     let upstream = Upstream::Remote { conn_url, slot: None };
-    is_one(ctx.settings).then(|| {
-        ctx.wait("trying to follow a remote member because standby cluster is unhealthy").then(start_as(ctx, upstream))
-    })
+    is_one(ctx.settings).then_some(())?;
+    let text = "trying to follow a remote member because standby cluster is unhealthy";
+    compared(ctx, control, standby_signal).or_else(|| Some(ctx.wait(text).then(start_as(ctx, upstream))))
 }
 
 fn start_as(ctx: &Ctx<'_>, upstream: Upstream) -> Action {

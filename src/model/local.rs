@@ -411,6 +411,8 @@ pub struct Local {
     pub rewind: RewindState,
     /// When the last check ended.
     pub rewind_checked: Option<BootInstant>,
+    /// Numbers up to this one that were claimed with my lock are used up: since then it was the lock of a standby cluster.
+    pub claim_void: Timeline,
     /// When such a question last came to nothing, if that was the end of the last one.
     pub compare_failed: Option<BootInstant>,
     /// A `CheckDivergence` is in flight.
@@ -490,6 +492,7 @@ impl Local {
             lease_refused: None,
             rewind: RewindState::Initial,
             rewind_checked: None,
+            claim_void: Timeline(0),
             compare_failed: None,
             checking: false,
             peers: None,

@@ -1,5 +1,6 @@
 //! `standby_cluster`: a cluster that follows another one, through the failovers of both, and the change of roles between them.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use patroni::demo::Res;
@@ -49,9 +50,15 @@ async fn follows(copy: &mut Cluster, absent: &[usize]) -> Res<usize> {
     .await
 }
 
-/// Every row that was acknowledged until now comes.
+/// Every row that the other cluster has now comes: what it lost with a leader is nobody's to follow. Where nobody leads it any
+/// more, every row that it acknowledged.
 async fn catches_up(trial: &Trial, copy: &mut Cluster, member: usize) -> Res<()> {
-    let acks: Vec<u64> = trial.client.acks().iter().map(|a| a.id).collect();
+    let said = trial.cluster.said().await;
+    let primary = said.iter().position(|s| s.as_ref().is_some_and(|s| s.is_primary()));
+    let acks: BTreeSet<u64> = match primary {
+        Some(i) => writer::present(trial.cluster.members[i].port).await?,
+        None => trial.client.acks().iter().map(|a| a.id).collect(),
+    };
     let port = copy.members[member].port;
     let deadline = copy.options.healed_within();
     copy.wait_for("the rows of the other cluster", deadline, async |_: &mut Cluster| {

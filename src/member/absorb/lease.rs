@@ -230,6 +230,10 @@ impl State {
     /// Whoever has the lock of a standby cluster is more than a replica.
     pub(in crate::member) fn settle_role(&mut self) {
         let leads = self.local.own.is_some() && self.follows_another();
+        if leads {
+            let shown = self.cluster.leader.as_ref().and_then(|l| l.claimed_timeline());
+            self.local.claim_void = self.local.claim_void.max(shown.or(self.local.claim).unwrap_or_default());
+        }
         let role = &mut self.local.postgres.role;
         match (*role, leads) {
             (Role::Replica, true) => *role = Role::StandbyLeader,
