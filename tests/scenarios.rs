@@ -322,6 +322,8 @@ impl World {
             pg.last_death = Some(boot(death.parse().unwrap()));
         }
         pg.followed_at = boot(self.now);
+        self.local.arrived = flag("arrived");
+        self.local.arrives_from = flag("arrived").then_some(Lsn(0));
         pg.following = opt("following").map(|name| match name {
             "nobody" => Upstream::Nobody,
             "remote" => Upstream::Remote { conn_url: "postgres://r:5432".into(), slot: Some("here".into()) },

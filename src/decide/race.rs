@@ -107,7 +107,7 @@ pub(super) fn race(ctx: &Ctx<'_>, unlocked: &Unlocked) -> Decision {
 /// The store must know the system first; then the lock is taken. A request of a person is cleared once the lock is mine
 /// (see [`super::leader`]), not before: the others would see a free lock and no request, and race.
 fn win(ctx: &Ctx<'_>, unlocked: &Unlocked, grounds: &str, claim: Option<Timeline>, lost: Option<String>) -> Decision {
-    if let (Initialize::Absent, Some(id)) = (&ctx.cluster.initialize, ctx.my_system_id()) {
+    if let (true, Some(id)) = (ctx.cluster.initialize == Initialize::Absent || copied(ctx), ctx.my_system_id()) {
         return ctx
             .wait(format!(
                 "the lock is free ({grounds}): restoring the lost initialize key, nobody who answers has more"
@@ -130,6 +130,13 @@ fn win(ctx: &Ctx<'_>, unlocked: &Unlocked, grounds: &str, claim: Option<Timeline
             .wake_by(again);
     }
     d.then(Action::AcquireLease { stood: unlocked.stood.clone(), claim })
+}
+
+/// The standby cluster whose making this pod has announced is made: its copy is whole, and an earlier life of this program ended
+/// before it could say so.
+fn copied(ctx: &Ctx<'_>) -> bool {
+    let mine = ctx.cluster.initializer.as_ref().is_some_and(|i| i.uid == ctx.local.uid && !i.uid.is_empty());
+    standby::is_one(ctx.settings) && ctx.cluster.initialize == Initialize::InProgress && mine
 }
 
 /// The sync key was read since the lock became free.
@@ -193,7 +200,7 @@ fn outcome(ctx: &Ctx<'_>, unlocked: &Unlocked) -> Outcome {
     if let Some(why) = sync::bars(ctx) {
         return yields(why);
     }
-    if ctx.cluster.initialize != Initialize::Absent && ctx.cluster.initialize.system_id().is_none() {
+    if ctx.cluster.initialize != Initialize::Absent && ctx.cluster.initialize.system_id().is_none() && !copied(ctx) {
         return yields("the initialize key says that somebody is initializing the cluster");
     }
     match request {

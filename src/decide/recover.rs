@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Ctx, Hold, RETRY_PAUSE, requests, rewind, standby, sync};
 use crate::model::{
     Action, ClusterState, ControlData, DataDir, Decision, InFlight, LeaseVerdict, OwnLease, Permission, Request,
-    StartRole, StopMode, Upstream,
+    RewindState, StartRole, StopMode, Upstream,
 };
 
 /// The longest pause between two attempts to start a standby that does not start.
@@ -40,7 +40,9 @@ pub(super) fn data_directory(ctx: &Ctx<'_>) -> Option<Decision> {
 
 fn half_rewound(ctx: &Ctx<'_>) -> Decision {
     let reinit = matches!(ctx.local.request, Some(crate::model::Request::Reinitialize { .. }));
-    let leads = !matches!(ctx.hold, Hold::No) && !standby::is_one(ctx.settings);
+    // Rewound again by a standby leader, unless that is hopeless: then somebody else leads.
+    let again = standby::is_one(ctx.settings) && !matches!(ctx.local.rewind, RewindState::Failed { .. });
+    let leads = !matches!(ctx.hold, Hold::No) && !again;
     if ctx.local.postgres.alive || leads || reinit {
         return no_data(ctx, "pg_rewind began in the data directory and did not finish".to_owned());
     }

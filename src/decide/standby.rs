@@ -9,8 +9,8 @@
 
 use super::{Ctx, Hold, RETRY_PAUSE, failsafe, leader, requests, rewind, sync};
 use crate::model::{
-    Action, ControlData, Decision, Electorate, LeaseVerdict, Member, MemberName, Permission, Probe, RewindState, Role,
-    Settings, StartRole, StopMode, Timeline, Upstream,
+    Action, BootInstant, ControlData, Decision, Electorate, LeaseVerdict, Member, MemberName, Permission, Probe,
+    RewindState, Role, Settings, StartRole, StopMode, TaskKind, TaskOutcome, Timeline, Upstream,
 };
 use crate::mutant::{self, Mutant};
 
@@ -39,19 +39,29 @@ pub(super) fn lead(ctx: &Ctx<'_>, probe: &Probe) -> Decision {
     if !probe.in_recovery {
         return demote(ctx);
     }
-    if ctx.local.postgres.promoting.is_some() || ctx.local.deadman.ordered {
+    if ctx.local.deadman.ordered && ctx.local.postgres.promoting.is_none() {
+        let why = "this is a standby cluster";
+        let d = ctx.wait(
+            "a promotion was ordered before this became a standby cluster: stopping what may still follow the order",
+        );
+        let stop = ctx.local.postgres.stopping.is_none();
+        return d.then_if(stop, || Action::StopPostgres { mode: StopMode::Immediate, why });
+    }
+    if ctx.local.postgres.promoting.is_some() {
         // It may follow the order at any moment, whatever was wished since: only what is over can be undone.
         return ctx.wait("a promotion was ordered before this became a standby cluster: waiting for its end");
     }
     if let Some(d) = requests::failover_request(ctx) {
         return upkeep(ctx, d);
     }
-    if let Some((name, member)) = &ctx.remote
+    let wanted = upstream(ctx);
+    // Followed first: who lets me stream may not let me ask.
+    if (ctx.local.postgres.following.as_ref() == Some(&wanted) || matches!(ctx.local.rewind, RewindState::Need(_)))
+        && let Some((name, member)) = &ctx.remote
         && let Some(d) = rewind::of_running(ctx, name, Some(member))
     {
         return upkeep(ctx, d);
     }
-    let wanted = upstream(ctx);
     if ctx.local.postgres.following.as_ref() != Some(&wanted) {
         let d = ctx
             .wait("promoted self to a standby leader because i had the session lock")
@@ -113,7 +123,7 @@ fn upkeep(ctx: &Ctx<'_>, mut d: Decision) -> Decision {
 fn arrived(ctx: &Ctx<'_>) -> bool {
     let pg = &ctx.local.postgres;
     let follows = matches!(pg.following, Some(Upstream::Remote { .. }));
-    follows && pg.probe.as_ref().is_some_and(|p| p.in_recovery && p.streaming && p.at >= pg.followed_at)
+    follows && ctx.local.arrived && pg.probe.as_ref().is_some_and(|p| p.in_recovery && p.streaming)
 }
 
 /// A primary with the lock of what is a standby cluster now.
@@ -128,8 +138,14 @@ fn demote(ctx: &Ctx<'_>) -> Decision {
 fn compared(ctx: &Ctx<'_>, control: &ControlData, standby_signal: bool) -> Option<Decision> {
     let death = ctx.local.postgres.last_death.unwrap_or(ctx.local.started);
     let answers = ctx.local.compare_failed.is_none_or(|at| at < death);
-    let (name, member) = ctx.remote.as_ref().filter(|_| answers)?;
+    let (name, member) = ctx.remote.as_ref().filter(|_| answers && !gone(ctx, death))?;
     rewind::of_stopped(ctx, name, Some(member), control, standby_signal)
+}
+
+/// A rewind since then has found nobody who writes there.
+fn gone(ctx: &Ctx<'_>, death: BootInstant) -> bool {
+    let end = ctx.local.task_end.as_ref().filter(|end| end.at > death);
+    end.is_some_and(|end| matches!((&end.kind, &end.result), (TaskKind::Rewind { .. }, TaskOutcome::LeaderGone(_))))
 }
 
 /// The lock is mine and Postgres does not run.

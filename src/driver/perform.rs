@@ -394,7 +394,8 @@ impl Hands {
 }
 
 fn end_bootstrap(hands: &Hands) -> Result<(), String> {
-    if hands.setup.bootstrap_method.is_some() {
+    // A copy of another cluster was made by no such method, and stays a standby.
+    if hands.setup.bootstrap_method.is_some() && hands.setup.standby_of.is_none() {
         // What changed takes effect with the reload after it.
         drop(start::leave_custom_bootstrap(&hands.setup, &hands.binaries)?);
     }

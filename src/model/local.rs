@@ -411,6 +411,10 @@ pub struct Local {
     pub rewind: RewindState,
     /// When the last check ended.
     pub rewind_checked: Option<BootInstant>,
+    /// Where my WAL ended when the cluster that is followed was first seen to stream.
+    pub arrives_from: Option<Lsn>,
+    /// WAL of it has come since, beyond that.
+    pub arrived: bool,
     /// Numbers up to this one that were claimed with my lock are used up: since then it was the lock of a standby cluster.
     pub claim_void: Timeline,
     /// When such a question last came to nothing, if that was the end of the last one.
@@ -492,6 +496,8 @@ impl Local {
             lease_refused: None,
             rewind: RewindState::Initial,
             rewind_checked: None,
+            arrives_from: None,
+            arrived: false,
             claim_void: Timeline(0),
             compare_failed: None,
             checking: false,

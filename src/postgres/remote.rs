@@ -53,7 +53,9 @@ async fn ask(setup: &Setup, conn_url: &str) -> Result<LeaderTimeline, SqlError> 
         Ok(Timeline(u32::try_from(value).unwrap_or(0)))
     };
     let recovers: bool = row.try_get(0).map_err(|e| SqlError::of(&e))?;
-    let in_recovery = recovers && setup.standby_of.is_none();
+    // The leader of a standby cluster only follows. What that cluster follows has to write: a server there that recovers may be
+    // behind everything that is here.
+    let in_recovery = recovers && !setup.standby_of.as_ref().is_some_and(|r| r.conn_url.as_deref() != Some(conn_url));
     let (timeline, checkpoint_timeline) = (number(1)?, number(2)?);
     let system_id: String = row.try_get(3).map_err(|e| SqlError::of(&e))?;
     let mut ended = Vec::new();

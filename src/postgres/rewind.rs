@@ -177,8 +177,8 @@ pub fn command(setup: &Setup, binaries: &Binaries, conn_url: &str, rehearsal: bo
     conninfo::write_pgpass(&setup.pgpass, &conninfo::pgpass_lines(setup, &places))
         .map_err(|e| format!("write postgresql.pgpass {}: {e}", setup.pgpass.display()))?;
     let database = from.database.clone().unwrap_or_else(|| setup.database.clone());
-    // The leader of a standby cluster writes nothing; of several members of another cluster one does.
-    let writes = setup.standby_of.is_none() || !from.others.is_empty();
+    // The leader of a standby cluster writes nothing; what that cluster follows does.
+    let writes = setup.standby_of.as_ref().is_none_or(|remote| remote.conn_url.as_deref() == Some(conn_url));
     let attributes = if writes { "read-write" } else { "" };
     let extra = [("target_session_attrs", attributes.to_owned())];
     let source = conninfo::dsn(&from, setup.rewind_credentials(), &database, &extra, binaries.major);

@@ -95,9 +95,9 @@ impl Raw<'_> {
     fn arrived(&self) -> bool {
         let pg = &self.local.postgres;
         let remote = matches!(pg.following, Some(Upstream::Remote { .. }));
-        self.settings.standby_of.is_some()
-            && remote
-            && pg.probe.as_ref().is_some_and(|p| p.in_recovery && p.streaming && p.at >= pg.followed_at)
+        let grown =
+            pg.probe.as_ref().zip(self.local.arrives_from).is_some_and(|(p, from)| p.in_recovery && p.position > from);
+        self.settings.standby_of.is_some() && remote && grown
     }
 
     /// The key promises only what is known of its voters.

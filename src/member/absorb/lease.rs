@@ -268,7 +268,7 @@ impl State {
             // What this cluster had of its own counts no more once the WAL of the other one comes.
             let pg = &self.local.postgres;
             let remote = matches!(pg.following, Some(Upstream::Remote { .. }));
-            return remote && pg.probe.as_ref().is_some_and(|p| p.in_recovery && p.streaming && p.at >= pg.followed_at);
+            return remote && self.local.arrived && pg.probe.as_ref().is_some_and(|p| p.in_recovery && p.streaming);
         }
         self.local.postgres.probe.as_ref().is_some_and(|p| !p.in_recovery && p.position > oath.position)
     }

@@ -157,6 +157,15 @@ pub(in crate::member) fn probed(local: &mut Local, looked: Looked, now: BootInst
             if probe.streaming {
                 pg.streamed = Some(now);
             }
+            // A receiver calls itself streaming before it has asked for anything, and again with every attempt. What grows
+            // beyond where mine ended has come from there, and goes on from there.
+            let remote = probe.in_recovery && matches!(pg.following, Some(Upstream::Remote { .. }));
+            match local.arrives_from {
+                _ if !remote => (local.arrives_from, local.arrived) = (None, false),
+                _ if !probe.streaming || probe.at < pg.followed_at => {}
+                None => local.arrives_from = Some(probe.position),
+                Some(from) => local.arrived |= probe.position > from,
+            }
             pg.probe = Some(probe);
             if pg.stopping.is_none() {
                 enter(pg, PostgresState::Running, now);

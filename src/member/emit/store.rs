@@ -129,7 +129,8 @@ impl State {
     }
 
     fn read_history(&mut self) {
-        let Some(probe) = self.local.postgres.probe.as_ref().filter(|p| !p.in_recovery) else { return };
+        let follows = self.follows_another();
+        let Some(probe) = self.local.postgres.probe.as_ref().filter(|p| !p.in_recovery || follows) else { return };
         if self.flights.busy(Lane::History) || !self.rested("history") {
             return;
         }
