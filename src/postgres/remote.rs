@@ -55,7 +55,7 @@ async fn ask(setup: &Setup, conn_url: &str) -> Result<LeaderTimeline, SqlError> 
     let recovers: bool = row.try_get(0).map_err(|e| SqlError::of(&e))?;
     // The leader of a standby cluster only follows. What that cluster follows has to write: a server there that recovers may be
     // behind everything that is here.
-    let in_recovery = recovers && !setup.standby_of.as_ref().is_some_and(|r| r.conn_url.as_deref() != Some(conn_url));
+    let in_recovery = recovers && setup.standby_of.as_ref().is_none_or(|r| r.conn_url.as_deref() == Some(conn_url));
     let (timeline, checkpoint_timeline) = (number(1)?, number(2)?);
     let system_id: String = row.try_get(3).map_err(|e| SqlError::of(&e))?;
     let mut ended = Vec::new();
