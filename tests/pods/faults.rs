@@ -119,8 +119,7 @@ pub async fn a_node_is_lost_and_comes_back(kube: SharedKube) -> Res<()> {
     let (release, leader) = install(&kube, "lost").await?;
     let node = leader.node.trim_start_matches("node").to_owned();
     let since = kube.fault(&["node-kill", &node]).await?;
-    let Some(direct) = &release.direct else { return fail("nobody writes") };
-    let taken = direct.wait_for_ack(since, WHOLE, |a| a.member != leader.number()).await?;
+    let taken = release.written_again(since, |a| a.member != leader.number()).await?;
     println!("  taken over {:.1} s after the node was lost", (taken.at - since).as_secs_f64());
     kube.fault(&["node-start", &node]).await?;
     release.judge(3, since, Allowed::Tail).await?;

@@ -274,6 +274,15 @@ impl Release {
         }
     }
 
+    /// The first row acknowledged after `since` by a member that fits.
+    pub async fn written_again(&self, since: Instant, fits: impl Fn(&Ack) -> bool) -> Res<Ack> {
+        let Some(direct) = &self.direct else { return fail("nobody writes") };
+        match direct.wait_for_ack(since, WHOLE, fits).await {
+            Ok(ack) => Ok(ack),
+            Err(e) => fail(format!("{e}\n{}", self.diagnosis().await)),
+        }
+    }
+
     /// When the kubelet was first seen to report the end of `container`s with this ID prefix.
     pub fn reported(&self, container_id: &str) -> Option<Instant> {
         self.reports.lock().unwrap_or_else(PoisonError::into_inner).get(container_id).copied()
