@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, Output, Stdio};
 use std::time::Duration;
 
-use patroni::model::{BootInstant, ClusterState, DataDir, Lsn, Probe, StartRole, Timeline, Upstream, WantedSlot};
+use patroni::model::{
+    BootInstant, ClusterState, DataDir, Lsn, OurSlots, Probe, SlotOrders, StartRole, Timeline, Upstream, WantedSlot,
+};
 use patroni::postgres::binaries::{self, Binaries};
 use patroni::postgres::conninfo::Address;
 use patroni::postgres::datadir::Work;
@@ -46,6 +48,11 @@ impl Drop for Node {
 fn signal(server: &Child, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_child(server);
     rustix::process::kill_process(pid, signal).unwrap();
+}
+
+/// These slots, as a pod named `pg-…` would have them.
+fn slots_wanted(wanted: &[WantedSlot]) -> SlotOrders {
+    SlotOrders { wanted: wanted.to_vec(), ours: OurSlots::of_family(&"pg-0".into()), ..SlotOrders::default() }
 }
 
 /// A port nobody listens on.
@@ -297,7 +304,7 @@ async fn a_copy_streams_gets_its_slot_and_sees_the_shutdown_of_its_leader() {
     let existing = a.sql().slots().await.unwrap();
     assert_eq!(existing, []);
     let want = [WantedSlot { name: "pg_1".into(), expected_active: true, advance_to: None }];
-    let synced = a.sql().sync_slots(&want, false).await.unwrap();
+    let synced = a.sql().sync_slots(&slots_wanted(&want)).await.unwrap();
     assert!(synced.failed.is_empty() && synced.positions.contains_key("pg_1"), "{synced:?}");
 
     let mut b = Node::copy_of(base.path(), "pg-1", &a).await;
@@ -311,8 +318,14 @@ async fn a_copy_streams_gets_its_slot_and_sees_the_shutdown_of_its_leader() {
     let senders = a.sql().walsenders().await.unwrap();
     assert_eq!((senders[0].application_name.as_str(), senders[0].state.as_str()), ("pg-1", "streaming"));
     assert_eq!(a.sql().status().await.unwrap().replication[0].client_addr.as_deref(), Some("127.0.0.1"));
-    let dropped = a.sql().sync_slots(&[], false).await.unwrap();
+    let dropped = a.sql().sync_slots(&slots_wanted(&[])).await.unwrap();
     assert!(dropped.positions.contains_key("pg_1"), "an active slot stays: {dropped:?}");
+    let others = ["receivewal", "pg_7"].map(|n| WantedSlot { name: n.into(), expected_active: true, advance_to: None });
+    a.sql().sync_slots(&slots_wanted(&others)).await.unwrap();
+    let now = a.sql().sync_slots(&slots_wanted(&[])).await.unwrap();
+    assert_eq!(now.done, ["dropped replication slot pg_7: no member needs it"], "{now:?}");
+    assert!(now.strangers["receivewal"].contains("it stays and keeps WAL from 0/"), "{now:?}");
+    assert!(now.positions.contains_key("receivewal"));
 
     a.stop(rustix::process::Signal::INT);
     let shutdown = control::read(&a.setup.data_dir).unwrap().shutdown_position.unwrap();
@@ -337,7 +350,7 @@ async fn a_copy_streams_gets_its_slot_and_sees_the_shutdown_of_its_leader() {
     a.start(StartRole::Standby, &b.upstream()).await;
     let old = a.sql();
     let slot = [WantedSlot { name: "pg_0".into(), expected_active: true, advance_to: None }];
-    b.sql().sync_slots(&slot, false).await.unwrap();
+    b.sql().sync_slots(&slots_wanted(&slot)).await.unwrap();
     until("the old leader follows", async || {
         old.probe(at()).await.is_ok_and(|p| p.streaming && p.timeline == Timeline(2))
     })
@@ -350,7 +363,7 @@ async fn a_crashed_leader_with_writes_of_its_own_is_recovered_rewound_and_follow
     let base = scratch();
     let mut a = Node::primary(base.path(), "pg-0").await;
     let want = [WantedSlot { name: "pg_1".into(), expected_active: true, advance_to: None }];
-    a.sql().sync_slots(&want, false).await.unwrap();
+    a.sql().sync_slots(&slots_wanted(&want)).await.unwrap();
     let mut b = Node::copy_of(base.path(), "pg-1", &a).await;
     let sql = b.sql();
     until("streaming", async || sql.probe(at()).await.is_ok_and(|p| p.streaming)).await;
@@ -380,7 +393,7 @@ async fn a_crashed_leader_with_writes_of_its_own_is_recovered_rewound_and_follow
     hand_over(a.home());
     run(&command);
     b.sql()
-        .sync_slots(&[WantedSlot { name: "pg_0".into(), expected_active: true, advance_to: None }], false)
+        .sync_slots(&slots_wanted(&[WantedSlot { name: "pg_0".into(), expected_active: true, advance_to: None }]))
         .await
         .unwrap();
     a.start(StartRole::Standby, &b.upstream()).await;

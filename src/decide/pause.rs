@@ -139,6 +139,11 @@ fn wish(ctx: &Ctx<'_>) -> Option<Decision> {
     if let (Some(Request::Restart { .. }), None) = (&ctx.local.request, &ctx.local.restart) {
         let parallel = ctx.writer() && matches!(ctx.hold, Hold::No);
         let unheard = ctx.writer() && matches!(ctx.hold, Hold::Lapsed(_));
+        if ctx.writer() && standby::is_one(ctx.settings) {
+            let text = "restart refused: this is a standby cluster by now, and a restart would make this primary one that follows; set \
+                        standby_cluster to null if it is to stay a primary, else resume";
+            return Some(requests::answer(ctx, 503, text));
+        }
         if parallel {
             return Some(requests::answer(
                 ctx,

@@ -19,6 +19,7 @@ pub mod peers;
 mod perform;
 pub mod preflight;
 pub mod settings;
+mod slots;
 pub mod startup;
 mod status;
 mod tasks;

@@ -170,7 +170,7 @@ impl Hands {
             Effect::Look => self.look().await,
             Effect::Compare { leader, conn_url } => self.compare(&leader, &conn_url).await,
             Effect::Checkpoint => sql(self.sql.checkpoint(Duration::from_secs(600)).await.map(|()| Answer::Done)),
-            Effect::SyncSlots { wanted, keep } => sql(self.sql.sync_slots(&wanted, keep).await.map(Answer::Slots)),
+            Effect::SyncSlots { orders } => sql(self.sql.sync_slots(&orders).await.map(Answer::Slots)),
             Effect::PendingRestart => self.pending_restart().await,
             Effect::ReadHistory { timeline, previous } => self.history(timeline, previous).await,
             Effect::Reconfigure { role, upstream, names, reload } => {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::peers::PeerTls;
+use super::slots;
 use super::telemetry::{self, LogSettings};
 use crate::config::{self, Config, Dynamic, EffectivePostgres, PgAuth, StandbyCluster, SynchronousMode, merge, tags};
 use crate::dcs::options::{Access, Mode, Port, StoreOptions};
@@ -124,7 +125,8 @@ fn settings(config: &Config, dynamic: &Dynamic, effective: &EffectivePostgres, w
         max_timelines_history: usize::try_from(dynamic.max_timelines_history).unwrap_or(0),
         member_slots_ttl: seconds(dynamic.member_slots_ttl),
         use_slots: effective.use_slots,
-        permanent_slots: permanent_slots(&dynamic.slots, warnings),
+        permanent_slots: slots::permanent(&dynamic.slots, warnings),
+        ignored_slots: slots::ignored(&dynamic.ignore_slots, warnings),
         tags: effective_tags(&config.tags),
         may_bootstrap: config.bootstrap.is_some(),
         use_pg_rewind: effective.use_pg_rewind,
@@ -197,22 +199,6 @@ fn unsupported(config: &Config, dynamic: &Dynamic) -> Vec<String> {
         .map(|wish| format!("{wish}; this member takes no lock until it is removed"))
         .collect();
     out.extend(crate::watchdog::refusal(config.watchdog.mode));
-    out
-}
-
-fn permanent_slots(slots: &Map<String, Value>, warnings: &mut Vec<String>) -> BTreeMap<String, ()> {
-    let mut out = BTreeMap::new();
-    for (name, definition) in slots {
-        let good = !name.is_empty()
-            && name.len() <= 63
-            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
-        let kind = definition.get("type").and_then(Value::as_str).unwrap_or("physical");
-        if good && kind == "physical" {
-            out.insert(name.clone(), ());
-        } else if kind != "logical" {
-            warnings.push(format!("slots.{name}: not a slot name or type that Postgres knows; skipped"));
-        }
-    }
     out
 }
 

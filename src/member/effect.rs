@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::model::{
     Asked, BootInstant, Callback, HistoryRow, LeaderWrite, LeaseRecord, MemberName, MemberStatus, Permission,
-    StandbyNames, StartRole, StopMode, StoreWrite, TaskKind, Timeline, Upstream, WantedSlot,
+    SlotOrders, StandbyNames, StartRole, StopMode, StoreWrite, TaskKind, Timeline, Upstream,
 };
 
 /// Names one effect and its answer. Never used twice in the life of a process.
@@ -142,10 +142,8 @@ pub enum Effect {
     Checkpoint,
     /// Make the replication slots so. → `Answer::Slots`
     SyncSlots {
-        /// Those that there are to be.
-        wanted: Vec<WantedSlot>,
-        /// Drop none that is not among them.
-        keep: bool,
+        /// How they are to be.
+        orders: SlotOrders,
     },
     /// Ask which parameters wait for a restart. → `Answer::Pending`
     PendingRestart,

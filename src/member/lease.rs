@@ -14,7 +14,7 @@ mod job;
 
 use std::time::Duration;
 
-pub use job::{Job, JobEnd, Start, Writer};
+pub use job::{Claim, Job, JobEnd, Start, Writer};
 
 use super::effect::{Effect, Id};
 use crate::model::{
@@ -495,7 +495,7 @@ impl Lease {
                 };
                 let acquired = stood.acquire_time.filter(|_| again).unwrap_or_else(|| stamp.clone());
                 let record = full(&self.writer.me, acquired, stamp, transitions);
-                let claim = claim.map_or(Change::Remove, |timeline| claim_of(&record, timeline));
+                let claim = claim.map_or_else(|| spent(seen), |timeline| claim_of(&record, timeline));
                 let holder = Some(self.writer.mark(&record, a.paused));
                 LeaderWrite { record, holder, claim, failsafe: a.failsafe, ..plain }
             }
@@ -507,7 +507,11 @@ impl Lease {
                 let record = full(&self.writer.me, acquired, stamp, base.transitions.unwrap_or_else(|| "0".into()));
                 let holder = Some(self.writer.mark(&record, a.paused));
                 let released = if fulfilled { Change::Remove } else { Change::Keep };
-                let claim = claim.map_or(Change::Keep, |timeline| claim_of(&record, timeline));
+                let claim = match claim {
+                    Claim::Keep => Change::Keep,
+                    Claim::Make(timeline) => claim_of(&record, timeline),
+                    Claim::Spend => spent(seen),
+                };
                 LeaderWrite { record, holder, status, released, claim, failsafe: a.failsafe, ..plain }
             }
         })
@@ -543,9 +547,6 @@ fn judge_acquire(stood: &Stood, seen: Option<&LeaderRecord>) -> Option<JobEnd> {
     None
 }
 
-#[cfg(test)]
-mod tests;
-
 fn claim_of(record: &LeaseRecord, timeline: Timeline) -> Change<TimelineClaim> {
     Change::Set(TimelineClaim {
         timeline,
@@ -553,3 +554,14 @@ fn claim_of(record: &LeaseRecord, timeline: Timeline) -> Change<TimelineClaim> {
         transitions: record.transitions.clone().unwrap_or_default(),
     })
 }
+
+/// The number that stands, of no acquisition.
+fn spent(seen: Option<&LeaderRecord>) -> Change<TimelineClaim> {
+    let mine = |claim: &&TimelineClaim| !(claim.acquire_time.is_empty() && claim.transitions.is_empty());
+    let stands = seen.and_then(|l| l.claim.as_ref()).filter(mine).map(|claim| claim.timeline);
+    let of_nobody = |timeline| TimelineClaim { timeline, acquire_time: String::new(), transitions: String::new() };
+    stands.map_or(Change::Keep, |timeline| Change::Set(of_nobody(timeline)))
+}
+
+#[cfg(test)]
+mod tests;

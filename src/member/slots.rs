@@ -1,7 +1,8 @@
 //! Replication slots of members: kept as wanted, at most one round at a time, again when the wish changes or a loop_wait has
 //! passed.
 //!
-//! [`wanted`] says which slots this node should have. [`Retention`] is the leader's memory of members it has seen.
+//! [`wanted`] says which slots this node should have. [`Retention`] is the leader's memory of members it has seen. Slots that
+//! this cluster never wanted are somebody's: they stay, and are told of once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use super::effect::Effect;
 use super::flights::{About, Lane};
 use super::input::InForce;
 use super::state::State;
-use crate::model::{BootInstant, Cluster, Lsn, MemberName, Settings, WantedSlot};
+use crate::model::{BootInstant, Cluster, Lsn, MemberName, OurSlots, Settings, SlotOrders, WantedSlot};
 
 /// What is remembered of slots between rounds.
 #[derive(Clone, Debug, Default)]
@@ -22,7 +23,11 @@ pub(super) struct SlotsKept {
     pub retain: Vec<String>,
     retention: Retention,
     leading: bool,
-    last: Option<(BootInstant, Vec<WantedSlot>)>,
+    last: Option<(BootInstant, SlotOrders)>,
+    /// Every name that was wanted since this process runs.
+    ours: BTreeSet<String>,
+    /// Slots of others that were told of.
+    told: BTreeSet<String>,
     /// What the last look at the cluster looked at: the same gives the same slots.
     looked: Option<(Arc<Cluster>, Arc<InForce>, bool)>,
     complained: String,
@@ -35,7 +40,8 @@ impl State {
         else {
             return;
         };
-        let leading = self.local.own.is_some() && !probe.in_recovery;
+        // Whom the others stream from: in a standby cluster the one that follows the other cluster.
+        let leading = self.local.own.is_some() && (!probe.in_recovery || self.in_force.settings.standby_of.is_some());
         if self.flights.busy(Lane::Slots) {
             return;
         }
@@ -49,17 +55,41 @@ impl State {
         if fresh && same {
             return;
         }
-        let want = match self.wanted_slots(leading) {
-            Ok(want) => want,
+        let wanted = match self.wanted_slots(leading) {
+            Ok(wanted) => wanted,
             Err(why) => return self.complain_of_slots(why),
         };
         self.slots.looked = Some(looked);
-        if fresh && self.slots.last.as_ref().is_some_and(|(_, last)| *last == want) {
+        let orders = self.slot_orders(wanted);
+        if fresh && self.slots.last.as_ref().is_some_and(|(_, last)| *last == orders) {
             return;
         }
-        self.slots.last = Some((now, want.clone()));
-        let keep = self.local.maintenance.is_on();
-        self.send(Effect::SyncSlots { wanted: want, keep }, About::Slots);
+        self.slots.last = Some((now, orders.clone()));
+        self.send(Effect::SyncSlots { orders }, About::Slots);
+    }
+
+    /// What is wanted, with what may be dropped: physical slots that were wanted once, or that another pod of this
+    /// StatefulSet would have.
+    fn slot_orders(&mut self, wanted: Vec<WantedSlot>) -> SlotOrders {
+        let settings = &self.in_force.settings;
+        let known = wanted.iter().map(|w| &w.name).chain(settings.permanent_slots.keys()).chain(&self.slots.retain);
+        self.slots.ours.extend(known.cloned());
+        let names = self.slots.ours.clone();
+        SlotOrders {
+            wanted,
+            ours: OurSlots { names, ..OurSlots::of_family(&self.local.me) },
+            ignored: settings.ignored_slots.clone(),
+            keep: self.local.maintenance.is_on(),
+        }
+    }
+
+    pub(super) fn tell_strangers(&mut self, strangers: BTreeMap<String, String>) {
+        self.slots.told.retain(|slot| strangers.contains_key(slot));
+        for (slot, what) in strangers {
+            if self.slots.told.insert(slot) {
+                self.warn(what);
+            }
+        }
     }
 
     fn wanted_slots(&mut self, leading: bool) -> Result<Vec<WantedSlot>, String> {
@@ -154,7 +184,7 @@ pub fn member_slots(me: &MemberName, cluster: &Cluster) -> Result<BTreeMap<Strin
     Ok(out)
 }
 
-/// The slots this node should have. `leading`: it runs as primary with the lock. `retained`: kept for absent members
+/// The slots this node should have. `leading`: it holds the lock, and the others stream from it. `retained`: kept for absent members
 /// (the leader's own from [`Retention`], elsewhere the published list).
 ///
 /// # Errors
@@ -194,7 +224,8 @@ pub fn wanted(
         }
     }
     if !settings.tags.nofailover {
-        for slot in settings.permanent_slots.keys().filter(|s| **s != own) {
+        let here = settings.permanent_slots.iter().filter(|(_, kind)| kind.belongs(settings.standby_of.is_some()));
+        for slot in here.map(|(name, _)| name).filter(|s| **s != own) {
             let advance_to = if leading { None } else { published(slot) };
             out.insert(slot.clone(), WantedSlot { name: slot.clone(), expected_active: leading, advance_to });
         }

@@ -410,6 +410,20 @@ fn a_lock_that_an_earlier_life_has_renewed_once_more_is_mine() {
     }
 }
 
+/// The leader of a standby cluster writes nothing, so no keeper has a note of its lock: the mark of this pod is enough where
+/// nothing that runs can write.
+#[test]
+fn a_lock_whose_earlier_life_has_left_a_standby_is_renewed_before_it_is_used() {
+    for (left, reclaims) in [(Some(StartRole::Standby), true), (Some(StartRole::Primary), false), (None, true)] {
+        let mut t = Trial::new(|_| {});
+        t.feed(Input::Keeper(News::Met(Standing { postgres: left, ..Standing::default() })), 0.5);
+        t.feed(view(Some(of_an_earlier_life())), 1.0);
+        assert!(t.member.snapshot().leader_until.is_none(), "no lock before it is confirmed: {:#?}", t.lines);
+        let told = t.lines.iter().any(|l| l.text.starts_with("the lock names this pod, whose earlier life has left"));
+        assert_eq!(told, reclaims, "{left:?}: {:#?}", t.lines);
+    }
+}
+
 /// A watch is often quicker than the answer to the request that it shows.
 #[test]
 fn a_renewal_seen_before_it_is_answered_does_not_make_a_standby_of_the_killed_primary() {

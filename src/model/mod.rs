@@ -52,7 +52,7 @@ pub use pause::{Maintenance, Stranger};
 pub use peers::{PeerAnswer, PeerRole, PeerRound};
 pub use quorum::{Electorate, Waited};
 pub use settings::{ProofOfDeath, Remote, RestartFilter, Settings, WatchdogMode};
-pub use slots::{SlotsNow, WantedSlot};
+pub use slots::{IgnoredSlot, OurSlots, PermanentSlot, SlotOrders, SlotsNow, WantedSlot};
 pub use snapshot::MemberSnapshot;
 pub use store::{
     Change, LeaderStatus, LeaderWrite, LeaderWritten, MemberStatus, OwnPod, Periods, PodFacts, ReadFailed, Released,

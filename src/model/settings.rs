@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::{Synchronous, Tags};
+use super::{IgnoredSlot, PermanentSlot, Synchronous, Tags};
 
 /// What counts as proof that a holder is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,7 +79,9 @@ pub struct Settings {
     /// Physical replication slots for members.
     pub use_slots: bool,
     /// Slot name → definition: permanent physical slots.
-    pub permanent_slots: BTreeMap<String, ()>,
+    pub permanent_slots: BTreeMap<String, PermanentSlot>,
+    /// Slots of others that are not spoken of.
+    pub ignored_slots: Vec<IgnoredSlot>,
     /// Own tags.
     pub tags: Tags,
     /// The local file has a `bootstrap` section.
@@ -120,6 +122,7 @@ impl Default for Settings {
             member_slots_ttl: Duration::from_secs(1800),
             use_slots: true,
             permanent_slots: BTreeMap::new(),
+            ignored_slots: Vec::new(),
             tags: Tags::default(),
             may_bootstrap: true,
             use_pg_rewind: false,

@@ -4,7 +4,7 @@
 use tokio_postgres::Row;
 
 use super::sql::{Sql, SqlError, lsn};
-use crate::model::{Lsn, SlotsNow, WantedSlot};
+use crate::model::{IgnoredSlot, Lsn, SlotOrders, SlotsNow};
 
 /// A slot on this server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +21,33 @@ pub struct Existing {
     pub has_xmin: bool,
     /// Its WAL is gone (`wal_status = lost`).
     pub lost: bool,
+    /// Of a logical one.
+    pub database: Option<String>,
+    /// Of a logical one.
+    pub plugin: Option<String>,
+}
+
+impl Existing {
+    /// Is it left alone by a row of `ignore_slots`? All that the row gives must be equal.
+    fn ignored(&self, row: &IgnoredSlot) -> bool {
+        let same = |given: &Option<String>, is: Option<&String>| given.is_none() || given.as_ref() == is;
+        same(&row.name, Some(&self.name))
+            && row.physical.is_none_or(|physical| physical == self.physical)
+            && same(&row.database, self.database.as_ref())
+            && same(&row.plugin, self.plugin.as_ref())
+    }
+    /// Somebody's slot, in words.
+    fn stranger(&self) -> String {
+        let kind = match (&self.database, &self.plugin) {
+            (Some(database), Some(plugin)) => format!("logical, database {database}, plugin {plugin}"),
+            _ => "physical".to_owned(),
+        };
+        let keeps = self.restart_lsn.map_or_else(String::new, |at| format!(" and keeps WAL from {at}"));
+        format!(
+            "replication slot {} ({kind}) is none of this cluster's: it stays{keeps}; drop it by hand, or list it under slots or ignore_slots",
+            self.name
+        )
+    }
 }
 
 /// One thing to do.
@@ -44,16 +71,27 @@ pub enum SlotAction {
     },
 }
 
-/// What to do about the difference. Active slots are never dropped, with `keep` no slot is.
-pub fn plan(wanted: &[WantedSlot], existing: &[Existing], keep: bool) -> Vec<SlotAction> {
+/// Slots that are neither wanted nor ignored nor this cluster's own.
+pub fn strangers<'a>(orders: &'a SlotOrders, existing: &'a [Existing]) -> impl Iterator<Item = &'a Existing> {
+    unwanted(orders, existing).filter(|slot| !slot.physical || !orders.ours.has(&slot.name))
+}
+
+fn unwanted<'a>(orders: &'a SlotOrders, existing: &'a [Existing]) -> impl Iterator<Item = &'a Existing> {
+    let wanted = |slot: &&Existing| !orders.wanted.iter().any(|w| w.name == slot.name);
+    existing.iter().filter(wanted).filter(|slot| !orders.ignored.iter().any(|row| slot.ignored(row)))
+}
+
+/// What to do about the difference. Active slots are never dropped, nor those of others; with `keep` no slot is.
+pub fn plan(orders: &SlotOrders, existing: &[Existing]) -> Vec<SlotAction> {
+    let keep = orders.keep;
     let mut out = Vec::new();
     let drop = |name: &str, why| SlotAction::Drop { name: name.to_owned(), why };
-    for slot in existing.iter().filter(|s| !s.active && !keep) {
-        if !wanted.iter().any(|w| w.name == slot.name) {
+    for slot in unwanted(orders, existing).filter(|s| !s.active && !keep) {
+        if slot.physical && orders.ours.has(&slot.name) {
             out.push(drop(&slot.name, "no member needs it"));
         }
     }
-    for want in wanted {
+    for want in &orders.wanted {
         let create = || SlotAction::Create(want.name.clone());
         let Some(slot) = existing.iter().find(|s| s.name == want.name) else {
             out.push(create());
@@ -86,7 +124,7 @@ pub fn plan(wanted: &[WantedSlot], existing: &[Existing], keep: bool) -> Vec<Slo
 }
 
 const EXISTING: &str = "SELECT slot_name::text, slot_type = 'physical', active, pg_wal_lsn_diff(restart_lsn, '0/0')::int8, \
- xmin IS NOT NULL OR catalog_xmin IS NOT NULL, COALESCE(wal_status = 'lost', false) \
+ xmin IS NOT NULL OR catalog_xmin IS NOT NULL, COALESCE(wal_status = 'lost', false), database::text, plugin::text \
  FROM pg_replication_slots WHERE NOT temporary \
  AND COALESCE((pg_catalog.to_jsonb(pg_replication_slots)->>'failover')::bool, false) = false";
 
@@ -99,13 +137,13 @@ impl Sql {
         let rows = self.all(EXISTING, &[]).await?;
         rows.iter().map(existing_of).collect::<Result<_, _>>().map_err(|e| SqlError::of(&e))
     }
-    /// Makes the slots as wanted; with `keep` none is dropped. A slot that fails does not stop the others.
+    /// Makes the slots as ordered. A slot that fails does not stop the others.
     ///
     /// # Errors
     /// The slots cannot be listed.
-    pub async fn sync_slots(&self, wanted: &[WantedSlot], keep: bool) -> Result<SlotsNow, SqlError> {
+    pub async fn sync_slots(&self, orders: &SlotOrders) -> Result<SlotsNow, SqlError> {
         let mut out = SlotsNow::default();
-        for action in plan(wanted, &self.slots().await?, keep) {
+        for action in plan(orders, &self.slots().await?) {
             let (result, text) = match &action {
                 SlotAction::Create(name) => (
                     self.all("SELECT pg_create_physical_replication_slot($1::text::name, true)", &[name]).await,
@@ -131,6 +169,7 @@ impl Sql {
             }
         }
         let slots = self.slots().await?;
+        out.strangers = strangers(orders, &slots).map(|s| (s.name.clone(), s.stranger())).collect();
         out.positions = slots.into_iter().filter_map(|s| Some((s.name, s.restart_lsn?))).collect();
         Ok(out)
     }
@@ -144,12 +183,15 @@ fn existing_of(row: &Row) -> Result<Existing, tokio_postgres::Error> {
         restart_lsn: lsn(row, 3)?,
         has_xmin: row.try_get(4)?,
         lost: row.try_get(5)?,
+        database: row.try_get(6)?,
+        plugin: row.try_get(7)?,
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{OurSlots, WantedSlot};
 
     fn slot(name: &str) -> Existing {
         Existing {
@@ -159,27 +201,58 @@ mod tests {
             restart_lsn: Some(Lsn(100)),
             has_xmin: false,
             lost: false,
+            database: None,
+            plugin: None,
         }
+    }
+
+    fn orders(wanted: &[WantedSlot], ours: &[&str]) -> SlotOrders {
+        let names = ours.iter().map(|n| (*n).to_owned()).collect();
+        SlotOrders { wanted: wanted.to_vec(), ours: OurSlots { names, family: None }, ..SlotOrders::default() }
     }
 
     #[test]
     fn the_plan_never_drops_an_active_slot() {
         let active = Existing { active: true, ..slot("old") };
-        assert_eq!(plan(&[], &[active], false), []);
+        let old = orders(&[], &["old"]);
+        assert_eq!(plan(&old, &[active]), []);
+        assert_eq!(plan(&old, &[slot("old")]), [SlotAction::Drop { name: "old".into(), why: "no member needs it" }]);
+        let keep = SlotOrders { keep: true, ..old };
+        assert_eq!(plan(&keep, &[slot("old")]), [], "in maintenance none is dropped");
+    }
+
+    #[test]
+    fn the_slot_of_a_consumer_stays_and_is_told_of_unless_it_is_listed() {
+        let consumer =
+            Existing { physical: false, database: Some("app".into()), plugin: Some("pgoutput".into()), ..slot("cdc") };
+        let there = [consumer.clone(), slot("receivewal")];
+        let none = orders(&[], &["cdc"]);
+        assert_eq!(plan(&none, &there), [], "no logical slot is this cluster's, whatever its name");
+        let told: Vec<String> = strangers(&none, &there).map(Existing::stranger).collect();
         assert_eq!(
-            plan(&[], &[slot("old")], false),
-            [SlotAction::Drop { name: "old".into(), why: "no member needs it" }]
+            told[0],
+            "replication slot cdc (logical, database app, plugin pgoutput) is none of this cluster's: it stays and keeps WAL \
+             from 0/64; drop it by hand, or list it under slots or ignore_slots"
         );
-        assert_eq!(plan(&[], &[slot("old")], true), [], "in maintenance none is dropped");
+        assert!(told[1].contains("receivewal (physical)"), "{told:?}");
+        let logical = IgnoredSlot { physical: Some(false), database: Some("app".into()), ..IgnoredSlot::default() };
+        let quiet = SlotOrders { ignored: vec![logical], ..orders(&[], &["receivewal"]) };
+        assert_eq!(strangers(&quiet, &there).count(), 0);
+        assert_eq!(plan(&quiet, &there).len(), 1, "the physical one was this cluster's");
+        let other = IgnoredSlot { name: Some("cdc".into()), plugin: Some("wal2json".into()), ..IgnoredSlot::default() };
+        assert!(!consumer.ignored(&other), "all that is given must be equal");
     }
 
     #[test]
     fn idle_slots_advance_and_never_go_back() {
         let want = |to| WantedSlot { name: "a".into(), expected_active: false, advance_to: Some(Lsn(to)) };
-        assert_eq!(plan(&[want(200)], &[slot("a")], false), [SlotAction::Advance { name: "a".into(), to: Lsn(200) }]);
-        assert_eq!(plan(&[want(50)], &[slot("a")], false), []);
+        assert_eq!(
+            plan(&orders(&[want(200)], &[]), &[slot("a")]),
+            [SlotAction::Advance { name: "a".into(), to: Lsn(200) }]
+        );
+        assert_eq!(plan(&orders(&[want(50)], &[]), &[slot("a")]), []);
         let xmin = Existing { has_xmin: true, ..slot("a") };
-        assert_eq!(plan(&[want(200)], &[xmin], false).len(), 2);
-        assert_eq!(plan(&[want(200)], &[], false), [SlotAction::Create("a".into())]);
+        assert_eq!(plan(&orders(&[want(200)], &[]), &[xmin]).len(), 2);
+        assert_eq!(plan(&orders(&[want(200)], &[]), &[]), [SlotAction::Create("a".into())]);
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use patroni::dcs::Dcs;
 use patroni::dcs::kube::KubeStore;
 use patroni::driver::clock;
-use patroni::member::lease::{Job, JobEnd, Lease, Start, Writer};
+use patroni::member::lease::{Claim, Job, JobEnd, Lease, Start, Writer};
 use patroni::member::{Effect, Id};
 use patroni::model::{
     BootInstant, LeaderRecord, LeaderStatus, LeaderWritten, LeaseRecord, Lsn, ReadFailed, Shutdown, Stood,
@@ -97,7 +97,7 @@ impl Shell {
     }
 
     pub async fn renew(&self, want: Renew) -> JobEnd {
-        self.run(Job::Renew { status: want.status, fulfilled: false, claim: None }, want.deadline).await
+        self.run(Job::Renew { status: want.status, fulfilled: false, claim: Claim::Keep }, want.deadline).await
     }
 
     pub async fn release(&self, shutdown: Option<Shutdown>) -> JobEnd {

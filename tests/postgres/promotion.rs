@@ -9,7 +9,7 @@ async fn a_reload_after_a_promotion_changes_nothing_that_waits_for_a_restart() {
     let base = scratch();
     let a = Node::primary(base.path(), "pg-0").await;
     let want = [WantedSlot { name: "pg_1".into(), expected_active: true, advance_to: None }];
-    a.sql().sync_slots(&want, false).await.unwrap();
+    a.sql().sync_slots(&slots_wanted(&want)).await.unwrap();
     let b = Node::copy_of(base.path(), "pg-1", &a).await;
     let sql = b.sql();
     until("streaming", async || sql.probe(at()).await.is_ok_and(|p| p.streaming)).await;

@@ -29,7 +29,7 @@ async fn a_promotion_takes_the_claimed_number_and_a_follower_streams_from_it() {
     let base = scratch();
     let mut a = Node::primary(base.path(), "pg-0").await;
     let slots = ["pg_1", "pg_2"].map(|name| WantedSlot { name: name.into(), expected_active: true, advance_to: None });
-    a.sql().sync_slots(&slots, false).await.unwrap();
+    a.sql().sync_slots(&slots_wanted(&slots)).await.unwrap();
     let mut b = Node::copy_of(base.path(), "pg-1", &a).await;
     let mut c = Node::copy_of(base.path(), "pg-2", &a).await;
     streams_on(&b, 1).await;
@@ -61,7 +61,7 @@ async fn a_promotion_takes_the_claimed_number_and_a_follower_streams_from_it() {
     assert!(history::promotion_is_as_claimed(leader.timeline, &leader.history, Timeline(4), Timeline(1)), "{leader:?}");
 
     let slot = [WantedSlot { name: "pg_2".into(), expected_active: true, advance_to: None }];
-    b.sql().sync_slots(&slot, false).await.unwrap();
+    b.sql().sync_slots(&slots_wanted(&slot)).await.unwrap();
     c.stop(rustix::process::Signal::INT);
     c.start(StartRole::Standby, &b.upstream()).await;
     streams_on(&c, 4).await;
@@ -77,7 +77,7 @@ async fn a_standby_started_over_placeholders_alone_refuses() {
     let base = scratch();
     let a = Node::primary(base.path(), "pg-0").await;
     let slot = [WantedSlot { name: "pg_1".into(), expected_active: true, advance_to: None }];
-    a.sql().sync_slots(&slot, false).await.unwrap();
+    a.sql().sync_slots(&slots_wanted(&slot)).await.unwrap();
     let mut b = Node::copy_of(base.path(), "pg-1", &a).await;
     streams_on(&b, 1).await;
     claim(&b, 3).await;
@@ -98,7 +98,7 @@ async fn a_healthy_replica_of_a_leader_that_restarts_is_not_taken_for_diverged()
     let base = scratch();
     let mut a = Node::primary(base.path(), "pg-0").await;
     let slots = ["pg_1", "pg_2"].map(|name| WantedSlot { name: name.into(), expected_active: true, advance_to: None });
-    a.sql().sync_slots(&slots, false).await.unwrap();
+    a.sql().sync_slots(&slots_wanted(&slots)).await.unwrap();
     let mut b = Node::copy_of(base.path(), "pg-1", &a).await;
     let mut c = Node::copy_of(base.path(), "pg-2", &a).await;
     streams_on(&b, 1).await;
@@ -107,7 +107,7 @@ async fn a_healthy_replica_of_a_leader_that_restarts_is_not_taken_for_diverged()
     b.promote();
     let sql = b.sql();
     until("promoted", async || sql.probe(at()).await.is_ok_and(|p| !p.in_recovery)).await;
-    sql.sync_slots(&[WantedSlot { name: "pg_2".into(), expected_active: true, advance_to: None }], false)
+    sql.sync_slots(&slots_wanted(&[WantedSlot { name: "pg_2".into(), expected_active: true, advance_to: None }]))
         .await
         .unwrap();
     let rewritten = start::rewrite(&c.setup, &c.binaries, &files_of(StartRole::Standby, &b.upstream())).unwrap();
@@ -140,7 +140,7 @@ async fn a_segment_left_by_a_branch_that_was_rewound_is_not_the_own_timeline() {
     let base = scratch();
     let mut a = Node::primary(base.path(), "pg-0").await;
     let slot = [WantedSlot { name: "pg_1".into(), expected_active: true, advance_to: None }];
-    a.sql().sync_slots(&slot, false).await.unwrap();
+    a.sql().sync_slots(&slots_wanted(&slot)).await.unwrap();
     let mut b = Node::copy_of(base.path(), "pg-1", &a).await;
     streams_on(&b, 1).await;
     let stray = b.setup.data_dir.join("pg_wal/000000020000000000000003");

@@ -448,7 +448,7 @@ impl State {
 
     fn slots_synced(&mut self, answer: Result<Answer, Fail>) {
         match answer {
-            Ok(Answer::Slots(SlotsNow { positions, done, failed })) => {
+            Ok(Answer::Slots(SlotsNow { positions, done, failed, strangers })) => {
                 for line in done {
                     self.info(line);
                 }
@@ -456,6 +456,7 @@ impl State {
                     self.complain_of_slots(failed.join("; "));
                 }
                 self.slots.positions = positions;
+                self.tell_strangers(strangers);
             }
             Ok(_) => {}
             Err(fail) => self.complain_of_slots(fail.text().to_owned()),

@@ -9,7 +9,8 @@ use super::super::input::{Answer, Fail, InForce};
 use super::super::lease;
 use super::super::state::State;
 use crate::model::{
-    BootInstant, DataDir, InFlight, LeaderRecord, LeaseRecord, Maintenance, OwnLease, StoreLink, Timeline, View,
+    BootInstant, DataDir, InFlight, LeaderRecord, LeaseRecord, Maintenance, OwnLease, StartRole, StoreLink, Timeline,
+    View,
 };
 
 /// An early renewal after a view that contradicts my lease, at most this often.
@@ -88,8 +89,9 @@ impl State {
     }
 
     /// What an earlier life of this pod has left: a running Postgres, and maybe the lease. It is taken over only on the
-    /// keeper's word: the note of the standing record or of an earlier renewal of it, or no Postgres left and a record that names this very pod.
-    /// Any other record with my name is a stranger's.
+    /// keeper's word: the note of the standing record or of an earlier renewal of it, or no Postgres left that can write and a record
+    /// that names this very pod (one that follows has no note: nobody permitted it to write). Any other record with my name is a
+    /// stranger's.
     pub(super) fn earlier_life(&mut self) {
         if !self.viewed {
             return;
@@ -120,8 +122,13 @@ impl State {
         }
         // One that says that it is in maintenance was taken by nobody.
         let paused = this_pod.is_some_and(|h| h.paused);
-        if this_pod.is_some() && (standing.postgres.is_none() || paused) {
-            let how = if paused { "was in maintenance mode" } else { "has left nothing" };
+        let writes = standing.postgres == Some(StartRole::Primary);
+        if this_pod.is_some() && (!writes || paused) {
+            let how = match standing.postgres {
+                _ if paused => "was in maintenance mode",
+                None => "has left nothing",
+                Some(_) => "has left a standby",
+            };
             self.info(format!("the lock names this pod, whose earlier life {how}"));
             self.local.reclaim = Some(leader.lease);
         } else {
@@ -161,6 +168,11 @@ impl State {
         self.local.last_attempt = Some(now);
         let deadline = self.in_force.settings.retry_timeout.min(left).max(SHORTEST_WRITE);
         let own = own.filter(|_| !self.pod_leaves);
+        let claim = match claim {
+            Some(number) => lease::Claim::Make(number),
+            None if self.follows_another() => lease::Claim::Spend,
+            None => lease::Claim::Keep,
+        };
         let job = lease::Job::Renew { status: self.leader_status(), fulfilled: self.oath_fulfilled(), claim };
         let (paused, failsafe) = (self.says_paused(), self.failsafe_map());
         let start = lease::Start { job, ttl, deadline, own, paused, failsafe };

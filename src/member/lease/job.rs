@@ -13,7 +13,7 @@ pub enum Job {
     Acquire {
         /// What a fresh read must show.
         stood: Stood,
-        /// The number the promotion that follows will take.
+        /// The number the promotion that follows will take; `None`: none follows, and the number that stands is spent.
         claim: Option<Timeline>,
     },
     /// Renew it.
@@ -22,14 +22,26 @@ pub enum Job {
         status: LeaderStatus,
         /// I am a running primary beyond the position of the oath that stands: it is fulfilled.
         fulfilled: bool,
-        /// The number the promotion that follows will take; `None` leaves what stands.
-        claim: Option<Timeline>,
+        /// What becomes of the number of the next promotion.
+        claim: Claim,
     },
     /// Give it up.
     Release {
         /// A clean shutdown: the oath.
         shutdown: Option<Shutdown>,
     },
+}
+
+/// What a renewal does to the claimed number of the next promotion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// What stands, stands.
+    Keep,
+    /// The promotion that follows will take this one.
+    Make(Timeline),
+    /// No promotion of this lock takes the number that stands, whoever holds it later: this is a standby cluster. The number stays
+    /// there to be seen, because it may be used up, but belongs to no acquisition any more.
+    Spend,
 }
 
 /// How a job ended.

@@ -9,6 +9,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::model::{HolderMark, Version};
 
+mod claims;
+
 const TTL: Duration = Duration::from_secs(30);
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -94,7 +96,7 @@ impl World {
     }
 
     fn renew(&mut self, now: Now) {
-        self.start(Job::Renew { status: LeaderStatus::default(), fulfilled: false, claim: None }, now);
+        self.start(Job::Renew { status: LeaderStatus::default(), fulfilled: false, claim: Claim::Keep }, now);
     }
 
     fn due(&mut self, now: Now) -> Option<JobEnd> {
@@ -550,7 +552,9 @@ impl Course {
             }
             Event::Vanish => self.w.stored = None,
             Event::See => self.w.see(),
-            Event::Renew => self.begin(Job::Renew { status: LeaderStatus::default(), fulfilled: false, claim: None }),
+            Event::Renew => {
+                self.begin(Job::Renew { status: LeaderStatus::default(), fulfilled: false, claim: Claim::Keep })
+            }
             Event::Acquire => {
                 let stood = self.w.stored.as_ref().map_or(Stood::Nothing, |s| Stood::Record(s.lease.clone()));
                 self.begin(Job::Acquire { stood, claim: None });
