@@ -168,6 +168,7 @@ impl World {
             "remove_on_failure" => self.settings.remove_on_rewind_failure = yes,
             "check_timeline" => self.settings.check_timeline = yes,
             "may_bootstrap" => self.settings.may_bootstrap = yes,
+            "primary_race_backoff" => self.settings.primary_race_backoff = secs(),
             "maximum_lag" => self.settings.maximum_lag_on_failover = value.parse().unwrap(),
             "failsafe" => self.settings.failsafe = yes,
             "unsupported" if value == "none" => self.settings.unsupported.clear(),
@@ -318,6 +319,7 @@ impl World {
         pg.failed_starts = opt("failed").map_or(0, |n| n.parse().unwrap());
         pg.login_refused = flag("login-refused").then(|| "password authentication failed (SQLSTATE 28P01)".into());
         pg.streamed = flag("streaming").then(|| boot(self.now)).or(pg.streamed);
+        pg.grew = flag("grew").then(|| boot(self.now)).or(pg.grew);
         if let Some(death) = opt("death") {
             pg.last_death = Some(boot(death.parse().unwrap()));
         }

@@ -103,6 +103,8 @@ pub struct Dynamic {
     pub maximum_lag_on_syncnode: i64,
     /// 0 keeps all.
     pub max_timelines_history: i64,
+    /// Seconds; 0 is off.
+    pub primary_race_backoff: i64,
     /// Seconds; 0 fails over at once.
     pub primary_start_timeout: i64,
     /// Seconds; 0 is off.
@@ -207,6 +209,7 @@ impl Dynamic {
             maximum_lag_on_failover: number("maximum_lag_on_failover", 1_048_576, None),
             maximum_lag_on_syncnode: number("maximum_lag_on_syncnode", -1, None),
             max_timelines_history: number("max_timelines_history", 0, None),
+            primary_race_backoff: number("primary_race_backoff", 0, None),
             primary_start_timeout: number(renamed("primary_start_timeout", "master_start_timeout"), 300, None),
             primary_stop_timeout: number(renamed("primary_stop_timeout", "master_stop_timeout"), 0, None),
             member_slots_ttl: number("member_slots_ttl", 1800, Some("s")),

@@ -179,6 +179,7 @@ pub(super) const DYNAMIC_KEYS: &[&str] = &[
     "maximum_lag_on_failover",
     "maximum_lag_on_syncnode",
     "max_timelines_history",
+    "primary_race_backoff",
     "primary_start_timeout",
     "master_start_timeout",
     "primary_stop_timeout",

@@ -23,13 +23,14 @@ const REQUIRED: [&str; 9] = [
 ];
 const LEVELS: [&str; 7] = ["DEBUG", "INFO", "WARN", "WARNING", "ERROR", "FATAL", "CRITICAL"];
 /// Key of `bootstrap.dcs` and its smallest value.
-const DCS_LEAST: [(&str, i64); 9] = [
+const DCS_LEAST: [(&str, i64); 10] = [
     ("ttl", 20),
     ("loop_wait", 1),
     ("retry_timeout", 3),
     ("maximum_lag_on_failover", 0),
     ("maximum_lag_on_syncnode", -1),
     ("member_slots_ttl", 0),
+    ("primary_race_backoff", 0),
     ("primary_start_timeout", 0),
     ("primary_stop_timeout", 0),
     ("synchronous_node_count", 1),

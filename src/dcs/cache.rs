@@ -11,7 +11,7 @@
 //!
 //! My own pod is the pod of my UID. One that has its name and another UID is a stranger, and then mine is gone.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -153,6 +153,8 @@ pub(super) struct Cache {
     own_pod: Option<Pod>,
     /// The container of my keeper and its ID.
     kept: Option<(String, String)>,
+    /// My containers are those of this life.
+    pub named: Cell<bool>,
     /// Learned from the first answer that showed a pod of my name, and never changed. Empty: not yet.
     my_uid: String,
     own: Own,
@@ -182,6 +184,7 @@ impl Cache {
             listed: [0; 2],
             own_pod: None,
             kept: None,
+            named: Cell::new(false),
             my_uid: String::new(),
             own: Own::There,
             epoch: 0,
@@ -535,7 +538,8 @@ impl Cache {
         let leaving =
             self.own_is_gone() || self.own_pod.as_ref().is_some_and(|p| p.metadata.deletion_timestamp.is_some());
         let (link, lease_received) = (self.link(), self.lease_received);
-        let me = OwnPod { uid: self.my_uid.clone(), leaving, keeper_ended: self.keeper_ended() };
+        let (keeper_ended, named) = (self.keeper_ended(), self.named.get());
+        let me = OwnPod { uid: self.my_uid.clone(), leaving, keeper_ended, named };
         let mut shown = self.shown.borrow_mut();
         if let Some(view) = shown.as_ref().filter(|view| {
             Arc::ptr_eq(&view.cluster, cluster)

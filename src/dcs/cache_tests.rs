@@ -183,9 +183,9 @@ fn the_container_of_my_keeper_ends_when_kubernetes_says_so_of_its_own_id() {
 fn a_namesake_is_never_mine() {
     let mut c = Shown(cache());
     c.pods(vec![pod("a", "5", "A"), pod("b", "6", "B")], "10");
-    assert_eq!(c.0.view().me, OwnPod { uid: "A".into(), leaving: false, keeper_ended: false });
+    assert_eq!(c.0.view().me, OwnPod { uid: "A".into(), leaving: false, keeper_ended: false, named: false });
     c.pods(vec![pod("a", "12", "NEW")], "12");
-    assert_eq!(c.0.view().me, OwnPod { uid: "A".into(), leaving: true, keeper_ended: false });
+    assert_eq!(c.0.view().me, OwnPod { uid: "A".into(), leaving: true, keeper_ended: false, named: false });
     assert_eq!(c.0.own_pod().and_then(|p| p.status.pod_ip.as_deref()), Some("ip-of-A"));
     let mark = c.0.mark_version("");
     c.0.put_pod(pod("a", "11", "A"), mark);

@@ -122,6 +122,7 @@ impl Desk {
 
     /// The cluster as last seen.
     pub fn view(&self) -> Arc<View> {
+        self.cache.named.set(self.cache.own_pod().is_some_and(|pod| !self.life.shown(pod).is_empty()));
         self.cache.view()
     }
 

@@ -39,8 +39,17 @@ impl OwnLife {
         Some((name.clone(), self.published.get(name)?.clone()))
     }
 
-    /// What may be published of this pod.
+    /// What is published of this pod.
     pub fn containers(&mut self, pod: &Pod) -> BTreeMap<String, String> {
+        let ids = self.shown(pod);
+        if !ids.is_empty() {
+            self.published.clone_from(&ids);
+        }
+        ids
+    }
+
+    /// What may be published of it.
+    pub fn shown(&self, pod: &Pod) -> BTreeMap<String, String> {
         let Some(life) = &self.life else { return BTreeMap::new() };
         let ids = pod.container_ids();
         let early = |name: &str| pod.running_since(name).map(|at| at.micros_until(life.began));
@@ -60,11 +69,7 @@ impl OwnLife {
                 !ids.is_empty() && ids.keys().all(|name| of_this_life(name)) && ids.keys().any(|name| no_later(name))
             }
         };
-        if !known {
-            return BTreeMap::new();
-        }
-        self.published.clone_from(&ids);
-        ids
+        if known { ids } else { BTreeMap::new() }
     }
 }
 

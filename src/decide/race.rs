@@ -208,8 +208,38 @@ fn outcome(ctx: &Ctx<'_>, unlocked: &Unlocked) -> Outcome {
         None if ctx.local.stepped_down.is_some_and(|at| ctx.now.boot < at + ctx.settings.ttl) => {
             yields("I have just given the lock away")
         }
-        None => contest(ctx, unlocked, probe, Wish::default()),
+        None => backs_off(ctx, unlocked).unwrap_or_else(|| contest(ctx, unlocked, probe, Wish::default())),
     }
+}
+
+/// `primary_race_backoff`: a lock that is free because nobody was heard of is not raced for while WAL of the holder still comes:
+/// it may be alive, and a program of its kind may not stop it. Off for what ends all doubt: a lock that was given up, a holder that
+/// is proven dead.
+fn backs_off(ctx: &Ctx<'_>, unlocked: &Unlocked) -> Option<Outcome> {
+    let most = ctx.settings.primary_race_backoff;
+    let silence = ctx.verdict != LeaseVerdict::Released && !matches!(unlocked.stood, Stood::ProvenDead(_));
+    if most.is_zero() || !silence || standby::is_one(ctx.settings) {
+        return None;
+    }
+    let now = ctx.now.boot;
+    let (until, first) = (unlocked.emptied + most, unlocked.emptied + ctx.settings.loop_wait.min(most));
+    let moves = ctx.local.postgres.grew.is_some_and(|at| at + ctx.settings.loop_wait > now);
+    let waits = now < first || (moves && now < until);
+    let left = now.until(until).as_secs_f64().ceil();
+    waits.then(|| Outcome::Yield {
+        why: match moves {
+            true => format!(
+                "My ({}) wal position moved since last heart beat loop, {left} seconds until leader race",
+                ctx.local.me
+            ),
+            false => format!(
+                "primary_race_backoff: whether WAL still comes shows within {:.0} seconds",
+                now.until(first).as_secs_f64().ceil()
+            ),
+        },
+        to: None,
+        until: Some(if moves { until } else { first }),
+    })
 }
 
 fn way_out(ctx: &Ctx<'_>, why: &fit::Why) -> String {

@@ -122,6 +122,7 @@ fn settings(config: &Config, dynamic: &Dynamic, effective: &EffectivePostgres, w
         synchronous: synchronous(dynamic),
         standby_of: dynamic.standby_cluster.as_ref().map(|s| remote(s, &config.name, warnings)),
         primary_start_timeout: seconds(dynamic.primary_start_timeout),
+        primary_race_backoff: seconds(dynamic.primary_race_backoff),
         max_timelines_history: usize::try_from(dynamic.max_timelines_history).unwrap_or(0),
         member_slots_ttl: seconds(dynamic.member_slots_ttl),
         use_slots: effective.use_slots,

@@ -41,6 +41,8 @@ pub(super) struct State {
     pub earlier: Option<Standing>,
     /// The store's view was seen at least once.
     pub viewed: bool,
+    /// A renewal has named the containers of this life, since Kubernetes shows them.
+    pub named: bool,
     /// The keeper was met at least once.
     pub met: bool,
     /// When the present session with it began.
@@ -116,6 +118,7 @@ impl State {
             flights: Flights::default(),
             earlier: None,
             viewed: false,
+            named: false,
             met: false,
             met_at: BootInstant::default(),
             ended_early: None,

@@ -120,7 +120,7 @@ fn view_among(names: &[&str], leader: Option<LeaderRecord>) -> Input {
         cluster: Arc::new(cluster),
         lease_received: at(1.0).boot,
         link: StoreLink::Following,
-        me: OwnPod { uid: "uid-a".into(), leaving: false, keeper_ended: false },
+        me: OwnPod { uid: "uid-a".into(), leaving: false, keeper_ended: false, named: false },
         warnings: Vec::new(),
     }))
 }

@@ -171,6 +171,8 @@ pub struct PostgresView {
     pub login_refused: Option<String>,
     /// When a standby was last seen streaming.
     pub streamed: Option<BootInstant>,
+    /// A standby that streamed was seen to have more WAL than at the look before.
+    pub grew: Option<BootInstant>,
     /// The upstream it is configured for.
     pub following: Option<Upstream>,
     /// When that was configured last.
@@ -559,6 +561,7 @@ impl PostgresView {
             probe: None,
             login_refused: None,
             streamed: None,
+            grew: None,
             following: None,
             followed_at: now,
             checkpointed: false,

@@ -72,6 +72,8 @@ pub struct Settings {
     pub standby_of: Option<Remote>,
     /// How long a crashed primary may take to start; 0 = fail over at once.
     pub primary_start_timeout: Duration,
+    /// How long a race over silence may be put off while WAL still comes; 0 = not at all.
+    pub primary_race_backoff: Duration,
     /// Rows of history kept, 0 = all.
     pub max_timelines_history: usize,
     /// How long the slot of an absent member is kept; 0 = not at all.
@@ -118,6 +120,7 @@ impl Default for Settings {
             synchronous: Synchronous::default(),
             standby_of: None,
             primary_start_timeout: Duration::from_secs(300),
+            primary_race_backoff: Duration::ZERO,
             max_timelines_history: 0,
             member_slots_ttl: Duration::from_secs(1800),
             use_slots: true,

@@ -23,6 +23,8 @@ pub struct OwnPod {
     /// The container of the keeper that was met last, under the ID that was published for it, is shown as ended: no process
     /// of it lives.
     pub keeper_ended: bool,
+    /// Its containers are shown as those of this life: a renewal would name them.
+    pub named: bool,
 }
 
 /// The cluster as last seen, and how much it can be trusted.

@@ -274,6 +274,18 @@ impl Release {
         }
     }
 
+    /// Waits until the lock names these containers, so that their end proves the death of its holder.
+    pub async fn names(&self, ids: &BTreeMap<String, String>) -> Res<()> {
+        wait_for("a lock that names the containers of its holder", WHOLE, async || {
+            let path = "jsonpath={.metadata.annotations.patroni\\.holder}";
+            let holder: Value =
+                serde_json::from_str(&self.kubectl(&["get", "endpoints", &self.name, "-o", path]).await?)?;
+            let named = ids.iter().all(|(name, id)| holder["containers"][name].as_str() == Some(id));
+            Ok(if named { Ok(()) } else { Err(holder.to_string()) })
+        })
+        .await
+    }
+
     /// The first row acknowledged after `since` by a member that fits.
     pub async fn written_again(&self, since: Instant, fits: impl Fn(&Ack) -> bool) -> Res<Ack> {
         let Some(direct) = &self.direct else { return fail("nobody writes") };

@@ -63,6 +63,8 @@ pub async fn leader_killed(release: &Release) -> Res<()> {
     println!(" both containers of the leader are killed");
     let old = release.whole(3).await?;
     let ids = release.container_ids(&old.name).await?;
+    // The sidecar was restarted just now: its lock names its new container once Kubernetes shows that.
+    release.names(&ids).await?;
     let since = Instant::now();
     for container in ids.keys() {
         release.fault("container-kill", &old.name, container).await?;

@@ -263,6 +263,7 @@ impl World {
             remove_on_rewind_failure: true,
             remove_on_diverged_timelines: true,
             primary_start_timeout: Duration::from_secs(timeout),
+            primary_race_backoff: Duration::from_secs(if seed % 11 == 4 { 15 } else { 0 }),
             ..Settings::default()
         };
         let mut w = World {

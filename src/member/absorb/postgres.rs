@@ -157,6 +157,10 @@ pub(in crate::member) fn probed(local: &mut Local, looked: Looked, now: BootInst
             if probe.streaming {
                 pg.streamed = Some(now);
             }
+            let before = pg.probe.as_ref().filter(|old| old.in_recovery && probe.in_recovery && probe.streaming);
+            if before.is_some_and(|old| probe.position > old.position) {
+                pg.grew = Some(now);
+            }
             // A receiver calls itself streaming before it has asked for anything, and again with every attempt. What grows
             // beyond where mine ended has come from there, and goes on from there.
             let remote = probe.in_recovery && matches!(pg.following, Some(Upstream::Remote { .. }));

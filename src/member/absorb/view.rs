@@ -48,7 +48,21 @@ impl State {
         self.viewed = true;
         self.earlier_life();
         self.contradicted(view);
+        self.names_containers(view);
         self.new_document();
+    }
+
+    /// The record of my lease names no containers, because Kubernetes showed those of an earlier life when it was written: once it
+    /// shows mine, they are published at once. Without them my death is proven by nothing, and costs the others a whole ttl.
+    fn names_containers(&mut self, view: &View) {
+        self.named &= view.me.named;
+        let own = self.local.own.is_some() && self.local.lease_write.is_none();
+        let mine = view.cluster.leader.as_ref().filter(|l| own && self.lease.is_mine(l));
+        let unnamed = mine.and_then(LeaderRecord::valid_holder).is_some_and(|holder| holder.containers.is_empty());
+        if unnamed && view.me.named && !self.named {
+            self.named = true;
+            self.renew(None);
+        }
     }
 
     /// The configuration object was read afresh, and what was read is in the view already.

@@ -186,3 +186,37 @@ fn what_a_killed_keeper_leaves_is_not_dead_before_a_start_has_tried_the_director
         assert_eq!((released, started), (apart, !apart), "in a container of its own: {apart}; {:#?}", t.lines);
     }
 }
+
+/// A sidecar that was killed alone is back before Kubernetes shows its new container: its first renewal names none.
+#[test]
+fn containers_that_are_shown_later_are_named_at_once_and_once() {
+    let mut t = Trial::new(|_| {});
+    t.feed(Input::Keeper(News::Met(Standing::default())), 0.5);
+    t.feed(view(Some(of_an_earlier_life())), 1.0);
+    let DataDir::Present { control: Some(control), .. } = standby_data() else { panic!("made above") };
+    let control = ControlData { state: ClusterState::InProduction, ..control };
+    t.looks(1.1, &DataDir::Present { control: Some(control), standby_signal: false }, None);
+    let renewal = |e: &Effect| matches!(e, Effect::WriteLeader(_));
+    let shown = |t: &mut Trial, named: bool, containers: &[&str], secs: f64| {
+        let place = t.sent.iter().position(|s| renewal(&s.effect)).expect("a renewal");
+        let Sent { id, effect: Effect::WriteLeader(write), .. } = t.sent.remove(place) else { panic!("just looked") };
+        t.feed(Input::Reply { id, answer: Ok(Answer::LeaderWritten(LeaderWritten::Wrote)) }, secs);
+        let ids = containers.iter().map(|c| ((*c).to_owned(), format!("id-{c}"))).collect();
+        let mut seen = of_an_earlier_life();
+        (seen.version, seen.lease) = (Version(format!("l{secs}")), write.record.clone());
+        seen.holder = write.holder.clone().map(|h| HolderMark { containers: ids, ..h });
+        let Input::View(view) = view(Some(seen)) else { panic!("made above") };
+        let me = OwnPod { named, ..view.me.clone() };
+        t.feed(Input::View(Arc::new(View { me, ..(*view).clone() })), secs + 0.1);
+    };
+    shown(&mut t, false, &[], 1.2);
+    assert!(!t.has(renewal), "they are not known yet: {:#?}", t.effects());
+    t.feed(Input::Due, 11.3);
+    shown(&mut t, true, &[], 11.4);
+    assert!(t.has(renewal), "{:#?}", t.lines);
+    shown(&mut t, true, &[], 11.6);
+    assert!(!t.has(renewal), "once is enough, whatever became of it");
+    t.feed(Input::Due, 21.8);
+    shown(&mut t, true, &["patroni", "postgres"], 21.9);
+    assert!(!t.has(renewal), "the next one named them");
+}
