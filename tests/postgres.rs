@@ -22,6 +22,8 @@ use patroni::postgres::{
     rewind, start,
 };
 
+#[path = "postgres/parameters.rs"]
+mod parameters;
 #[path = "postgres/promotion.rs"]
 mod promotion;
 #[path = "postgres/timelines.rs"]
@@ -409,10 +411,6 @@ async fn changes_that_need_a_restart_are_named_with_old_and_wanted_value() {
     a.setup.controlled.insert("max_connections".into(), "150".into());
     a.setup.parameters.insert("shared_buffers".into(), "64MB".into());
     a.setup.parameters.insert("work_mem".into(), "5MB".into());
-    a.setup.parameters.insert("no_such_thing".into(), "1".into());
-    let before = start::rewrite(&a.setup, &a.binaries, &start::Files::primary()).unwrap();
-    assert_eq!(a.sql().unknown_parameters(&before.effective).await.unwrap(), ["no_such_thing"]);
-    a.setup.parameters.remove("no_such_thing");
     let rewritten = start::rewrite(&a.setup, &a.binaries, &start::Files::primary()).unwrap();
     assert!(rewritten.changed.conf);
     hand_over(a.home());
@@ -437,29 +435,6 @@ async fn changes_that_need_a_restart_are_named_with_old_and_wanted_value() {
     let spec = start::prepare(&a.setup, &a.binaries, &files_of(StartRole::Standby, &Upstream::Nobody)).unwrap();
     assert_eq!(spec.pending_restart["max_connections"], ("150".to_owned(), "100".to_owned()));
     assert!(spec.command.argv.contains(&"--max_connections=150".to_owned()));
-}
-
-#[tokio::test]
-async fn a_refused_parameter_is_named_by_a_dry_run() {
-    let base = scratch();
-    let mut a = node(base.path(), "pg-0").await;
-    a.initdb();
-    for (name, value) in [("no_such_thing", "1"), ("work_mem", "plenty"), ("log_min_messages", "warning")] {
-        a.setup.parameters.insert(name.into(), value.into());
-    }
-    let mut refused = Vec::new();
-    // Postgres names unknown parameters before it looks at values: two rounds.
-    for _ in 0..3 {
-        let _ = start::prepare(&a.setup, &a.binaries, &start::Files::primary()).unwrap();
-        hand_over(a.home());
-        let output = process(&start::check_command(&a.setup, &a.binaries)).output().unwrap();
-        let bad = start::bad_parameters(&String::from_utf8_lossy(&output.stderr));
-        assert_eq!(output.status.success(), bad.is_empty());
-        a.setup.parameters.retain(|name, _| !bad.contains_key(name));
-        refused.extend(bad.into_keys());
-    }
-    assert_eq!(refused, ["no_such_thing", "work_mem"]);
-    assert!(a.setup.parameters.contains_key("log_min_messages"));
 }
 
 #[tokio::test]

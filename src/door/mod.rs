@@ -51,6 +51,8 @@ pub struct Snapshot {
     pub configured_tags: Arc<serde_json::Map<String, serde_json::Value>>,
     /// Tags as published.
     pub effective_tags: Arc<serde_json::Map<String, serde_json::Value>>,
+    /// Parameters of Postgres that are not in force as they are configured: name → why.
+    pub ignored_parameters: BTreeMap<String, String>,
 }
 
 impl Deref for Snapshot {

@@ -10,7 +10,7 @@
 //! back as an answer that names its effect. Requests to the keeper go out in the order of their effects.
 //!
 //! Reading order: this file, `perform` (store, peers, files, SQL), `keeper` (the session), `tasks` (the long programs),
-//! `configure` (configuration into values), `startup`, then `settings`, `peers`, `status`, `telemetry`, `clock`.
+//! `trials` (which parameters Postgres takes), `configure` (configuration into values), `startup`, then `settings`, `peers`, `status`, `telemetry`, `clock`.
 
 pub mod clock;
 mod configure;
@@ -24,6 +24,7 @@ pub mod startup;
 mod status;
 mod tasks;
 pub mod telemetry;
+mod trials;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -71,6 +72,7 @@ pub struct Driver {
     dynamic: Value,
     dynamic_text: Arc<str>,
     binaries: Binaries,
+    trials: Arc<trials::Trials>,
     sql: Arc<Sql>,
     ends: HandleEnds,
     signals: mpsc::Receiver<Signal>,
@@ -181,12 +183,17 @@ impl Driver {
 
     /// Replaces what the door shows.
     fn show(&mut self) {
-        self.ends.snapshot.send_replace(Arc::new(shown(self.member.snapshot(), &self.wishes)));
+        let ignored = self.trials.shown(self.binaries.major);
+        self.ends.snapshot.send_replace(Arc::new(shown(self.member.snapshot(), &self.wishes, ignored)));
     }
 }
 
 /// The member's own snapshot with the words of its configuration.
-fn shown(member: crate::model::MemberSnapshot, wishes: &settings::Wishes) -> Snapshot {
+fn shown(
+    member: crate::model::MemberSnapshot,
+    wishes: &settings::Wishes,
+    ignored_parameters: BTreeMap<String, String>,
+) -> Snapshot {
     Snapshot {
         member,
         scope: wishes.scope.clone(),
@@ -194,6 +201,7 @@ fn shown(member: crate::model::MemberSnapshot, wishes: &settings::Wishes) -> Sna
         primary_word: wishes.primary_word,
         configured_tags: wishes.configured_tags.clone(),
         effective_tags: wishes.published_tags.clone(),
+        ignored_parameters,
     }
 }
 

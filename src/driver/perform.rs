@@ -34,6 +34,7 @@ pub(super) struct Hands {
     pub setup: Arc<Setup>,
     pub binaries: Binaries,
     pub sql: Arc<Sql>,
+    pub trials: Arc<super::trials::Trials>,
     pub wishes: Arc<super::settings::Wishes>,
 }
 
@@ -86,6 +87,7 @@ impl Driver {
             setup: self.setup.clone(),
             binaries: self.binaries.clone(),
             sql: self.sql.clone(),
+            trials: self.trials.clone(),
             wishes: self.wishes.clone(),
         }
     }
@@ -162,7 +164,7 @@ impl Hands {
             Effect::Promote { renewal, claim } => self.promote(renewal, claim).await,
             Effect::Start { role, upstream, names, first_custom, renewal } => {
                 let files = start::Files { role, upstream, names };
-                self.start(files, first_custom, renewal).await
+                self.judged().await.start(files, first_custom, renewal).await
             }
             Effect::Script(script) => self.script(script).await,
             Effect::Task(kind) => Ok(Answer::Task(tasks::run(self, id, kind, progress).await)),
@@ -171,13 +173,13 @@ impl Hands {
             Effect::Compare { leader, conn_url } => self.compare(&leader, &conn_url).await,
             Effect::Checkpoint => sql(self.sql.checkpoint(Duration::from_secs(600)).await.map(|()| Answer::Done)),
             Effect::SyncSlots { orders } => sql(self.sql.sync_slots(&orders).await.map(Answer::Slots)),
-            Effect::PendingRestart => self.pending_restart().await,
+            Effect::PendingRestart => self.judged().await.pending_restart().await,
             Effect::ReadHistory { timeline, previous } => self.history(timeline, previous).await,
             Effect::Reconfigure { role, upstream, names, reload } => {
-                self.reconfigure(start::Files { role, upstream, names }, reload).await
+                self.judged().await.reconfigure(start::Files { role, upstream, names }, reload).await
             }
             Effect::SaveFiles => self.files(|h| conf::save_backups(&h.setup).map_err(|e| e.to_string())).await,
-            Effect::EndBootstrap => self.files(end_bootstrap).await,
+            Effect::EndBootstrap => self.judged().await.files(end_bootstrap).await,
             Effect::KeepPublished { system_id } => {
                 let setup = self.setup.clone();
                 let kept =

@@ -5,6 +5,7 @@
 
 use super::keeper;
 use super::settings::{self, Source};
+use super::trials;
 use crate::config::{self, Config, Dynamic};
 use crate::postgres::binaries;
 
@@ -53,7 +54,10 @@ async fn effects(config: &Config, source: &Source, report: &mut Report) {
     // With a socket the programs are in another container.
     if keeper::named_socket(config).is_none() {
         match binaries::find(&read.setup).await {
-            Ok(found) => read = settings::read(config, &dynamic, &source.home, "", found.major),
+            Ok(found) => {
+                read = settings::read(config, &dynamic, &source.home, "", found.major);
+                report.warnings.extend(trials::here(&read, &found).await);
+            }
             Err(why) => report.problems.push(why),
         }
     }

@@ -80,6 +80,20 @@ pub struct Wishes {
     pub published_tags: Arc<Map<String, Value>>,
 }
 
+impl Wishes {
+    /// Which configuration a parameter of Postgres comes from.
+    pub fn origin_of(&self, name: &str) -> &'static str {
+        let has = |key: &str| {
+            let map = self.config.postgresql.raw.get(key).and_then(Value::as_object);
+            map.into_iter().flatten().any(|(given, value)| given.eq_ignore_ascii_case(name) && !value.is_null())
+        };
+        match !config::is_controlled(name) && (has("parameters") || has("recovery_conf")) {
+            true => "the local configuration",
+            false => "the dynamic configuration",
+        }
+    }
+}
+
 /// Everything that follows from one reading of both documents.
 pub struct Read {
     /// For Postgres.

@@ -16,6 +16,7 @@ use tracing::{error, info, warn};
 use super::keeper::{self, KeeperSide};
 use super::peers::PeerClient;
 use super::settings::{self, Source};
+use super::trials::Trials;
 use super::{ANSWERS_MAX, Driver, clock, configure, shown, status, telemetry};
 use crate::config::{Config, Dynamic};
 use crate::dcs::kube::KubeStore;
@@ -83,7 +84,7 @@ pub async fn start(source: Source, api: Arc<ApiSettings>, config: Config) -> Res
     let (answer, answers) = mpsc::channel(ANSWERS_MAX);
     let timer = clock::BootTimer::new().map_err(|e| format!("open a timer: {e}"))?;
     let outside = Outside { now: clock::now, peers: Arc::new(peers.clone()) };
-    let (handle, mut ends) = channels(shown(member.snapshot(), &read.wishes), (*api).clone(), outside);
+    let (handle, mut ends) = channels(shown(member.snapshot(), &read.wishes, BTreeMap::new()), (*api).clone(), outside);
     let (_, unused) = mpsc::channel(1);
     let asked = std::mem::replace(&mut ends.status_ask, unused);
     tokio::spawn(status::serve(asked, ends.status.clone(), handle.watch(), setups_rx));
@@ -94,6 +95,7 @@ pub async fn start(source: Source, api: Arc<ApiSettings>, config: Config) -> Res
         keeper,
         peers,
         source,
+        trials: Trials::new(),
         sql: Arc::new(Sql::local(&setup, "Patroni heartbeat")),
         setup,
         setups,

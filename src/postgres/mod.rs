@@ -26,6 +26,7 @@ pub mod slots;
 pub mod sql;
 pub mod start;
 pub mod status;
+pub mod trial;
 pub mod wal;
 
 pub use setup::{Command, Credentials, CustomMethod, Remote, ReplicaMethod, Setup};

@@ -233,17 +233,6 @@ impl Sql {
         }
         Ok(out)
     }
-    /// Names in `wanted` that this server does not know, extensions' dotted names aside.
-    ///
-    /// # Errors
-    /// See [`SqlError`].
-    pub async fn unknown_parameters(&self, wanted: &Effective) -> Result<Vec<String>, SqlError> {
-        const QUERY: &str = "SELECT n FROM unnest($1::text[]) n WHERE NOT EXISTS \
-             (SELECT FROM pg_settings s WHERE pg_catalog.lower(s.name) = n)";
-        let names: Vec<String> = wanted.file.keys().filter(|n| !n.contains('.')).cloned().collect();
-        let rows = self.all(QUERY, &[&names]).await?;
-        rows.iter().map(|r| r.try_get(0)).collect::<Result<_, _>>().map_err(|e| SqlError::of(&e))
-    }
 
     /// Exactly one row.
     pub(super) async fn one(&self, query: &str, args: &[&(dyn ToSql + Sync)]) -> Result<Row, SqlError> {

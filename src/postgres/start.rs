@@ -217,27 +217,6 @@ fn argv(setup: &Setup, binaries: &Binaries, effective: &Effective) -> Vec<String
     out
 }
 
-/// A dry run that only reads the configuration: run it after a failed start, [`bad_parameters`] reads its output.
-pub fn check_command(setup: &Setup, binaries: &Binaries) -> Command {
-    let mut command = Command::new(argv(setup, binaries, &params::effective(setup, None)));
-    command.argv.extend(["-C".to_owned(), "config_file".to_owned()]);
-    command.with_env("LC_ALL", "C").with_env("LC_MESSAGES", "C")
-}
-
-/// Parameters Postgres refuses, each with its own words, from the standard error of [`check_command`] or of a failed
-/// start. Leave them out of `Setup::parameters`, warn, write the files again and repeat until there are none: unknown names
-/// are reported before bad values. One bad parameter must not keep a member down.
-pub fn bad_parameters(stderr: &str) -> BTreeMap<String, String> {
-    let mut out = BTreeMap::new();
-    for line in stderr.lines().filter(|l| ["LOG:", "ERROR:", "FATAL:", "WARNING:"].iter().any(|w| l.contains(w))) {
-        let Some((_, rest)) = line.split_once("parameter \"") else { continue };
-        let Some((name, _)) = rest.split_once('"') else { continue };
-        let words = line.split_once(":  ").map_or(line, |(_, words)| words);
-        out.insert(name.to_lowercase(), words.trim().to_owned());
-    }
-    out
-}
-
 /// Creates the directories named in parameters.
 fn make_directories(setup: &Setup, effective: &Effective) -> Result<(), String> {
     for key in ["unix_socket_directories", "stats_temp_directory"] {
@@ -263,17 +242,6 @@ pub fn socket_locks(setup: &Setup) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn refused_parameters_are_read_from_the_words_of_postgres() {
-        let text = "2026-11-23 03:00:00.000 GMT [7] LOG:  unrecognized configuration parameter \"nope\" in file \"/x\" line 3\n\
-                    LOG:  invalid value for parameter \"work_mem\": \"abc\"\n\
-                    LOG:  1 kB is outside the valid range for parameter \"shared_buffers\" (128 kB .. 8 TB)\n\
-                    HINT:  something about parameter \"other\"\n";
-        let bad = bad_parameters(text);
-        assert_eq!(bad.keys().collect::<Vec<_>>(), ["nope", "shared_buffers", "work_mem"]);
-        assert_eq!(bad["work_mem"], "invalid value for parameter \"work_mem\": \"abc\"");
-    }
 
     #[test]
     fn the_argument_vector_carries_the_controlled_parameters() {

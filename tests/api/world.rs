@@ -253,6 +253,7 @@ pub fn leader() -> Snapshot {
         primary_word: "primary",
         configured_tags: Arc::default(),
         effective_tags: Arc::default(),
+        ignored_parameters: Default::default(),
     }
 }
 

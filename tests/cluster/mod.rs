@@ -9,6 +9,7 @@ mod crash;
 mod handover;
 mod mixed;
 mod outage;
+mod parameters;
 mod pause;
 mod rejoin;
 mod standby;
@@ -113,6 +114,7 @@ pub const TESTS: &[Test] = tests![
     scaled endpoints start::a_data_directory_of_another_version_is_refused,
     scaled endpoints start::sighup_applies_the_changed_file,
     scaled endpoints start::a_cluster_killed_whole_comes_back,
+    scaled endpoints parameters::a_typo_in_the_document_keeps_no_member_down,
     scaled endpoints handover::a_switchover_to_a_candidate_loses_nothing,
     scaled configmaps handover::a_switchover_through_rest_loses_nothing,
     scaled endpoints handover::a_terminated_leader_hands_over_and_loses_nothing,
