@@ -257,6 +257,25 @@ fn validation_says_what_a_start_would_warn_about() {
     }
 }
 
+/// A start goes on without them, so that they are no error.
+#[test]
+fn validation_names_the_parameters_that_the_installed_postgres_refuses() {
+    let Some(bin) = postgres() else { return };
+    let place = Place::new();
+    let text = config(&place.0, 30_100, 30_101, &bin)
+        .replace("connect_address: 127.0.0.1", "connect_address: 10.0.0.1")
+        .replace("  parameters: {", "  parameters: {work_mem: banana, zero_damaged_pages: true, my.own: 1, ")
+        .replace("dcs: {", "dcs: {postgresql: {parameters: {foo_bar: 1, shared_buffers: 1GB}}, ");
+    let (code, said) = validate(&place, &text, &[]);
+    assert_eq!((code, said.lines().count()), (0, 2), "{said}");
+    for words in [
+        "WARNING: parameter \"foo_bar\" (\"1\" in the dynamic configuration) is unknown to PostgreSQL ",
+        "WARNING: parameter \"work_mem\" (\"banana\" in the local configuration) is refused by PostgreSQL ",
+    ] {
+        assert!(said.contains(words), "{words} in {said}");
+    }
+}
+
 #[test]
 fn validation_ends_with_1_for_what_a_start_would_refuse() {
     let Some(bin) = postgres() else { return };

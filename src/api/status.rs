@@ -195,12 +195,12 @@ fn of_cluster(d: &mut Map<String, Value>, snapshot: &Snapshot) {
             d.insert("pending_restart_reason".into(), Value::Object(reasons));
         }
     }
-    if !snapshot.ignored_parameters.is_empty() {
-        d.insert("ignored_parameters".into(), json!(snapshot.ignored_parameters));
-    }
     d.insert("patroni".into(), of_member(snapshot));
     if let Some(document) = &snapshot.scheduled_restart {
         d.insert("scheduled_restart".into(), serde_json::from_str(document).unwrap_or_default());
+    }
+    if !snapshot.ignored_parameters.is_empty() {
+        d.insert("ignored_parameters".into(), json!(snapshot.ignored_parameters));
     }
     if snapshot.fence_lost {
         d.insert("fence".into(), json!("lost"));

@@ -50,16 +50,19 @@ async fn a_replica_shows_every_key_in_order() {
     s.pending_restart_reason = [("shared_buffers".to_owned(), ("128MB".to_owned(), "?".to_owned()))].into();
     s.scheduled_restart = Some(r#"{"schedule":"2030-01-01T00:00:00+00:00"}"#.into());
     s.effective_tags = Arc::new(serde_json::json!({"zone": "ü"}).as_object().unwrap().clone());
+    s.ignored_parameters = [("foo_bar".to_owned(), "unknown to PostgreSQL 17".to_owned())].into();
     let world = World::new(s, Says::Status(as_standby())).await;
     let reply = world.get("/patroni/whatever?x=y").await;
     let keys = "state postmaster_start_time role server_version xlog sync_standby timeline replication_state \
                 cluster_unlocked dcs_last_seen tags database_system_identifier pending_restart pending_restart_reason \
-                patroni scheduled_restart";
+                patroni scheduled_restart ignored_parameters";
     assert_eq!(reply.keys(), keys.split_whitespace().collect::<Vec<_>>());
     let xlog = r#""xlog": {"received_location": 117440512, "replayed_location": 117440500, "replayed_timestamp": null, "paused": false}"#;
     assert!(reply.body.contains(xlog), "{}", reply.body);
     assert!(reply.body.contains(r#""tags": {"zone": "\u00fc"}"#), "{}", reply.body);
     assert!(reply.body.contains(r#"{"shared_buffers": {"old_value": "128MB", "new_value": "?"}}"#), "{}", reply.body);
+    let ignored = r#""ignored_parameters": {"foo_bar": "unknown to PostgreSQL 17"}"#;
+    assert!(reply.body.contains(ignored), "{}", reply.body);
     assert!(!reply.body.contains("latest_end_lsn"));
 }
 

@@ -1,7 +1,9 @@
 //! A typo in the parameters of a cluster is a line in the log, not a cluster that is down.
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use patroni::demo::cluster::{Cluster, Options};
-use patroni::demo::{Res, fail};
+use patroni::demo::{Res, fail, machine};
 use serde_json::json;
 
 use super::{Allowed, Trial, must};
@@ -62,6 +64,33 @@ async fn typed_wrong_then_right(trial: &mut Trial, leader: usize) -> Res<()> {
         Some(())
     };
     trial.cluster.wait_for("the corrected values", deadline, arrived).await
+}
+
+/// A server that does not say what it takes gets everything, and one warning says so.
+pub async fn a_server_that_cannot_be_asked_gets_what_is_configured(mut options: Options) -> Res<()> {
+    let dir = machine::private_dir("patroni-postgres")?;
+    let program = dir.join("postgres");
+    let real = options.postgres.join("postgres");
+    let script = format!("#!/bin/sh\n[ \"$1\" != -C ] || exit 7\nexec {} \"$@\"\n", real.display());
+    std::fs::write(&program, script)?;
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
+    machine::User::find()?.own(&dir)?;
+    options.members = 1;
+    options.postgresql_extra = format!("  bin_name:\n    postgres: {}\n", program.display());
+    options.parameters_extra = "    work_mem: 7MB\n".into();
+    let (mut trial, leader) = Trial::begin(options).await?;
+    let result = taken_as_configured(&mut trial, leader).await;
+    std::fs::remove_dir_all(&dir)?;
+    trial.end(result, Allowed::Nothing).await
+}
+
+async fn taken_as_configured(trial: &mut Trial, leader: usize) -> Res<()> {
+    let (code, out, err) = trial.cluster.patronictl(&["restart", "test", "--force"]).await?;
+    must(code == 0, format!("patronictl restart ended with {code}: {out}{err}"))?;
+    trial.whole().await?;
+    shows(&trial.cluster, leader, ["7MB", "16MB", "50"]).await?;
+    let said = trial.cluster.members[leader].log().matches("cannot ask Postgres which parameters it takes").count();
+    must(said == 1, format!("it is said {said} times that Postgres cannot be asked"))
 }
 
 async fn document(cluster: &Cluster, i: usize, parameters: serde_json::Value) -> Res<()> {
