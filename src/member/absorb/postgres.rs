@@ -2,8 +2,8 @@
 
 use super::super::input::Looked;
 use crate::model::{
-    BootInstant, ControlData, DataDir, Local, PostgresState, PostgresView, Role, StartRole, StartRoleSeen, StopMode,
-    TaskKind, Upstream,
+    BootInstant, ControlData, DataDir, Local, PostgresState, PostgresView, Probe, Role, StartRole, StartRoleSeen,
+    StopMode, TaskKind, Upstream,
 };
 
 fn enter(pg: &mut PostgresView, state: PostgresState, now: BootInstant) {
@@ -119,6 +119,24 @@ pub(in crate::member) fn died(local: &mut Local, now: BootInstant) {
     }
 }
 
+/// What a look says of the WAL that a standby receives.
+fn wal_comes(local: &mut Local, probe: &Probe, now: BootInstant) {
+    let pg = &mut local.postgres;
+    let before = pg.probe.as_ref().filter(|old| old.in_recovery && probe.in_recovery && probe.streaming);
+    if before.is_some_and(|old| probe.position > old.position) {
+        pg.grew = Some(now);
+    }
+    // A receiver calls itself streaming before it has asked for anything, and again with every attempt. What grows
+    // beyond where mine ended has come from there, and goes on from there.
+    let remote = probe.in_recovery && matches!(pg.following, Some(Upstream::Remote { .. }));
+    match local.arrives_from {
+        _ if !remote => (local.arrives_from, local.arrived) = (None, false),
+        _ if !probe.streaming || probe.at < pg.followed_at => {}
+        None => local.arrives_from = Some(probe.position),
+        Some(from) => local.arrived |= probe.position > from,
+    }
+}
+
 /// Takes in the outcome of the monitoring query.
 pub(in crate::member) fn probed(local: &mut Local, looked: Looked, now: BootInstant) {
     let restarting = local.restart.is_some();
@@ -157,19 +175,8 @@ pub(in crate::member) fn probed(local: &mut Local, looked: Looked, now: BootInst
             if probe.streaming {
                 pg.streamed = Some(now);
             }
-            let before = pg.probe.as_ref().filter(|old| old.in_recovery && probe.in_recovery && probe.streaming);
-            if before.is_some_and(|old| probe.position > old.position) {
-                pg.grew = Some(now);
-            }
-            // A receiver calls itself streaming before it has asked for anything, and again with every attempt. What grows
-            // beyond where mine ended has come from there, and goes on from there.
-            let remote = probe.in_recovery && matches!(pg.following, Some(Upstream::Remote { .. }));
-            match local.arrives_from {
-                _ if !remote => (local.arrives_from, local.arrived) = (None, false),
-                _ if !probe.streaming || probe.at < pg.followed_at => {}
-                None => local.arrives_from = Some(probe.position),
-                Some(from) => local.arrived |= probe.position > from,
-            }
+            wal_comes(local, &probe, now);
+            let pg = &mut local.postgres;
             pg.probe = Some(probe);
             if pg.stopping.is_none() {
                 enter(pg, PostgresState::Running, now);
@@ -248,7 +255,7 @@ pub(in crate::member) fn task_ended_state(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Handover, Lsn, PlannedRestart, Probe, Timeline};
+    use crate::model::{Handover, Lsn, PlannedRestart, Timeline};
 
     fn at(secs: u64) -> BootInstant {
         BootInstant::from_nanos(secs * 1_000_000_000)
