@@ -82,7 +82,7 @@ fn one(snapshot: &Snapshot, name: &MemberName, member: &Member, known: Positions
         m.insert("host".into(), json!(host));
         m.insert("port".into(), json!(port));
     }
-    for key in ["timeline", "pending_restart", "pending_restart_reason", "scheduled_restart", "tags", "fence"] {
+    for key in ["timeline", "pending_restart", "pending_restart_reason", "scheduled_restart", "tags", "site", "fence"] {
         if let Some(value) = published.get(key) {
             m.insert(key.into(), value.clone());
         }

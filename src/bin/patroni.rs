@@ -132,7 +132,7 @@ fn print_timings(source: &Source) -> Result<(), String> {
     for warning in warnings {
         eprintln!("{warning}");
     }
-    let read = settings::read(&config, &dynamic, &source.home, "", 15);
+    let read = settings::read(&config, &dynamic, &source.home, settings::Pod::default(), 15);
     let timings = Timings::new(&read.wishes.settings, read.wishes.settings.ttl, false).map_err(|e| e.to_string())?;
     println!("{timings}");
     Ok(())

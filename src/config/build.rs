@@ -38,6 +38,7 @@ pub(super) fn config(document: Value, problems: &mut Vec<String>, warnings: &mut
         name: top.text_or("name", ""),
         scope: top.text_or("scope", ""),
         namespace,
+        site: top.filled("site"),
         primary_role_name,
         log: log(top.section("log"), warnings),
         restapi,

@@ -105,6 +105,8 @@ pub struct Dynamic {
     pub max_timelines_history: i64,
     /// Seconds; 0 is off.
     pub primary_race_backoff: i64,
+    /// `prefer` or `require`; anything else is nothing.
+    pub failover_site: Option<String>,
     /// Seconds; 0 fails over at once.
     pub primary_start_timeout: i64,
     /// Seconds; 0 is off.
@@ -210,6 +212,7 @@ impl Dynamic {
             maximum_lag_on_syncnode: number("maximum_lag_on_syncnode", -1, None),
             max_timelines_history: number("max_timelines_history", 0, None),
             primary_race_backoff: number("primary_race_backoff", 0, None),
+            failover_site: top.filled("failover_site"),
             primary_start_timeout: number(renamed("primary_start_timeout", "master_start_timeout"), 300, None),
             primary_stop_timeout: number(renamed("primary_stop_timeout", "master_stop_timeout"), 0, None),
             member_slots_ttl: number("member_slots_ttl", 1800, Some("s")),

@@ -12,6 +12,7 @@ use super::{merge, numbers, yaml};
 const TOP: &[(&str, Kind)] = &[
     ("NAME", Kind::Text),
     ("SCOPE", Kind::Text),
+    ("SITE", Kind::Text),
     ("NAMESPACE", Kind::Text),
     ("PRIMARY_ROLE_NAME", Kind::Text),
     ("THREAD_POOL_SIZE", Kind::Whole),

@@ -283,6 +283,8 @@ pub struct Config {
     pub scope: String,
     /// Top-level `namespace`.
     pub namespace: Option<String>,
+    /// The site of this member: a zone, a data centre.
+    pub site: Option<String>,
     /// Word for the primary in REST answers, callbacks and member data: `primary` or `master`.
     pub primary_role_name: String,
     /// Logging.

@@ -67,7 +67,10 @@ fn no_words(document: &Value) -> Vec<String> {
         let words = if *key == "synchronous_mode" { "on, off or quorum" } else { "on or off" };
         (!quorum && parse_bool(&text).is_none()).then(|| format!("{key}: {text} is not {words}"))
     };
-    switches.iter().filter_map(bad).collect()
+    let site = document.get("failover_site").filter(|v| !v.is_null()).map(merge::text);
+    let odd = site.filter(|word| !["prefer", "require"].contains(&word.as_str()));
+    let odd = odd.map(|word| format!("failover_site: {word} is neither prefer nor require (null: any site)"));
+    switches.iter().filter_map(bad).chain(odd).collect()
 }
 
 #[cfg(test)]

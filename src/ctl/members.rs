@@ -246,10 +246,11 @@ fn megabytes(bytes: u64) -> u64 {
 type Extra = (&'static str, fn(&Value, &Show<'_>) -> Value);
 
 /// The optional columns: heading, and the cell from the member's published data.
-const EXTRAS: [Extra; 5] = [
+const EXTRAS: [Extra; 6] = [
     ("Pending restart", |raw, _| if truthy(&raw["pending_restart"]) { "*".into() } else { "".into() }),
     ("Pending restart reason", reason),
     ("Scheduled restart", |raw, _| scheduled(&raw["scheduled_restart"]).into()),
+    ("Site", |raw, _| raw["site"].as_str().unwrap_or("").into()),
     ("Tags", tags),
     (FENCE, |raw, _| raw["fence"].as_str().unwrap_or("").into()),
 ];

@@ -18,6 +18,7 @@ use super::life::OwnLife;
 use super::objects::{Kind, Meta, Names, Pod, object_labels, version_number};
 use super::options::StoreOptions;
 use super::request::{Expects, Object, Request, Sent};
+use super::schema;
 use super::{Failure, Life, MyPod, SeenPod, View};
 use crate::model::{BootInstant, MemberName, Periods, Version};
 
@@ -156,6 +157,7 @@ impl Desk {
             uid: self.cache.my_uid().to_owned(),
             pod_ip: self.o.pod_ip.clone().or_else(|| pod.status.pod_ip.clone()),
             containers,
+            site: pod.metadata.labels.as_ref().and_then(|labels| labels.get(schema::ZONE).cloned()),
         }))
     }
 

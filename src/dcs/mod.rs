@@ -83,6 +83,8 @@ pub struct MyPod {
     pub pod_ip: Option<String>,
     /// Container name → container ID of every non-ephemeral container; empty until all of them are known.
     pub containers: BTreeMap<String, String>,
+    /// The zone of its node, where the API server copies that label to the pod.
+    pub site: Option<String>,
 }
 
 /// The life of the process that keeps Postgres, as the store must know it to name its container.

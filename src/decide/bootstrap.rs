@@ -434,9 +434,12 @@ fn clone(ctx: &Ctx<'_>, leader: &MemberName) -> Decision {
     // The sync key says that I have every commit: a copy of anything but the leader may not.
     let from_leader = ctx.local.reinit.as_ref().is_some_and(|r| r.from_leader) || sync::in_key(ctx);
     let members = &ctx.cluster.members;
-    let replica = members.iter().find(|(name, m)| {
+    let fits = |(name, m): &(&MemberName, &Member)| {
         *name != leader && **name != ctx.local.me && m.tags.clonefrom && m.is_running() && m.conn_url.is_some()
-    });
+    };
+    // One in my own site first.
+    let far = |(_, m): &(&MemberName, &Member)| ctx.settings.site.is_none() || m.site != ctx.settings.site;
+    let replica = members.iter().filter(fits).min_by_key(far);
     let primary =
         || members.get_key_value(leader).filter(|(_, m)| rewind::verified(ctx, Some(m)).is_some() && m.is_running());
     let Some((name, member)) = replica.filter(|_| !from_leader).or_else(primary) else {

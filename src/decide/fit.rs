@@ -5,6 +5,8 @@
 //! different timelines are never compared: whoever is on an older one is behind, whatever its position, and beyond its
 //! switch point it has diverged. Who is unfit neither wins a race nor is a reason to give way.
 //!
+//! With `failover_site: require` nobody of another site than the last leader's is fit, unless a person names it; its WAL counts.
+//!
 //! Among the fit the better one leads: the newer timeline, then whoever has everything of the last clean shutdown, then
 //! whoever has heard of the newer timeline, then the further position, and at equality the higher priority. That is one
 //! order for everybody, so nobody gives way in a circle.
@@ -15,7 +17,8 @@ use std::fmt;
 
 use super::{Ctx, failsafe, sync};
 use crate::model::{
-    HistoryRow, Lsn, MemberName, PeerAnswer, PeerRole, RewindState, Shutdown, SyncRecord, Tags, Timeline,
+    FailoverSite, HistoryRow, LeaderRecord, Lsn, Member, MemberName, PeerAnswer, PeerRole, RewindState, Shutdown,
+    SyncRecord, Tags, Timeline,
 };
 use crate::mutant::{self, Mutant};
 
@@ -40,6 +43,8 @@ pub(super) enum Why {
     Behind { timeline: Timeline, newest: Timeline },
     /// The history in the store does not know its timeline.
     Unrecorded { timeline: Timeline, recorded: Timeline },
+    /// `failover_site: require`, and the last leader was elsewhere.
+    Elsewhere { site: Option<String>, home: String },
 }
 
 impl Why {
@@ -47,7 +52,11 @@ impl Why {
     pub(super) fn by_history_alone(&self) -> bool {
         match self {
             Why::NoFailover | Why::Watchdog | Why::NotSynchronous | Why::Unlisted | Why::HalfMade(_) => false,
-            Why::Diverged | Why::BeyondSwitch { .. } | Why::Behind { .. } | Why::Unrecorded { .. } => true,
+            Why::Diverged
+            | Why::BeyondSwitch { .. }
+            | Why::Behind { .. }
+            | Why::Unrecorded { .. }
+            | Why::Elsewhere { .. } => true,
         }
     }
 }
@@ -67,6 +76,12 @@ impl fmt::Display for Why {
             Why::Behind { timeline, newest } => write!(f, "on timeline {timeline}, behind {newest}"),
             Why::Unrecorded { timeline, recorded } => {
                 write!(f, "on timeline {timeline}, which the history of the cluster (on {recorded}) does not know")
+            }
+            Why::Elsewhere { site: Some(site), home } => {
+                write!(f, "in site {site}, and failover_site requires that of the last leader, {home}")
+            }
+            Why::Elsewhere { site: None, home } => {
+                write!(f, "in no known site, and failover_site requires that of the last leader, {home}")
             }
         }
     }
@@ -104,6 +119,12 @@ pub(super) struct Field<'a> {
     /// A person asks for this one in spite of that.
     waived: Option<&'a MemberName>,
     answers: &'a BTreeMap<MemberName, PeerAnswer>,
+    members: &'a BTreeMap<MemberName, Member>,
+    /// The site of the last leader, where it matters.
+    home: Option<&'a str>,
+    site_rule: FailoverSite,
+    /// Whom a person has named, wherever it is.
+    named: Option<&'a MemberName>,
     /// My own timeline stands for "unknown": such an answer is compared by its bytes.
     mine: Option<Standing>,
     /// The newest timeline that somebody who may lead is on.
@@ -127,6 +148,10 @@ impl<'a> Field<'a> {
             listed: failsafe::listed(ctx),
             waived: sync::waived(cluster),
             answers,
+            members: &cluster.members,
+            home: home(ctx),
+            site_rule: ctx.settings.failover_site,
+            named: named(ctx),
             mine: None,
             newest: Timeline(0),
             heard: recorded.max(ctx.local.postgres.newest_history),
@@ -234,7 +259,9 @@ impl<'a> Field<'a> {
     pub(super) fn fit(&self, name: &MemberName) -> Result<Standing, Option<Why>> {
         let answer = self.answers.get(name).ok_or(None)?;
         let standing = self.of(answer).ok_or(None)?;
-        match barred(answer).or_else(|| self.excluded(name)).or_else(|| self.unfit(&standing)) {
+        let site = self.members.get(name).and_then(|m| m.site.as_deref());
+        let away = || elsewhere(self.site_rule, self.home, site).filter(|_| self.named != Some(name));
+        match barred(answer).or_else(|| self.excluded(name)).or_else(|| self.unfit(&standing)).or_else(away) {
             Some(why) => Err(Some(why)),
             None => Ok(standing),
         }
@@ -243,6 +270,12 @@ impl<'a> Field<'a> {
     /// All who are fit.
     pub(super) fn all_fit(&self) -> impl Iterator<Item = (&'a MemberName, Standing)> {
         self.answers.keys().filter_map(|name| Some((name, self.fit(name).ok()?)))
+    }
+
+    /// Of two that are equal otherwise: is `name` where the last leader was, and I am not?
+    pub(super) fn nearer(&self, name: &MemberName, mine: Option<&str>) -> bool {
+        let site = self.members.get(name).and_then(|m| m.site.as_deref());
+        self.site_rule != FailoverSite::Any && self.home.is_some() && site == self.home && mine != self.home
     }
 
     /// A member that says it is a primary.
@@ -278,6 +311,23 @@ fn barred(answer: &PeerAnswer) -> Option<Why> {
     }
 }
 
+/// The site of the last leader, where it matters.
+fn home<'a>(ctx: &Ctx<'a>) -> Option<&'a str> {
+    let matters = ctx.settings.failover_site != FailoverSite::Any;
+    ctx.cluster.leader.as_ref().filter(|_| matters).and_then(LeaderRecord::site)
+}
+
+/// The candidate of a request that stands, or of my hand-over.
+fn named<'a>(ctx: &Ctx<'a>) -> Option<&'a MemberName> {
+    let handover = ctx.local.handover.as_ref().and_then(|h| h.candidate.as_ref());
+    handover.or_else(|| ctx.cluster.request().and_then(|r| r.candidate.as_ref()))
+}
+
+fn elsewhere(rule: FailoverSite, home: Option<&str>, site: Option<&str>) -> Option<Why> {
+    let home = home.filter(|home| rule == FailoverSite::Require && site != Some(home))?;
+    Some(Why::Elsewhere { site: site.map(str::to_owned), home: home.to_owned() })
+}
+
 /// What bars me whatever the others say.
 pub(super) fn of_me(ctx: &Ctx<'_>) -> Option<Why> {
     if ctx.settings.tags.nofailover {
@@ -286,6 +336,8 @@ pub(super) fn of_me(ctx: &Ctx<'_>) -> Option<Why> {
     match &ctx.local.rewind {
         RewindState::Failed { why, .. } => Some(Why::HalfMade(why.clone())),
         RewindState::Need(_) => Some(Why::Diverged),
-        RewindState::Initial | RewindState::Check | RewindState::NotNeeded(_) | RewindState::Success(_) => None,
+        RewindState::Initial | RewindState::Check | RewindState::NotNeeded(_) | RewindState::Success(_) => {
+            elsewhere(ctx.settings.failover_site, home(ctx), ctx.settings.site.as_deref())
+        }
     }
 }

@@ -11,6 +11,7 @@
 //!
 //! What it deliberately does not do: remember anything. Memory is `Local`, kept by `member`.
 
+mod backoff;
 mod bootstrap;
 pub mod check;
 mod failsafe;

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::fit::{self, Field, Standing};
-use super::{ASK_BEFORE_EXPIRY, Ctx, ROUND_MAX_AGE, Unlocked, failsafe, replica, requests, standby, sync};
+use super::{ASK_BEFORE_EXPIRY, Ctx, ROUND_MAX_AGE, Unlocked, backoff, failsafe, replica, requests, standby, sync};
 use crate::model::{
     Action, BootInstant, Decision, FailoverRequest, Initialize, LeaseVerdict, Lsn, Member, MemberName, PeerAnswer,
     PeerRound, Probe, Shutdown, Stood, StopMode, Timeline, Upstream,
@@ -208,42 +208,17 @@ fn outcome(ctx: &Ctx<'_>, unlocked: &Unlocked) -> Outcome {
         None if ctx.local.stepped_down.is_some_and(|at| ctx.now.boot < at + ctx.settings.ttl) => {
             yields("I have just given the lock away")
         }
-        None => backs_off(ctx, unlocked).unwrap_or_else(|| contest(ctx, unlocked, probe, Wish::default())),
-    }
-}
-
-/// `primary_race_backoff`: a lock that is free because nobody was heard of is not raced for while WAL of the holder still comes:
-/// it may be alive, and a program of its kind may not stop it. Off for what ends all doubt: a lock that was given up, a holder that
-/// is proven dead.
-fn backs_off(ctx: &Ctx<'_>, unlocked: &Unlocked) -> Option<Outcome> {
-    let most = ctx.settings.primary_race_backoff;
-    let silence = ctx.verdict != LeaseVerdict::Released && !matches!(unlocked.stood, Stood::ProvenDead(_));
-    if most.is_zero() || !silence || standby::is_one(ctx.settings) {
-        return None;
-    }
-    let now = ctx.now.boot;
-    let (until, first) = (unlocked.emptied + most, unlocked.emptied + ctx.settings.loop_wait.min(most));
-    let moves = ctx.local.postgres.grew.is_some_and(|at| at + ctx.settings.loop_wait > now);
-    let waits = now < first || (moves && now < until);
-    let left = now.until(until).as_secs_f64().ceil();
-    waits.then(|| Outcome::Yield {
-        why: match moves {
-            true => format!(
-                "My ({}) wal position moved since last heart beat loop, {left} seconds until leader race",
-                ctx.local.me
-            ),
-            false => format!(
-                "primary_race_backoff: whether WAL still comes shows within {:.0} seconds",
-                now.until(first).as_secs_f64().ceil()
-            ),
+        None => match backoff::of(ctx, unlocked) {
+            Some((why, until)) => Outcome::Yield { why, to: None, until: Some(until) },
+            None => contest(ctx, unlocked, probe, Wish::default()),
         },
-        to: None,
-        until: Some(if moves { until } else { first }),
-    })
+    }
 }
 
 fn way_out(ctx: &Ctx<'_>, why: &fit::Why) -> String {
-    if why.by_history_alone() {
+    if let fit::Why::Elsewhere { .. } = why {
+        format!("; `patronictl failover --candidate {} --force` moves the cluster here", ctx.local.me)
+    } else if why.by_history_alone() {
         format!("; `patronictl failover --candidate {} --force` accepts the loss", ctx.local.me)
     } else {
         String::new()
@@ -435,26 +410,8 @@ fn contest(ctx: &Ctx<'_>, unlocked: &Unlocked, probe: &Probe, wish: Wish<'_>) ->
     };
     let losses: Vec<String> = lost.into_iter().chain(passed_over).collect();
     let lost = (!losses.is_empty()).then(|| losses.join("; "));
-    for (name, theirs) in field.all_fit() {
-        if lag(ctx, theirs.position) > allowed || theirs.cut_off {
-            continue;
-        }
-        let former = unlocked.gone.as_ref() == Some(name);
-        match field.compare(&theirs, &me) {
-            // Who is to step down is no reason to give way, unless it has more: then that would be lost.
-            Ordering::Equal if wish.steps_down == Some(name) => {}
-            Ordering::Greater if theirs.known > me.known => {
-                return yields_to(name, format!("{name} has heard of timeline {}, I have not", theirs.known));
-            }
-            Ordering::Greater => return yields_to(name, format!("wal position of {name} is ahead of my wal position")),
-            Ordering::Equal if wish.prefers == Some(name) => {
-                return yields_to(name, format!("{name} has the same wal position and is to become the leader"));
-            }
-            Ordering::Equal if !former && wish.prefers != Some(&ctx.local.me) && theirs.priority > me.priority => {
-                return yields_to(name, format!("{name} has the same wal position and a higher failover_priority"));
-            }
-            Ordering::Equal | Ordering::Less => {}
-        }
+    if let Some(better) = better(ctx, unlocked, &field, &me, wish) {
+        return better;
     }
     // After a clean stop nobody has more than what was sworn.
     if !has_the_oath(ctx)
@@ -463,6 +420,48 @@ fn contest(ctx: &Ctx<'_>, unlocked: &Unlocked, probe: &Probe, wish: Wish<'_>) ->
         return yields(why);
     }
     if may_grow(ctx, probe) { Outcome::Cut } else { Outcome::Win { claim: claim(ctx, &field, probe), lost } }
+}
+
+/// Who is rather to lead than I, of all who are fit.
+fn better(ctx: &Ctx<'_>, unlocked: &Unlocked, field: &Field<'_>, me: &Standing, wish: Wish<'_>) -> Option<Outcome> {
+    for (name, theirs) in field.all_fit() {
+        if lag(ctx, theirs.position) > allowed_lag(ctx) || theirs.cut_off {
+            continue;
+        }
+        let former = unlocked.gone.as_ref() == Some(name);
+        match field.compare(&theirs, me) {
+            // Who is to step down is no reason to give way, unless it has more: then that would be lost.
+            Ordering::Equal if wish.steps_down == Some(name) => {}
+            Ordering::Greater if theirs.known > me.known => {
+                return Some(yields_to(name, format!("{name} has heard of timeline {}, I have not", theirs.known)));
+            }
+            Ordering::Greater => {
+                return Some(yields_to(name, format!("wal position of {name} is ahead of my wal position")));
+            }
+            Ordering::Equal if wish.prefers == Some(name) => {
+                return Some(yields_to(name, format!("{name} has the same wal position and is to become the leader")));
+            }
+            Ordering::Equal if !former && wish.prefers != Some(&ctx.local.me) && theirs.priority > me.priority => {
+                return Some(yields_to(
+                    name,
+                    format!("{name} has the same wal position and a higher failover_priority"),
+                ));
+            }
+            Ordering::Equal
+                if !former
+                    && wish.prefers != Some(&ctx.local.me)
+                    && theirs.priority == me.priority
+                    && field.nearer(name, ctx.settings.site.as_deref()) =>
+            {
+                return Some(yields_to(
+                    name,
+                    format!("{name} has the same wal position, in the site of the last leader"),
+                ));
+            }
+            Ordering::Equal | Ordering::Less => {}
+        }
+    }
+    None
 }
 
 /// My timeline has ended, I am not past its end, and who sends me WAL may be: a former leader that came back has more of it

@@ -8,8 +8,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::{
-    Cluster, Compared, ConfigRecord, HistoryRow, LeaderRecord, LeaseRecord, Local, Member, Now, PeerRole, Released,
-    RewindState, Settings, StartRoleSeen, StoreLink, Tags, Version, WallTime,
+    Cluster, Compared, ConfigRecord, FailoverSite, HistoryRow, HolderMark, LeaderRecord, LeaseRecord, Local, Member,
+    Now, PeerRole, Released, RewindState, Settings, StartRoleSeen, StoreLink, Tags, Version, WallTime,
 };
 
 const ID: &str = "7000000000000000001";
@@ -25,6 +25,7 @@ struct One {
     nofailover: bool,
     watchdog_failed: bool,
     diverged: bool,
+    site: Option<&'static str>,
     /// Answers at all.
     up: bool,
 }
@@ -38,25 +39,34 @@ struct Drawn {
     oath: Option<(u64, u32, BTreeSet<usize>)>,
     strict: bool,
     seconds: u64,
+    /// The site of the last leader is `x`.
+    rule: FailoverSite,
+}
+
+fn sites() -> impl Strategy<Value = FailoverSite> {
+    prop::sample::select(vec![FailoverSite::Any, FailoverSite::Any, FailoverSite::Prefer, FailoverSite::Require])
 }
 
 fn one() -> impl Strategy<Value = One> {
     let bools =
         (prop::bool::weighted(0.15), prop::bool::weighted(0.1), prop::bool::weighted(0.1), prop::bool::weighted(0.8));
-    (1..4u32, 0..4u32, 80..130u64, 1..3i64, bools).prop_map(|(timeline, heard, position, priority, bools)| {
-        let (nofailover, watchdog_failed, diverged, up) = bools;
-        One { timeline, heard, position, priority, nofailover, watchdog_failed, diverged, up }
-    })
+    let site = prop::sample::select(vec![None, Some("x"), Some("y")]);
+    (1..4u32, 0..4u32, 80..130u64, 1..3i64, bools, site).prop_map(
+        |(timeline, heard, position, priority, bools, site)| {
+            let (nofailover, watchdog_failed, diverged, up) = bools;
+            One { timeline, heard, position, priority, nofailover, watchdog_failed, diverged, site, up }
+        },
+    )
 }
 
 fn drawn() -> impl Strategy<Value = Drawn> {
     let members = prop::collection::vec(one(), 3);
     let ends = prop::collection::vec(80..130u64, 0..3);
     let oath = prop::option::of((80..130u64, 1..4u32, prop::collection::btree_set(0..3usize, 1..4)));
-    (members, ends, 80..160u64, oath, prop::bool::weighted(0.2), 0..400u64).prop_map(
-        |(members, mut ends, optime, oath, strict, seconds)| {
+    (members, ends, 80..160u64, oath, prop::bool::weighted(0.2), 0..400u64, sites()).prop_map(
+        |(members, mut ends, optime, oath, strict, seconds, rule)| {
             ends.sort_unstable();
-            Drawn { members, ends, optime, oath, strict, seconds }
+            Drawn { members, ends, optime, oath, strict, seconds, rule }
         },
     )
 }
@@ -90,6 +100,7 @@ fn cluster(d: &Drawn) -> Cluster {
     let member = |i: usize| Member {
         api_url: d.members[i].up.then(|| "http://x/patroni".to_owned()),
         tags: Tags { nofailover: d.members[i].nofailover, ..Tags::default() },
+        site: d.members[i].site.map(str::to_owned),
         ..Member::default()
     };
     Cluster {
@@ -99,6 +110,12 @@ fn cluster(d: &Drawn) -> Cluster {
         leader: Some(LeaderRecord {
             optime: Some(Lsn(optime)),
             released: Some(released),
+            holder: Some(HolderMark {
+                acquire_time: "t".into(),
+                renew_time: "r".into(),
+                site: Some("x".into()),
+                ..HolderMark::default()
+            }),
             ..LeaderRecord::of(Version("1".into()), lease)
         }),
         members: (0..3).map(|i| (NAMES[i].into(), member(i))).collect(),
@@ -136,6 +153,7 @@ fn receiving(d: &Drawn, cluster: &Cluster, i: usize, now: u64, from: (Upstream, 
     let mut settings = Settings { check_timeline: d.strict, maximum_lag_on_failover: 40, ..Settings::default() };
     settings.tags.nofailover = m.nofailover;
     settings.tags.failover_priority = m.priority;
+    (settings.site, settings.failover_site) = (m.site.map(str::to_owned), d.rule);
     let mut local = Local::at_start(NAMES[i].into(), "s".into(), at(0), Duration::from_secs(30));
     local.store = StoreLink::Following;
     local.rewind = if m.diverged {
@@ -198,7 +216,7 @@ proptest! {
                         prop_assert!(d.members[who].up);
                     }
                     Outcome::Yield { to: None, why, .. } => {
-                        let waits = ["lag", "not allowed", "diverged", "behind", "does not know", "waiting up to"];
+                        let waits = ["lag", "not allowed", "diverged", "behind", "does not know", "waiting up to", "failover_site"];
                         prop_assert!(waits.iter().any(|w| why.contains(w)), "{why}");
                         prop_assert!(who == *start, "{start} gives way to {who}, who does not lead: {outcomes:?}");
                         who = usize::MAX;
@@ -247,7 +265,8 @@ proptest! {
             for i in winners.filter(|i| !has(&d.members[**i])) {
                 let best = up.iter().filter(|j| *j != i).any(|j| {
                     let m = &d.members[*j];
-                    has(m) && !m.diverged && !m.nofailover && !m.watchdog_failed && m.timeline == d.members[*i].timeline
+                    let may = !m.nofailover && !m.watchdog_failed && (d.rule != FailoverSite::Require || m.site == Some("x"));
+                    has(m) && !m.diverged && may && m.timeline == d.members[*i].timeline
                 });
                 prop_assert!(!best, "{i} leads past the oath");
             }

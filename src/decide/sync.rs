@@ -270,7 +270,9 @@ fn picked(ctx: &Ctx<'_>, probe: &Probe) -> Vec<MemberName> {
     let quorum = settings.mode == Commits::Quorum;
     found.sort_by_key(|c| {
         let barred = c.member.tags.nofailover;
-        (quorum && barred, Reverse((c.member.tags.sync_priority, c.rank)), barred, Reverse(c.position))
+        // Of equal priority those in other sites first: what one site loses, the other has.
+        let near = ctx.settings.site.is_some() && c.member.site == ctx.settings.site;
+        (quorum && barred, Reverse(c.member.tags.sync_priority), near, Reverse(c.rank), barred, Reverse(c.position))
     });
     // In quorum mode everybody who may lead votes; who may not, only where there are too few.
     let taken = found.iter().enumerate().filter(|(i, c)| *i < settings.count || quorum && !c.member.tags.nofailover);

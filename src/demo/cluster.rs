@@ -86,6 +86,8 @@ pub struct Options {
     pub postgresql_extra: String,
     /// Lines added at the end of the file.
     pub extra: String,
+    /// `site` of each member in turn; empty: none.
+    pub sites: Vec<String>,
 }
 
 impl Options {
@@ -114,6 +116,7 @@ impl Options {
             parameters_extra: String::new(),
             postgresql_extra: String::new(),
             extra: String::new(),
+            sites: Vec::new(),
         }
     }
 

@@ -39,6 +39,9 @@ pub struct Args {
     /// `copy`, and it takes the next free ports.
     #[arg(long, value_delimiter = ',')]
     pub follow: Vec<String>,
+    /// SITE,…: where each member is, in turn
+    #[arg(long, value_delimiter = ',')]
+    pub sites: Vec<String>,
     /// First port for Postgres; the members take the next free ones.
     #[arg(long, default_value_t = 5432)]
     pub port: u16,

@@ -99,12 +99,19 @@ impl Member {
         user.own(&path)
     }
 
+    /// The line that says where it is.
+    fn site(&self, o: &Options) -> String {
+        let number = self.name.rsplit('-').next().and_then(|n| n.parse::<usize>().ok()).unwrap_or(0);
+        let site = o.sites.iter().cycle().nth(number);
+        site.map_or_else(String::new, |site| format!("site: {site}\n"))
+    }
+
     fn config(&self, o: &Options, api: &ApiServer) -> String {
         let (name, rest, port) = (&self.name, self.rest, self.port);
         let (dir, run) = (self.dir.display(), self.dir.join("run"));
         let hba = if o.trust { "trust" } else { "scram-sha-256" };
         format!(
-            "scope: {scope}\nname: {name}\n\
+            "scope: {scope}\nname: {name}\n{site}\
              restapi:\n  listen: 127.0.0.1:{rest}\n  connect_address: 127.0.0.1:{rest}\n\
              kubernetes:\n  context: ''\n  namespace: {namespace}\n  labels: {{application: patroni}}\n  \
              scope_label: cluster-name\n  use_endpoints: {endpoints}\n  pod_ip: {pod_ip}\n  \
@@ -122,6 +129,7 @@ impl Member {
              - host replication replicator 127.0.0.1/32 {hba}\n  - host all all 127.0.0.1/32 {hba}\n{postgresql}\
              watchdog:\n  mode: off\n{extra}",
             scope = o.scope,
+            site = self.site(o),
             namespace = api.namespace(),
             pod_ip = api.pod_ip(),
             endpoints = o.mode == super::cluster::StoreMode::Endpoints,

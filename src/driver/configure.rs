@@ -87,7 +87,8 @@ impl Driver {
     }
 
     fn put_in_force(&mut self, config: &Config, dynamic: &Dynamic) {
-        let read = settings::read(config, dynamic, &self.source.home, &self.setup.pod_uid, self.binaries.major);
+        let pod = settings::Pod { uid: &self.setup.pod_uid, site: self.wishes.pod_site.as_deref() };
+        let read = settings::read(config, dynamic, &self.source.home, pod, self.binaries.major);
         for warning in read.warnings {
             warn!("{warning}");
         }

@@ -50,12 +50,12 @@ async fn effects(config: &Config, source: &Source, report: &mut Report) {
     let (dynamic, warnings) = Dynamic::parse(&document);
     report.warnings.extend(warnings);
     let newest = *binaries::SUPPORTED.end();
-    let mut read = settings::read(config, &dynamic, &source.home, "", newest);
+    let mut read = settings::read(config, &dynamic, &source.home, settings::Pod::default(), newest);
     // With a socket the programs are in another container.
     if keeper::named_socket(config).is_none() {
         match binaries::find(&read.setup).await {
             Ok(found) => {
-                read = settings::read(config, &dynamic, &source.home, "", found.major);
+                read = settings::read(config, &dynamic, &source.home, settings::Pod::default(), found.major);
                 report.warnings.extend(trials::here(&read, &found).await);
             }
             Err(why) => report.problems.push(why),

@@ -17,7 +17,7 @@ use super::telemetry::{self, LogSettings};
 use crate::config::{self, Config, Dynamic, EffectivePostgres, PgAuth, StandbyCluster, SynchronousMode, merge, tags};
 use crate::dcs::options::{Access, Mode, Port, StoreOptions};
 use crate::door::ApiSettings;
-use crate::model::{Commits, MemberName, Remote, Settings, Synchronous, Tags, WatchdogMode, time_scale};
+use crate::model::{Commits, FailoverSite, MemberName, Remote, Settings, Synchronous, Tags, WatchdogMode, time_scale};
 use crate::postgres::{self, Credentials, CustomMethod, ReplicaMethod, Setup};
 
 /// Where the local configuration comes from: read again on reload.
@@ -78,6 +78,8 @@ pub struct Wishes {
     pub configured_tags: Arc<Map<String, Value>>,
     /// Tags as published.
     pub published_tags: Arc<Map<String, Value>>,
+    /// The zone of this pod's node, as Kubernetes says.
+    pub pod_site: Option<String>,
 }
 
 impl Wishes {
@@ -104,13 +106,24 @@ pub struct Read {
     pub warnings: Vec<String>,
 }
 
+/// What is known of the pod this process runs in; nothing before the store was read.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pod<'a> {
+    /// UID.
+    pub uid: &'a str,
+    /// The zone of its node, where Kubernetes copies that to the pod.
+    pub site: Option<&'a str>,
+}
+
 /// Puts the local configuration and the dynamic one together. `major`: of the installed Postgres.
-pub fn read(config: &Config, dynamic: &Dynamic, home: &Path, pod_uid: &str, major: u32) -> Read {
+pub fn read(config: &Config, dynamic: &Dynamic, home: &Path, pod: Pod<'_>, major: u32) -> Read {
     let (effective, mut warnings) = config::effective_postgresql(config, dynamic, major);
-    let settings = settings(config, dynamic, &effective, &mut warnings);
-    let mut setup = setup(config, &effective, home, pod_uid);
+    let mut settings = settings(config, dynamic, &effective, &mut warnings);
+    settings.site = config.site.clone().or_else(|| pod.site.map(str::to_owned));
+    let mut setup = setup(config, &effective, home, pod.uid);
     setup.standby_of = dynamic.standby_cluster.as_ref().map(|section| source(section, &effective));
-    let wishes = wishes(config, dynamic, &effective, settings);
+    let mut wishes = wishes(config, dynamic, &effective, settings);
+    wishes.pod_site = pod.site.map(str::to_owned);
     Read { setup, wishes, warnings }
 }
 
@@ -136,6 +149,8 @@ fn settings(config: &Config, dynamic: &Dynamic, effective: &EffectivePostgres, w
         synchronous: synchronous(dynamic),
         standby_of: dynamic.standby_cluster.as_ref().map(|s| remote(s, &config.name, warnings)),
         primary_start_timeout: seconds(dynamic.primary_start_timeout),
+        site: None,
+        failover_site: failover_site(dynamic, warnings),
         primary_race_backoff: seconds(dynamic.primary_race_backoff),
         max_timelines_history: usize::try_from(dynamic.max_timelines_history).unwrap_or(0),
         member_slots_ttl: seconds(dynamic.member_slots_ttl),
@@ -217,6 +232,18 @@ fn unsupported(config: &Config, dynamic: &Dynamic) -> Vec<String> {
     out
 }
 
+fn failover_site(dynamic: &Dynamic, warnings: &mut Vec<String>) -> FailoverSite {
+    match dynamic.failover_site.as_deref() {
+        None => FailoverSite::Any,
+        Some("prefer") => FailoverSite::Prefer,
+        Some("require") => FailoverSite::Require,
+        Some(other) => {
+            warnings.push(format!("failover_site: {other} is neither prefer nor require; using any site"));
+            FailoverSite::Any
+        }
+    }
+}
+
 fn effective_tags(tags: &BTreeMap<String, Value>) -> Tags {
     let set = |key: &str| tags.get(key).is_some_and(tags::truthy);
     let nofailover = tags::nofailover(tags);
@@ -274,6 +301,7 @@ fn wishes(config: &Config, dynamic: &Dynamic, effective: &EffectivePostgres, set
         before_stop: effective.before_stop.clone(),
         configured_tags: Arc::new(object(config.tags.clone())),
         published_tags: Arc::new(published_tags(config, &settings)),
+        pod_site: None,
         settings: Arc::new(settings),
         config: config.clone(),
         dynamic: dynamic.clone(),
@@ -518,7 +546,7 @@ mod tests {
         let sources = [config::SourceText { name: "file".into(), text: FILE.into() }];
         let config = config::load(&sources, &BTreeMap::new()).unwrap().config;
         let dynamic = Dynamic::parse(&serde_json::from_str(dynamic).unwrap()).0;
-        let read = read(&config, &dynamic, Path::new("/"), "", 15);
+        let read = read(&config, &dynamic, Path::new("/"), Pod::default(), 15);
         Value::Object((*read.wishes.published_tags).clone()).to_string()
     }
 

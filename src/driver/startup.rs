@@ -55,7 +55,7 @@ pub async fn start(source: Source, api: Arc<ApiSettings>, config: Config) -> Res
     listen_to_signals(signals_tx)?;
     let session = format!("{:016x}", rand::random::<u64>());
     let peers = PeerClient::new(&settings::peers(&config))?;
-    let first = settings::read(&config, &Dynamic::default(), &source.home, "", 0);
+    let first = settings::read(&config, &Dynamic::default(), &source.home, settings::Pod::default(), 0);
     let connecting = connect(&config, &first, (&session, sidecar_began), &peers);
     let (kept, (store, view, pod)) = tokio::select! {
         connected = connecting => connected?,
@@ -66,7 +66,8 @@ pub async fn start(source: Source, api: Arc<ApiSettings>, config: Config) -> Res
     let seen = view.borrow().clone();
     let (document, text) = dynamic_document(&seen, &first.setup.data_dir, &config);
     let (dynamic, warnings) = Dynamic::parse(&document);
-    let read = settings::read(&config, &dynamic, &source.home, &pod.uid, binaries.major);
+    let mine = settings::Pod { uid: &pod.uid, site: pod.site.as_deref() };
+    let read = settings::read(&config, &dynamic, &source.home, mine, binaries.major);
     let s = &read.wishes.settings;
     store.set_periods(Periods { ttl: s.ttl, loop_wait: s.loop_wait, retry_timeout: s.retry_timeout });
     for warning in read.warnings.iter().chain(&warnings) {

@@ -72,6 +72,7 @@ struct Attempt {
     own: Option<(LeaseRecord, BootInstant)>,
     /// The holder is in maintenance mode.
     paused: bool,
+    site: Option<String>,
     failsafe: Change<FailsafeMap>,
 }
 
@@ -172,6 +173,7 @@ impl Lease {
             last_error: format!("no answer from the Kubernetes API within {:.1} s", start.deadline.as_secs_f64()),
             own: start.own,
             paused: start.paused,
+            site: start.site,
             failsafe: start.failsafe,
         });
         self.send(first, now, ids);
@@ -496,7 +498,7 @@ impl Lease {
                 let acquired = stood.acquire_time.filter(|_| again).unwrap_or_else(|| stamp.clone());
                 let record = full(&self.writer.me, acquired, stamp, transitions);
                 let claim = claim.map_or_else(|| spent(seen), |timeline| claim_of(&record, timeline));
-                let holder = Some(self.writer.mark(&record, a.paused));
+                let holder = Some(self.writer.mark(&record, a.paused, &a.site));
                 LeaderWrite { record, holder, claim, failsafe: a.failsafe, ..plain }
             }
             Job::Renew { status, fulfilled, claim } => {
@@ -505,7 +507,7 @@ impl Lease {
                 let base = if again { stood } else { a.own.map(|(own, _)| own).unwrap_or_default() };
                 let acquired = base.acquire_time.unwrap_or_else(|| stamp.clone());
                 let record = full(&self.writer.me, acquired, stamp, base.transitions.unwrap_or_else(|| "0".into()));
-                let holder = Some(self.writer.mark(&record, a.paused));
+                let holder = Some(self.writer.mark(&record, a.paused, &a.site));
                 let released = if fulfilled { Change::Remove } else { Change::Keep };
                 let claim = match claim {
                     Claim::Keep => Change::Keep,

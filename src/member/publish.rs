@@ -62,6 +62,7 @@ fn same_but_positions(a: &MemberStatus, b: &MemberStatus) -> bool {
         proxy_url,
         checkpoint_pending,
         tags,
+        site,
         pending_restart,
         pending_restart_reason,
         xlog_location: _,
@@ -76,7 +77,8 @@ fn same_but_positions(a: &MemberStatus, b: &MemberStatus) -> bool {
     } = a;
     (state, role, is_leader, timeline) == (&b.state, &b.role, &b.is_leader, &b.timeline)
         && (conn_url, api_url, proxy_url) == (&b.conn_url, &b.api_url, &b.proxy_url)
-        && (tags, replication_state, checkpoint_pending) == (&b.tags, &b.replication_state, &b.checkpoint_pending)
+        && (tags, site, replication_state) == (&b.tags, &b.site, &b.replication_state)
+        && *checkpoint_pending == b.checkpoint_pending
         && (pending_restart, pending_restart_reason, scheduled_restart)
             == (&b.pending_restart, &b.pending_restart_reason, &b.scheduled_restart)
         && (*fence, *pause) == (b.fence, b.pause)
@@ -127,6 +129,7 @@ impl State {
         let mut status = MemberStatus::new(f.conn_url.clone(), f.api_url.clone(), pg.state.clone(), pg.role);
         status.proxy_url.clone_from(&f.proxy_url);
         status.tags = if self.local.quits_sync.is_some() { with_nosync(&f.tags) } else { f.tags.clone() };
+        status.site.clone_from(&f.settings.site);
         status.pending_restart_reason = self.pending_restart.clone();
         status.scheduled_restart = self.scheduled.as_ref().map(|s| s.document.clone());
         status.fence = match self.local.keeper {

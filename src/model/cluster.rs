@@ -30,6 +30,8 @@ pub struct HolderMark {
     pub renew_time: String,
     /// It is in maintenance mode, and nothing stops its Postgres when it is silent: time alone ends no lock with this mark.
     pub paused: bool,
+    /// The site of the holder.
+    pub site: Option<String>,
 }
 
 /// The leader object.
@@ -73,6 +75,10 @@ impl LeaderRecord {
             released: None,
             claim: None,
         }
+    }
+    /// The site of the last holder, as long as its words are about the record that stands.
+    pub fn site(&self) -> Option<&str> {
+        self.valid_holder().and_then(|holder| holder.site.as_deref())
     }
     /// The number that the promotion of the acquisition that stands will take, or has taken.
     pub fn claimed_timeline(&self) -> Option<Timeline> {

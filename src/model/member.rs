@@ -232,6 +232,8 @@ pub struct Member {
     pub pending_restart: bool,
     /// Effective tags.
     pub tags: Tags,
+    /// The site it is in.
+    pub site: Option<String>,
     /// Reasons of the pending restart: parameter → (old, new).
     pub pending_restart_reason: BTreeMap<String, (String, String)>,
     /// The published JSON object, as text; what the typed fields do not carry is read from here.

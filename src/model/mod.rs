@@ -51,7 +51,7 @@ pub use member::{Member, MemberName, PostgresState, Role, Tags};
 pub use pause::{Maintenance, Stranger};
 pub use peers::{PeerAnswer, PeerRole, PeerRound};
 pub use quorum::{Electorate, Waited};
-pub use settings::{ProofOfDeath, Remote, RestartFilter, Settings, WatchdogMode};
+pub use settings::{FailoverSite, ProofOfDeath, Remote, RestartFilter, Settings, WatchdogMode};
 pub use slots::{IgnoredSlot, OurSlots, PermanentSlot, SlotOrders, SlotsNow, WantedSlot};
 pub use snapshot::MemberSnapshot;
 pub use store::{

@@ -5,6 +5,18 @@ use std::time::Duration;
 
 use super::{IgnoredSlot, PermanentSlot, Synchronous, Tags};
 
+/// What the site of the last leader means for who leads next (`failover_site`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FailoverSite {
+    /// Nothing.
+    #[default]
+    Any,
+    /// Of members that are equal otherwise, priority included, one of the same site leads.
+    Prefer,
+    /// Nobody of another site leads unless a person names it.
+    Require,
+}
+
 /// What counts as proof that a holder is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ProofOfDeath {
@@ -86,6 +98,10 @@ pub struct Settings {
     pub ignored_slots: Vec<IgnoredSlot>,
     /// Own tags.
     pub tags: Tags,
+    /// The site this member is in: a zone, a data centre.
+    pub site: Option<String>,
+    /// Whether the next leader should be where the last one was.
+    pub failover_site: FailoverSite,
     /// The local file has a `bootstrap` section.
     pub may_bootstrap: bool,
     /// pg_rewind is configured.
@@ -127,6 +143,8 @@ impl Default for Settings {
             permanent_slots: BTreeMap::new(),
             ignored_slots: Vec::new(),
             tags: Tags::default(),
+            site: None,
+            failover_site: FailoverSite::Any,
             may_bootstrap: true,
             use_pg_rewind: false,
             remove_on_rewind_failure: false,

@@ -280,6 +280,8 @@ pub struct MemberStatus {
     pub checkpoint_pending: bool,
     /// Effective tags as they are printed: a JSON object as text, empty text when there are none.
     pub tags: Arc<str>,
+    /// The site this member is in.
+    pub site: Option<String>,
     /// A restart is pending.
     pub pending_restart: bool,
     /// Parameter → (old, new).
@@ -315,6 +317,7 @@ impl MemberStatus {
             proxy_url: None,
             checkpoint_pending: false,
             tags: Arc::from(""),
+            site: None,
             pending_restart: false,
             pending_restart_reason: BTreeMap::new(),
             xlog_location: None,

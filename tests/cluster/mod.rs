@@ -10,6 +10,7 @@ mod handover;
 mod mixed;
 mod outage;
 mod parameters;
+mod sites;
 mod pause;
 mod rejoin;
 mod standby;
@@ -116,6 +117,7 @@ pub const TESTS: &[Test] = tests![
     scaled endpoints start::a_cluster_killed_whole_comes_back,
     scaled endpoints parameters::a_server_that_cannot_be_asked_gets_what_is_configured,
     scaled endpoints parameters::a_typo_in_the_document_keeps_no_member_down,
+    scaled endpoints sites::a_failover_stays_in_its_site,
     scaled endpoints handover::a_switchover_to_a_candidate_loses_nothing,
     scaled configmaps handover::a_switchover_through_rest_loses_nothing,
     scaled endpoints handover::a_terminated_leader_hands_over_and_loses_nothing,

@@ -134,7 +134,15 @@ impl Shell {
         // Whoever is leaving does not make the object again.
         let kept = own.clone().filter(|_| !self.is_leaving());
         lease.start(
-            Start { job, ttl: ttl(), deadline, own: kept, paused: false, failsafe: patroni::model::Change::Keep },
+            Start {
+                job,
+                ttl: ttl(),
+                deadline,
+                own: kept,
+                paused: false,
+                site: None,
+                failsafe: patroni::model::Change::Keep,
+            },
             &cluster,
             clock::now(),
             &mut ids,

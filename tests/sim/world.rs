@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use patroni::kubemem::{Snapshot, Sources, Store};
 use patroni::member::{Id, InForce, Ticket};
-use patroni::model::{BootInstant, Commits, MemberName, Now, Remote, Settings, Synchronous, WallTime};
+use patroni::model::{BootInstant, Commits, FailoverSite, MemberName, Now, Remote, Settings, Synchronous, WallTime};
 
 use super::api::{ApiServer, Landing};
 use super::disk::{Disk, Marker};
@@ -391,7 +391,10 @@ impl World {
     }
     pub fn in_force(&self, pod: usize, document: &Arc<str>) -> Arc<InForce> {
         let name = &self.pods[pod].name;
+        let zoned = self.seed % 7 == 2;
         let settings = Settings {
+            site: zoned.then(|| if pod % 2 == 0 { "x" } else { "y" }.to_owned()),
+            failover_site: if zoned { FailoverSite::Prefer } else { FailoverSite::Any },
             synchronous: if follows_by(document) { Synchronous::default() } else { commits_of(document) },
             pause: paused_by(document),
             standby_of: follows_by(document)

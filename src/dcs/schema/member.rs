@@ -41,6 +41,7 @@ pub fn member_from(name: &str, a: &Annotations, warnings: &mut Vec<String>) -> M
         checkpoint_pending: o.get("checkpoint_after_promote") == Some(&Value::Bool(false)),
         pending_restart: o.get("pending_restart").is_some_and(truthy),
         tags: o.get("tags").and_then(Value::as_object).map(tags_from).unwrap_or_default(),
+        site: string("site"),
         pending_restart_reason: o
             .get("pending_restart_reason")
             .and_then(Value::as_object)
@@ -125,6 +126,9 @@ pub fn status_text(s: &MemberStatus, primary_word: &str) -> String {
     }
     if let Some(tags) = object_of(&s.tags).filter(|tags| !tags.is_empty()) {
         o.insert("tags".into(), Value::Object(tags));
+    }
+    if let Some(site) = &s.site {
+        o.insert("site".into(), site.clone().into());
     }
     if s.pending_restart {
         o.insert("pending_restart".into(), true.into());

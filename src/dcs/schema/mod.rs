@@ -94,6 +94,9 @@ pub fn leader_from(version: &str, a: &Annotations, addresses: Vec<String>, warni
     }
 }
 
+/// The label of a pod that names the zone of its node: copied by the API server (1.35).
+pub const ZONE: &str = "topology.kubernetes.io/zone";
+
 /// `patroni.holder`; `None` when it is not well-formed.
 pub fn holder_from(text: &str) -> Option<HolderMark> {
     let v: Value = serde_json::from_str(text).ok()?;
@@ -110,6 +113,7 @@ pub fn holder_from(text: &str) -> Option<HolderMark> {
         acquire_time: get("acquireTime")?,
         renew_time: get("renewTime")?,
         paused: v.get("pause").and_then(Value::as_bool).unwrap_or(false),
+        site: get("site"),
     })
 }
 
@@ -124,6 +128,9 @@ pub fn holder_text(mark: &HolderMark) -> String {
     });
     if mark.paused {
         text["pause"] = Value::Bool(true);
+    }
+    if let Some(site) = &mark.site {
+        text["site"] = site.as_str().into();
     }
     text.to_string()
 }

@@ -36,14 +36,16 @@ fn leases() -> impl Strategy<Value = LeaseRecord> {
 
 fn holders() -> impl Strategy<Value = HolderMark> {
     let containers = proptest::collection::btree_map(names(), "[ -~]{0,20}", 0..4);
-    ("[ -~]{0,20}", "[ -~]{0,20}", containers, ".{0,20}", ".{0,20}", any::<bool>()).prop_map(
-        |(uid, session, containers, acquire_time, renew_time, paused)| HolderMark {
+    let site = proptest::option::of("[a-z]{0,9}");
+    ("[ -~]{0,20}", "[ -~]{0,20}", containers, ".{0,20}", ".{0,20}", any::<bool>(), site).prop_map(
+        |(uid, session, containers, acquire_time, renew_time, paused, site)| HolderMark {
             uid,
             session,
             containers,
             acquire_time,
             renew_time,
             paused,
+            site,
         },
     )
 }
@@ -203,6 +205,7 @@ fn the_five_keys_and_the_holder_have_their_exact_form() {
         acquire_time: "A".into(),
         renew_time: "R".into(),
         paused: false,
+        site: None,
     };
     let a = applied(&lease_patch(&record, Some(&mark)));
     let expected = [

@@ -189,7 +189,8 @@ impl State {
         };
         let job = lease::Job::Renew { status: self.leader_status(), fulfilled: self.oath_fulfilled(), claim };
         let (paused, failsafe) = (self.says_paused(), self.failsafe_map());
-        let start = lease::Start { job, ttl, deadline, own, paused, failsafe };
+        let site = self.in_force.settings.site.clone();
+        let start = lease::Start { job, ttl, deadline, own, paused, site, failsafe };
         self.with_lease(|lease, cluster, now, ids| lease.start(start, cluster, now, ids));
     }
 

@@ -49,9 +49,9 @@ impl State {
         let own = self.local.own.as_ref().map(|own| (own.record.clone(), own.evidence + own.ttl));
         let s = &self.in_force.settings;
         let paused = self.says_paused();
-        let (ttl, deadline) = (s.ttl, s.retry_timeout);
+        let (ttl, deadline, site) = (s.ttl, s.retry_timeout, s.site.clone());
         let failsafe = if kind == InFlight::Acquire { self.failsafe_map() } else { Change::Keep };
-        let start = Start { job, ttl, deadline, own, paused, failsafe };
+        let start = Start { job, ttl, deadline, own, paused, site, failsafe };
         self.with_lease(|lease, cluster, now, ids| lease.start(start, cluster, now, ids));
     }
 

@@ -76,13 +76,14 @@ pub struct Writer {
 
 impl Writer {
     /// The mark that belongs to a record. The store's client fills in the container IDs.
-    pub(super) fn mark(&self, record: &LeaseRecord, paused: bool) -> HolderMark {
+    pub(super) fn mark(&self, record: &LeaseRecord, paused: bool, site: &Option<String>) -> HolderMark {
         HolderMark {
             uid: self.uid.clone(),
             session: self.session.clone(),
             acquire_time: record.acquire_time.clone().unwrap_or_default(),
             renew_time: record.renew_time.clone().unwrap_or_default(),
             paused,
+            site: site.clone(),
             ..HolderMark::default()
         }
     }
@@ -100,6 +101,8 @@ pub struct Start {
     pub own: Option<(LeaseRecord, BootInstant)>,
     /// I am in maintenance mode: the mark says so.
     pub paused: bool,
+    /// The site I am in: the mark says so.
+    pub site: Option<String>,
     /// Who could race for the lock. A release leaves what stands.
     pub failsafe: Change<FailsafeMap>,
 }

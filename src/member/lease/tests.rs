@@ -90,8 +90,8 @@ impl World {
     }
 
     fn start(&mut self, job: Job, now: Now) {
-        let start =
-            Start { job, ttl: TTL, deadline: DEADLINE, own: self.own.clone(), paused: false, failsafe: Change::Keep };
+        let (own, failsafe) = (self.own.clone(), Change::Keep);
+        let start = Start { job, ttl: TTL, deadline: DEADLINE, own, paused: false, site: None, failsafe };
         self.with(now, |lease, cluster, now, ids| lease.start(start, cluster, now, ids));
     }
 
