@@ -36,5 +36,5 @@ pub use local::{
     Watchdog,
 };
 pub use sample::{SampleFacts, sample};
-pub use unsupported::{newly_unsupported, unsupported};
+pub use unsupported::{is_logical, newly_unsupported, unsupported};
 pub use validate::validate;

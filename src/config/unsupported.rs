@@ -14,9 +14,19 @@ use super::numbers::parse_bool;
 /// The wishes, in words; empty when everything can be promised.
 #[must_use]
 pub fn unsupported(dynamic: &Dynamic) -> Vec<String> {
-    let logical = dynamic.slots.values().any(|v| v.get("type").and_then(Value::as_str) == Some("logical"));
+    let logical = dynamic.slots.values().any(is_logical);
     let text = "slots of type logical are set in the dynamic configuration, but are not supported";
     logical.then(|| text.to_owned()).into_iter().collect()
+}
+
+/// Is this the definition of a logical slot? With a database and a plugin the type need not be said.
+#[must_use]
+pub fn is_logical(definition: &Value) -> bool {
+    let given = |key: &str| definition.get(key).filter(|v| !v.is_null());
+    match given("type").and_then(Value::as_str) {
+        Some(kind) => kind == "logical",
+        None => given("database").is_some() && given("plugin").is_some(),
+    }
 }
 
 /// What `after` asks for in vain and `before` did not: why a change is refused. What stands already refuses nothing, or

@@ -1,8 +1,8 @@
 //! `primary_race_backoff`: a lock that is free because nobody was heard of is not raced for while WAL of its holder still comes. The
 //! holder may be alive, and a program that is not ours may not stop its Postgres in time.
 //!
-//! Off for whatever ends the doubt (a lock that was given up, a holder that is proven dead), in a standby cluster, where nobody
-//! writes, and for a member that a person names.
+//! Off for whatever ends the doubt (a lock that was given up, a holder that is proven dead, one with a mark of ours, whose keeper
+//! has stopped its Postgres), in a standby cluster, where nobody writes, and for a member that a person names.
 
 use super::{Ctx, Unlocked, standby};
 use crate::model::{BootInstant, LeaseVerdict, Stood};
@@ -11,7 +11,8 @@ use crate::model::{BootInstant, LeaseVerdict, Stood};
 pub(super) fn of(ctx: &Ctx<'_>, unlocked: &Unlocked) -> Option<(String, BootInstant)> {
     let most = ctx.settings.primary_race_backoff;
     let silence = ctx.verdict != LeaseVerdict::Released && !matches!(unlocked.stood, Stood::ProvenDead(_));
-    if most.is_zero() || !silence || standby::is_one(ctx.settings) {
+    let fenced = ctx.cluster.leader.as_ref().is_some_and(|l| l.valid_holder().is_some());
+    if most.is_zero() || !silence || fenced || standby::is_one(ctx.settings) {
         return None;
     }
     let now = ctx.now.boot;

@@ -38,6 +38,12 @@ pub(super) struct Hands {
     pub wishes: Arc<super::settings::Wishes>,
 }
 
+/// Are the parameters of Postgres written, or compared with what is in force? Then the server was asked before, within the time
+/// that the effect has.
+fn needs_parameters(effect: &Effect) -> bool {
+    matches!(effect, Effect::Start { .. } | Effect::Reconfigure { .. } | Effect::PendingRestart | Effect::EndBootstrap)
+}
+
 /// Can an effect be given up by dropping what works on it?
 fn can_be_dropped(effect: &Effect) -> bool {
     match effect {
@@ -101,6 +107,7 @@ impl Driver {
         self.running.insert(id, cancel.clone());
         let progress = self.answer.clone();
         tokio::spawn(async move {
+            let hands = if needs_parameters(&effect) { hands.judged().await } else { hands };
             let input = if clock::boot() > not_after {
                 Input::Reply { id, answer: Err(Fail::TooLate) }
             } else if droppable {
@@ -164,7 +171,7 @@ impl Hands {
             Effect::Promote { renewal, claim } => self.promote(renewal, claim).await,
             Effect::Start { role, upstream, names, first_custom, renewal } => {
                 let files = start::Files { role, upstream, names };
-                self.judged().await.start(files, first_custom, renewal).await
+                self.start(files, first_custom, renewal).await
             }
             Effect::Script(script) => self.script(script).await,
             Effect::Task(kind) => Ok(Answer::Task(tasks::run(self, id, kind, progress).await)),
@@ -173,13 +180,13 @@ impl Hands {
             Effect::Compare { leader, conn_url } => self.compare(&leader, &conn_url).await,
             Effect::Checkpoint => sql(self.sql.checkpoint(Duration::from_secs(600)).await.map(|()| Answer::Done)),
             Effect::SyncSlots { orders } => sql(self.sql.sync_slots(&orders).await.map(Answer::Slots)),
-            Effect::PendingRestart => self.judged().await.pending_restart().await,
+            Effect::PendingRestart => self.pending_restart().await,
             Effect::ReadHistory { timeline, previous } => self.history(timeline, previous).await,
             Effect::Reconfigure { role, upstream, names, reload } => {
-                self.judged().await.reconfigure(start::Files { role, upstream, names }, reload).await
+                self.reconfigure(start::Files { role, upstream, names }, reload).await
             }
             Effect::SaveFiles => self.files(|h| conf::save_backups(&h.setup).map_err(|e| e.to_string())).await,
-            Effect::EndBootstrap => self.judged().await.files(end_bootstrap).await,
+            Effect::EndBootstrap => self.files(end_bootstrap).await,
             Effect::KeepPublished { system_id } => {
                 let setup = self.setup.clone();
                 let kept =

@@ -12,7 +12,7 @@ pub(super) fn permanent(slots: &Map<String, Value>, warnings: &mut Vec<String>) 
     let mut out = BTreeMap::new();
     for (name, definition) in slots {
         let kind = definition.get("type").and_then(Value::as_str).unwrap_or("physical");
-        if kind == "logical" {
+        if crate::config::is_logical(definition) {
             continue;
         }
         match permanent_one(name, kind, definition) {
@@ -86,6 +86,7 @@ mod tests {
         let slots = map(json!({
             "a": null, "b": {"type": "physical"}, "p": {"cluster_type": "primary"},
             "s": {"type": "physical", "cluster_type": "standby"}, "l": {"type": "logical"},
+            "m": {"database": "d", "plugin": "p"},
             "Bad": {}, "t": {"type": "temporal"}, "c": {"cluster_type": "both"},
         }));
         let found = permanent(&slots, &mut warnings);

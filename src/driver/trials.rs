@@ -2,8 +2,8 @@
 //! keeper beside Postgres, or right here for `--validate-config`.
 //!
 //! A setup is asked about once. Whoever writes the files of Postgres takes the rest of it from here, so that a typo in the
-//! cluster's configuration is a warning in the log and not a cluster that is down. Where asking fails everything is taken as
-//! it is configured.
+//! cluster's configuration is a warning in the log and not a cluster that is down. Where asking fails everything is taken
+//! but what was refused before.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -18,38 +18,23 @@ use super::keeper::Run;
 use super::perform::{Hands, blocking};
 use super::settings::Wishes;
 use super::{clock, settings};
-use crate::model::BootInstant;
 use crate::postgres::binaries::{self, Binaries};
-use crate::postgres::trial::{self, AllRefused, Next, Trial};
+use crate::postgres::trial::{self, AllRefused, Known, Next, Trial};
 use crate::postgres::{Setup, conf, datadir};
 
-/// One run takes some 20 ms; a machine under load gets this long.
-const RUN_DEADLINE: Duration = Duration::from_secs(5);
-/// After asking has failed, the same parameters are not asked about again for this long: a start would wait each time.
-const ASK_AGAIN: Duration = Duration::from_secs(60);
+/// All runs about one setup together; each takes some 20 ms.
+const ASK_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What the server was asked last, and what it refuses.
 pub(super) struct Trials {
     /// Held while it is asked: there is one file to be read.
-    last: Mutex<Option<Last>>,
+    known: Mutex<Known>,
     refused: watch::Sender<Arc<AllRefused>>,
-}
-
-struct Last {
-    asked: BTreeMap<String, String>,
-    /// It did not answer, and may be asked again then.
-    unanswered_until: Option<BootInstant>,
-}
-
-impl Last {
-    fn covers(&self, asked: &BTreeMap<String, String>) -> bool {
-        self.asked == *asked && self.unanswered_until.is_none_or(|until| clock::boot() < until)
-    }
 }
 
 impl Trials {
     pub(super) fn new() -> Arc<Trials> {
-        Arc::new(Trials { last: Mutex::new(None), refused: watch::Sender::new(Arc::default()) })
+        Arc::new(Trials { known: Mutex::default(), refused: watch::Sender::new(Arc::default()) })
     }
 
     /// Name → why, of everything that is not in force as it is configured.
@@ -62,26 +47,28 @@ impl Hands {
     /// With a setup that the server takes.
     pub(super) async fn judged(mut self) -> Hands {
         // Before there is a data directory no file of Postgres is written.
-        if binaries::data_version(&self.setup.data_dir).is_none() {
+        let dir = self.setup.data_dir.clone();
+        if !blocking(move || Ok(binaries::data_version(&dir).is_some())).await.unwrap_or(false) {
             return self;
         }
         let trials = self.trials.clone();
-        let mut last = trials.last.lock().await;
+        let mut known = trials.known.lock().await;
         let asked = trial::asked(&self.setup, self.binaries.major);
-        if !last.as_ref().is_some_and(|last| last.covers(&asked)) {
+        if !known.covers(&asked, clock::boot()) {
             let (refused, clear) = self.ask(asked.clone()).await;
             if let Err(why) = &clear {
-                warn!("cannot ask Postgres which parameters it takes, they are taken as they are: {why}");
+                warn!(
+                    "cannot ask Postgres which parameters it takes: what it has refused before stays out, all else is taken: {why}"
+                );
             }
-            let unanswered_until = clear.is_err().then(|| clock::boot() + ASK_AGAIN);
-            *last = Some(Last { asked, unanswered_until });
-            let former = trials.refused.send_replace(Arc::new(refused));
-            say(&trials.refused.borrow(), &former, &self.wishes, self.binaries.major);
+            known.heard(asked, refused, clear.is_ok(), clock::boot());
+            let former = trials.refused.send_replace(Arc::new(known.refused().clone()));
+            say(known.refused(), &former, &self.wishes, self.binaries.major);
         }
-        let refused = trials.refused.borrow().clone();
-        if !refused.is_empty() {
-            self.setup = Arc::new(trial::without(&self.setup, &refused));
+        if !known.refused().is_empty() {
+            self.setup = Arc::new(trial::without(&self.setup, known.refused()));
         }
+        drop(known);
         self
     }
 
@@ -90,8 +77,9 @@ impl Hands {
         let setup = self.setup.clone();
         let before = blocking(move || Ok(in_force(&setup))).await.unwrap_or_default();
         let mut trial = Trial::new(asked, before);
+        let until = clock::boot() + ASK_DEADLINE;
         let clear = loop {
-            let next = match self.run(&trial).await {
+            let next = match self.run(&trial, clock::boot().until(until)).await {
                 Ok((success, output)) => trial.heard(success, &output),
                 Err(why) => break Err(why),
             };
@@ -104,14 +92,20 @@ impl Hands {
         (trial.refused(), clear)
     }
 
-    async fn run(&self, trial: &Trial) -> Result<(bool, String), String> {
+    async fn run(&self, trial: &Trial, left: Duration) -> Result<(bool, String), String> {
+        if left.is_zero() {
+            return Err(format!("it has not said all within {} s", ASK_DEADLINE.as_secs()));
+        }
         let file = self.setup.data_dir.join(trial::FILE);
-        let (text, path, mode) = (trial.text(), file.clone(), datadir::file_mode(&self.setup.data_dir));
+        let (text, path, dir) = (trial.text(), file.clone(), self.setup.data_dir.clone());
         let wrong = |path: &PathBuf, e: std::io::Error| format!("{}: {e}", path.display());
-        blocking(move || datadir::write_atomically(&path, text.as_bytes(), mode).map_err(|e| wrong(&path, e))).await?;
+        let write = move || {
+            datadir::write_atomically(&path, text.as_bytes(), datadir::file_mode(&dir)).map_err(|e| wrong(&path, e))
+        };
+        blocking(write).await?;
         let command = trial::command(&self.binaries, &file);
         let run = Run { argv: command.argv, env: command.env, ..Run::default() };
-        let ended = self.keeper.run(run, RUN_DEADLINE, |_| {}).await;
+        let ended = self.keeper.run(run, left, |_| {}).await;
         blocking(move || datadir::remove_if_there(&file).map_err(|e| wrong(&file, e))).await?;
         ended.map(|ended| (ended.success, ended.output))
     }
@@ -161,8 +155,8 @@ async fn run_here(trial: &Trial, binaries: &Binaries, file: PathBuf) -> Result<(
     let command = trial::command(binaries, &file);
     let mut run = tokio::process::Command::new(&command.argv[0]);
     run.args(&command.argv[1..]).envs(&command.env).stdin(Stdio::null()).kill_on_drop(true);
-    match tokio::time::timeout(RUN_DEADLINE, run.output()).await {
-        Err(_) => Err(format!("{} did not end within {} s", command.argv[0], RUN_DEADLINE.as_secs())),
+    match tokio::time::timeout(ASK_DEADLINE, run.output()).await {
+        Err(_) => Err(format!("{} did not end within {} s", command.argv[0], ASK_DEADLINE.as_secs())),
         Ok(Err(e)) => Err(format!("cannot run {}: {e}", command.argv[0])),
         Ok(Ok(output)) => Ok((output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())),
     }

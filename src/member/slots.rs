@@ -2,7 +2,7 @@
 //! passed.
 //!
 //! [`wanted`] says which slots this node should have. [`Retention`] is the leader's memory of members it has seen. Slots that
-//! this cluster never wanted are somebody's: they stay, and are told of once.
+//! this cluster never wanted are somebody's: they stay on the leader, and are told of once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,6 +13,9 @@ use super::flights::{About, Lane};
 use super::input::InForce;
 use super::state::State;
 use crate::model::{BootInstant, Cluster, Lsn, MemberName, OurSlots, Settings, SlotOrders, WantedSlot};
+
+/// A slot of others on a node that does not lead is not dropped before nobody has used it for this long.
+const FORSAKEN_LEAST: Duration = Duration::from_secs(300);
 
 /// What is remembered of slots between rounds.
 #[derive(Clone, Debug, Default)]
@@ -26,8 +29,8 @@ pub(super) struct SlotsKept {
     last: Option<(BootInstant, SlotOrders)>,
     /// Every name that was wanted since this process runs.
     ours: BTreeSet<String>,
-    /// Slots of others that were told of.
-    told: BTreeSet<String>,
+    /// Slots of others that nobody uses: since when.
+    idle: BTreeMap<String, BootInstant>,
     /// What the last look at the cluster looked at: the same gives the same slots.
     looked: Option<(Arc<Cluster>, Arc<InForce>, bool)>,
     complained: String,
@@ -41,7 +44,9 @@ impl State {
             return;
         };
         // Whom the others stream from: in a standby cluster the one that follows the other cluster.
-        let leading = self.local.own.is_some() && (!probe.in_recovery || self.in_force.settings.standby_of.is_some());
+        // A standby leader that is about to be promoted is still that.
+        let follows = self.in_force.settings.standby_of.is_some() || self.slots.leading;
+        let leading = self.local.own.is_some() && (!probe.in_recovery || follows);
         if self.flights.busy(Lane::Slots) {
             return;
         }
@@ -78,16 +83,27 @@ impl State {
         SlotOrders {
             wanted,
             ours: OurSlots { names, ..OurSlots::of_family(&self.local.me) },
+            forsaken: self.forsaken(),
             ignored: settings.ignored_slots.clone(),
             keep: self.local.maintenance.is_on(),
         }
     }
 
+    /// Slots of others that nobody has used here for `member_slots_ttl`: on a node that does not lead they would keep WAL until its
+    /// disk is full. Where their consumers connect, at the leader, they stay whatever they cost.
+    fn forsaken(&self) -> BTreeSet<String> {
+        let ttl = self.in_force.settings.member_slots_ttl.max(FORSAKEN_LEAST);
+        let over = |since: &BootInstant| !self.slots.leading && since.until(self.now.boot) > ttl;
+        self.slots.idle.iter().filter(|(_, since)| over(since)).map(|(slot, _)| slot.clone()).collect()
+    }
+
+    /// Slots of others that nobody uses: each is told of once.
     pub(super) fn tell_strangers(&mut self, strangers: BTreeMap<String, String>) {
-        self.slots.told.retain(|slot| strangers.contains_key(slot));
+        self.slots.idle.retain(|slot, _| strangers.contains_key(slot));
         for (slot, what) in strangers {
-            if self.slots.told.insert(slot) {
+            if !self.slots.idle.contains_key(&slot) {
                 self.warn(what);
+                self.slots.idle.insert(slot, self.now.boot);
             }
         }
     }

@@ -414,13 +414,32 @@ fn a_lock_that_an_earlier_life_has_renewed_once_more_is_mine() {
 /// nothing that runs can write.
 #[test]
 fn a_lock_whose_earlier_life_has_left_a_standby_is_renewed_before_it_is_used() {
-    for (left, reclaims) in [(Some(StartRole::Standby), true), (Some(StartRole::Primary), false), (None, true)] {
-        let mut t = Trial::new(|_| {});
+    let remote = || Some(Remote { conn_url: Some("postgres://elsewhere:5432".into()), slot: None });
+    let (standby, primary) = (Some(StartRole::Standby), Some(StartRole::Primary));
+    for (follows, left, reclaims) in [
+        (true, standby, true),
+        (false, standby, false),
+        (true, primary, false),
+        (false, primary, false),
+        (false, None, true),
+    ] {
+        let mut t = Trial::new(|s| {
+            Arc::make_mut(&mut s.settings).standby_of = if follows { remote() } else { None };
+        });
         t.feed(Input::Keeper(News::Met(Standing { postgres: left, ..Standing::default() })), 0.5);
         t.feed(view(Some(of_an_earlier_life())), 1.0);
         assert!(t.member.snapshot().leader_until.is_none(), "no lock before it is confirmed: {:#?}", t.lines);
         let told = t.lines.iter().any(|l| l.text.starts_with("the lock names this pod, whose earlier life has left"));
-        assert_eq!(told, reclaims, "{left:?}: {:#?}", t.lines);
+        assert_eq!(told, reclaims, "{follows} {left:?}: {:#?}", t.lines);
+        t.looks(1.1, &standby_data(), left.map(|role| probe(role == StartRole::Standby)).as_ref());
+        if follows || !reclaims {
+            assert_eq!(
+                t.has(|e| matches!(e, Effect::WriteLeader(_))),
+                reclaims,
+                "{follows} {left:?}: {:#?}",
+                t.effects()
+            );
+        }
     }
 }
 

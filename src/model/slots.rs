@@ -22,6 +22,8 @@ pub struct SlotOrders {
     pub wanted: Vec<WantedSlot>,
     /// Which of the others may be dropped.
     pub ours: OurSlots,
+    /// Slots of others that may be dropped all the same: nobody has used them here for long.
+    pub forsaken: BTreeSet<String>,
     /// Left alone, and not spoken of.
     pub ignored: Vec<IgnoredSlot>,
     /// Drop none.
@@ -98,7 +100,7 @@ pub struct SlotsNow {
     pub done: Vec<String>,
     /// What could not be done, one line each.
     pub failed: Vec<String>,
-    /// Slots that are nobody's in this cluster: name → what it is and keeps, in words.
+    /// Slots that are nobody's in this cluster and that nobody uses: name → what it is and keeps, in words.
     pub strangers: BTreeMap<String, String>,
 }
 

@@ -38,13 +38,16 @@ impl Existing {
     }
     /// Somebody's slot, in words.
     fn stranger(&self) -> String {
-        let kind = match (&self.database, &self.plugin) {
-            (Some(database), Some(plugin)) => format!("logical, database {database}, plugin {plugin}"),
-            _ => "physical".to_owned(),
+        let (kind, list) = match (&self.database, &self.plugin) {
+            (Some(database), Some(plugin)) => {
+                (format!("logical, database {database}, plugin {plugin}"), "ignore_slots")
+            }
+            _ => ("physical".to_owned(), "slots or ignore_slots"),
         };
         let keeps = self.restart_lsn.map_or_else(String::new, |at| format!(" and keeps WAL from {at}"));
         format!(
-            "replication slot {} ({kind}) is none of this cluster's: it stays{keeps}; drop it by hand, or list it under slots or ignore_slots",
+            "replication slot {} ({kind}) is none of this cluster's, and nobody uses it: it stays{keeps} (not for long on a standby); drop \
+             it by hand, or list it under {list}; max_slot_wal_keep_size bounds what slots keep",
             self.name
         )
     }
@@ -62,6 +65,8 @@ pub enum SlotAction {
         /// Why, for the log.
         why: &'static str,
     },
+    /// Nothing can be done; why.
+    Refuse(String),
     /// Advance.
     Advance {
         /// Which.
@@ -71,9 +76,9 @@ pub enum SlotAction {
     },
 }
 
-/// Slots that are neither wanted nor ignored nor this cluster's own.
+/// Slots that are neither wanted nor ignored nor this cluster's own, and that nobody uses now.
 pub fn strangers<'a>(orders: &'a SlotOrders, existing: &'a [Existing]) -> impl Iterator<Item = &'a Existing> {
-    unwanted(orders, existing).filter(|slot| !slot.physical || !orders.ours.has(&slot.name))
+    unwanted(orders, existing).filter(|slot| !slot.active && (!slot.physical || !orders.ours.has(&slot.name)))
 }
 
 fn unwanted<'a>(orders: &'a SlotOrders, existing: &'a [Existing]) -> impl Iterator<Item = &'a Existing> {
@@ -89,6 +94,8 @@ pub fn plan(orders: &SlotOrders, existing: &[Existing]) -> Vec<SlotAction> {
     for slot in unwanted(orders, existing).filter(|s| !s.active && !keep) {
         if slot.physical && orders.ours.has(&slot.name) {
             out.push(drop(&slot.name, "no member needs it"));
+        } else if orders.forsaken.contains(&slot.name) {
+            out.push(drop(&slot.name, "it is none of this cluster's, and nobody has used it here for long"));
         }
     }
     for want in &orders.wanted {
@@ -97,10 +104,13 @@ pub fn plan(orders: &SlotOrders, existing: &[Existing]) -> Vec<SlotAction> {
             out.push(create());
             continue;
         };
+        if !slot.physical {
+            // Somebody's: its place in the stream of changes would be lost with it.
+            out.push(SlotAction::Refuse(format!("{} is a logical slot, and a physical one is wanted", slot.name)));
+            continue;
+        }
         let why = if slot.active || keep {
             None
-        } else if !slot.physical {
-            Some("it is logical, a physical one is wanted")
         } else if slot.lost {
             Some("its WAL is gone")
         } else if !want.expected_active && slot.has_xmin {
@@ -153,6 +163,10 @@ impl Sql {
                     self.all("SELECT pg_drop_replication_slot($1::text::name)", &[name]).await,
                     format!("dropped replication slot {name}: {why}"),
                 ),
+                SlotAction::Refuse(why) => {
+                    out.failed.push(why.clone());
+                    continue;
+                }
                 SlotAction::Advance { name, to } => (
                     self.all(
                         "SELECT pg_replication_slot_advance($1::text::name, $2::text::pg_lsn)",
@@ -231,8 +245,9 @@ mod tests {
         let told: Vec<String> = strangers(&none, &there).map(Existing::stranger).collect();
         assert_eq!(
             told[0],
-            "replication slot cdc (logical, database app, plugin pgoutput) is none of this cluster's: it stays and keeps WAL \
-             from 0/64; drop it by hand, or list it under slots or ignore_slots"
+            "replication slot cdc (logical, database app, plugin pgoutput) is none of this cluster's, and nobody uses it: it \
+             stays and keeps WAL from 0/64 (not for long on a standby); drop it by hand, or list it under ignore_slots; \
+             max_slot_wal_keep_size bounds what slots keep"
         );
         assert!(told[1].contains("receivewal (physical)"), "{told:?}");
         let logical = IgnoredSlot { physical: Some(false), database: Some("app".into()), ..IgnoredSlot::default() };
@@ -241,6 +256,14 @@ mod tests {
         assert_eq!(plan(&quiet, &there).len(), 1, "the physical one was this cluster's");
         let other = IgnoredSlot { name: Some("cdc".into()), plugin: Some("wal2json".into()), ..IgnoredSlot::default() };
         assert!(!consumer.ignored(&other), "all that is given must be equal");
+        let used = Existing { active: true, ..consumer.clone() };
+        assert_eq!(strangers(&none, std::slice::from_ref(&used)).count(), 0, "one that is in use is nobody's trouble");
+        let forsaken = SlotOrders { forsaken: ["cdc".to_owned()].into(), ..orders(&[], &[]) };
+        assert!(matches!(&plan(&forsaken, &there)[..], [SlotAction::Drop { name, .. }] if name == "cdc"));
+        assert_eq!(plan(&forsaken, &[used]), []);
+        let same_name = WantedSlot { name: "cdc".into(), expected_active: true, advance_to: None };
+        let refused = plan(&orders(&[same_name], &["cdc"]), &there[..1]);
+        assert!(matches!(&refused[..], [SlotAction::Refuse(_)]), "{refused:?}");
     }
 
     #[test]

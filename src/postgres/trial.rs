@@ -12,11 +12,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use super::binaries::Binaries;
 use super::conf;
 use super::params;
 use super::setup::{Command, Setup};
+use crate::model::BootInstant;
 
 /// The file that is tried, in the data directory: both containers of a pod see that one.
 pub const FILE: &str = "patroni.trial.conf";
@@ -191,6 +193,43 @@ impl Trial {
     }
 }
 
+/// After asking has failed, the same parameters are not asked about again for this long: each of the things that need them would
+/// wait.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
+
+/// What the server was asked last, and what it refuses.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    asked: Option<BTreeMap<String, String>>,
+    /// It did not say all, and may be asked again then.
+    unanswered_until: Option<BootInstant>,
+    refused: AllRefused,
+}
+
+impl Known {
+    /// Is the answer about these parameters here, or was it asked for just now?
+    pub fn covers(&self, asked: &BTreeMap<String, String>, now: BootInstant) -> bool {
+        self.asked.as_ref() == Some(asked) && self.unanswered_until.is_none_or(|until| now < until)
+    }
+
+    /// It was asked. `clear`: it has said all. Where it has not, what it refused before it refuses still.
+    pub fn heard(&mut self, asked: BTreeMap<String, String>, refused: AllRefused, clear: bool, now: BootInstant) {
+        let former = std::mem::replace(&mut self.refused, refused);
+        if !clear {
+            for (name, what) in former.into_iter().filter(|(name, what)| asked.get(name) == Some(&what.value)) {
+                self.refused.entry(name).or_insert(what);
+            }
+        }
+        self.unanswered_until = (!clear).then(|| now + ASK_AGAIN);
+        self.asked = Some(asked);
+    }
+
+    /// What it refuses.
+    pub fn refused(&self) -> &AllRefused {
+        &self.refused
+    }
+}
+
 /// Parameters that are refused in the words of a server, by their lower-case names.
 fn refusals(output: &str) -> BTreeMap<String, Why> {
     let mut out = BTreeMap::new();
@@ -223,6 +262,26 @@ mod tests {
 
     fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect()
+    }
+
+    /// A server that is too busy to answer has not learned a name since.
+    #[test]
+    fn what_was_refused_stays_out_while_nobody_answers() {
+        let at = BootInstant::from_secs_f64;
+        let asked = map(&[("foo_bar", "1"), ("work_mem", "banana")]);
+        let refused = |value: &str| Refused { value: value.into(), why: Why::Unknown, instead: None };
+        let both = AllRefused::from([("foo_bar".into(), refused("1")), ("work_mem".into(), refused("banana"))]);
+        let mut known = Known::default();
+        assert!(!known.covers(&asked, at(0.0)));
+        known.heard(asked.clone(), both, true, at(0.0));
+        assert!(known.covers(&asked, at(1e6)));
+        let changed = map(&[("foo_bar", "1"), ("work_mem", "5MB")]);
+        assert!(!known.covers(&changed, at(1.0)));
+        known.heard(changed.clone(), AllRefused::new(), false, at(1.0));
+        assert_eq!(known.refused().keys().collect::<Vec<_>>(), ["foo_bar"], "another value may be a good one");
+        assert!(known.covers(&changed, at(10.0)) && !known.covers(&changed, at(11.5)));
+        known.heard(changed, AllRefused::new(), true, at(12.0));
+        assert!(known.refused().is_empty());
     }
 
     const NAMES: &str = "\

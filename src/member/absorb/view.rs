@@ -56,7 +56,8 @@ impl State {
     /// shows mine, they are published at once. Without them my death is proven by nothing, and costs the others a whole ttl.
     fn names_containers(&mut self, view: &View) {
         self.named &= view.me.named;
-        let own = self.local.own.is_some() && self.local.lease_write.is_none();
+        let runs = self.local.own.as_ref().is_some_and(|own| self.now.boot < own.runs_from() + own.ttl);
+        let own = runs && self.local.lease_write.is_none();
         let mine = view.cluster.leader.as_ref().filter(|l| own && self.lease.is_mine(l));
         let unnamed = mine.and_then(LeaderRecord::valid_holder).is_some_and(|holder| holder.containers.is_empty());
         if unnamed && view.me.named && !self.named {
@@ -103,9 +104,9 @@ impl State {
     }
 
     /// What an earlier life of this pod has left: a running Postgres, and maybe the lease. It is taken over only on the
-    /// keeper's word: the note of the standing record or of an earlier renewal of it, or no Postgres left that can write and a record
-    /// that names this very pod (one that follows has no note: nobody permitted it to write). Any other record with my name is a
-    /// stranger's.
+    /// keeper's word: the note of the standing record or of an earlier renewal of it, or a record that names this very pod and
+    /// no Postgres left (in a standby cluster one that follows may be left: nobody has permitted it to write, so there is no note,
+    /// and it is promoted without a race by nobody). Any other record with my name is a stranger's.
     pub(super) fn earlier_life(&mut self) {
         if !self.viewed {
             return;
@@ -136,8 +137,12 @@ impl State {
         }
         // One that says that it is in maintenance was taken by nobody.
         let paused = this_pod.is_some_and(|h| h.paused);
-        let writes = standing.postgres == Some(StartRole::Primary);
-        if this_pod.is_some() && (!writes || paused) {
+        let harmless = match standing.postgres {
+            None => true,
+            Some(StartRole::Standby) => self.follows_another(),
+            Some(StartRole::Primary) => false,
+        };
+        if this_pod.is_some() && (harmless || paused) {
             let how = match standing.postgres {
                 _ if paused => "was in maintenance mode",
                 None => "has left nothing",
