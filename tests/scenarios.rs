@@ -345,6 +345,7 @@ impl World {
             replayed: Lsn(0),
             streaming: flag("streaming"),
             replay_paused: false,
+            blocked: opt("blocked").map(str::to_owned),
             system_id: SYSTEM_ID.into(),
             replication: Default::default(),
         });

@@ -198,6 +198,7 @@ impl Dynamic {
                 (old, in_force, previous.map(|p| p.postgresql.clone()).unwrap_or_default(), Some(why))
             }
         };
+        let (slots, ignore_slots) = kept_slots(top, previous, &mut warnings);
         let mut number = |key: &str, default: i64, unit: Option<&str>| whole(top, key, default, unit, &mut warnings);
         let strict = flag(top, "synchronous_mode_strict");
         let node_count = number("synchronous_node_count", 1, None);
@@ -222,8 +223,8 @@ impl Dynamic {
             synchronous_node_count: if strict { node_count.max(1) } else { node_count },
             failsafe_mode: flag(top, "failsafe_mode"),
             pause: flag(top, "pause"),
-            slots: slots(top),
-            ignore_slots: ignore_slots(top),
+            slots,
+            ignore_slots,
             standby_cluster,
             postgresql,
             rejected,
@@ -333,10 +334,43 @@ fn synchronous_mode(top: Section<'_>) -> SynchronousMode {
     }
 }
 
+/// Permanent and ignored slots. Nonsense in their place leaves what was in force: it would drop every one of them.
+fn kept_slots(
+    top: Section<'_>,
+    previous: Option<&Dynamic>,
+    warnings: &mut Vec<String>,
+) -> (Map<String, Value>, Vec<Map<String, Value>>) {
+    let (mut permanent, mut ignored) = (slots(top), ignore_slots(top));
+    if wrong_slots(top, warnings) {
+        permanent = previous.map(|p| p.slots.clone()).unwrap_or_default();
+    }
+    if wrong_kind(top, "ignore_slots", Value::is_array, "a list", warnings) {
+        ignored = previous.map(|p| p.ignore_slots.clone()).unwrap_or_default();
+    }
+    (permanent, ignored)
+}
+
+/// One of the three names has a value that is no mapping of names.
+fn wrong_slots(top: Section<'_>, warnings: &mut Vec<String>) -> bool {
+    SLOTS.iter().filter(|key| wrong_kind(top, key, Value::is_object, "a mapping (name: definition)", warnings)).count()
+        > 0
+}
+
+fn wrong_kind(top: Section<'_>, key: &str, right: fn(&Value) -> bool, kind: &str, warnings: &mut Vec<String>) -> bool {
+    let wrong = top.get(key).filter(|value| !value.is_null() && !right(value));
+    if let Some(value) = wrong {
+        let given = merge::text(value);
+        warnings.push(format!("dynamic configuration: {key}: {given} must be {kind}; using what was in force"));
+    }
+    wrong.is_some()
+}
+
+/// What permanent slots are listed under.
+const SLOTS: [&str; 3] = ["permanent_replication_slots", "permanent_slots", "slots"];
+
 /// The first filled one of the three names.
 fn slots(top: Section<'_>) -> Map<String, Value> {
-    let names = ["permanent_replication_slots", "permanent_slots", "slots"];
-    let filled = names.iter().filter_map(|name| top.section(name).0).find(|map| !map.is_empty());
+    let filled = SLOTS.iter().filter_map(|name| top.section(name).0).find(|map| !map.is_empty());
     filled.cloned().unwrap_or_default()
 }
 

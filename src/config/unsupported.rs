@@ -77,10 +77,21 @@ fn no_words(document: &Value) -> Vec<String> {
         let words = if *key == "synchronous_mode" { "on, off or quorum" } else { "on or off" };
         (!quorum && parse_bool(&text).is_none()).then(|| format!("{key}: {text} is not {words}"))
     };
+    let nested = [
+        "use_slots",
+        "use_pg_rewind",
+        "remove_data_directory_on_rewind_failure",
+        "remove_data_directory_on_diverged_timelines",
+    ];
+    let section = document.get("postgresql");
+    let nested = nested.iter().filter_map(|key| {
+        let text = merge::text(section?.get(*key).filter(|v| !v.is_null())?);
+        parse_bool(&text).is_none().then(|| format!("postgresql.{key}: {text} is not on or off"))
+    });
     let site = document.get("failover_site").filter(|v| !v.is_null()).map(merge::text);
     let odd = site.filter(|word| !["prefer", "require"].contains(&word.as_str()));
     let odd = odd.map(|word| format!("failover_site: {word} is neither prefer nor require (null: any site)"));
-    switches.iter().filter_map(bad).chain(odd).collect()
+    switches.iter().filter_map(bad).chain(nested).chain(odd).collect()
 }
 
 #[cfg(test)]

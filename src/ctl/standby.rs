@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::dates;
 use super::error::{CtlError, Result};
+use super::members;
 use super::prompts;
 use super::session::Session;
 use crate::dcs::kube::KubeStore;
@@ -70,6 +71,13 @@ pub async fn run(session: &mut Session<'_>, args: &ArgMatches, change: Change) -
     if change.is_reached(leader.role) {
         return Err(CtlError::plain("Cluster is already in the required state"));
     }
+    if members::is_paused(&cluster) {
+        let why = "in maintenance mode nobody carries it out, and at the resume it would happen unseen: `patronictl resume` first";
+        return Err(CtlError::plain(format!("Failed to {word} {scope} cluster: {why}")));
+    }
+    if let Some(own) = itself(&cluster, &body["standby_cluster"]) {
+        return Err(CtlError::plain(format!("Failed to {word} {scope} cluster: {own} is a member of it")));
+    }
     session.say("Current cluster topology");
     session.print_members(&cluster, &scope).await;
     let question = format!("Are you sure you want to {word} {scope} cluster?");
@@ -109,6 +117,15 @@ fn section(args: &ArgMatches, change: Change) -> Result<Value> {
         true => Ok(section.into()),
         false => Err(CtlError::plain("At least --host, --port or --restore-command should be specified")),
     }
+}
+
+/// The member whose address the section names: a cluster that follows itself has nobody who writes.
+fn itself(cluster: &Cluster, section: &Value) -> Option<MemberName> {
+    let host = section.get("host")?.as_str()?;
+    let port = section.get("port").and_then(Value::as_u64).unwrap_or(5432);
+    let place = format!("postgres://{host}:{port}/");
+    let at = |m: &Member| m.conn_url.as_ref().is_some_and(|url| url.starts_with(&place));
+    cluster.members.iter().find(|(_, m)| at(m)).map(|(name, _)| name.clone())
 }
 
 fn leader_of(cluster: &Cluster) -> Option<(&MemberName, Option<&Member>)> {

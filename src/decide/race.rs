@@ -26,6 +26,9 @@ const OATH_WAIT_LEAST: Duration = Duration::from_secs(60);
 /// started again.
 const CUT_WAIT: Duration = Duration::from_secs(5);
 
+/// Postgres is asked no oftener than this.
+const PROBE_PAUSE: Duration = Duration::from_millis(200);
+
 /// The longest pause before looking again after giving way.
 const YIELD_PAUSE: Duration = Duration::from_secs(2);
 
@@ -389,7 +392,12 @@ fn contest(ctx: &Ctx<'_>, unlocked: &Unlocked, probe: &Probe, wish: Wish<'_>) ->
     let field = Field::new(ctx, answers);
     let Some(me) = field.me() else { return yields("PostgreSQL is still starting up") };
     if probe.at < unlocked.positions_final {
-        return yields("PostgreSQL here has not answered since the lock became free");
+        // It is asked with every event, a little apart.
+        return Outcome::Yield {
+            why: "PostgreSQL here has not answered since the lock became free".into(),
+            to: None,
+            until: Some(ctx.now.boot + PROBE_PAUSE),
+        };
     }
     if let Some(name) = field.primary() {
         return yields_to(name, format!("primary ({name}) is still alive"));

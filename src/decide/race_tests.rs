@@ -175,6 +175,7 @@ fn receiving(d: &Drawn, cluster: &Cluster, i: usize, now: u64, from: (Upstream, 
         replayed: Lsn(m.position),
         streaming,
         replay_paused: false,
+        blocked: None,
         system_id: ID.into(),
         replication: Default::default(),
     });

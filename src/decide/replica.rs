@@ -1,7 +1,7 @@
 //! Following.
 
 use super::{Ctx, failsafe, race, rewind, standby, sync};
-use crate::model::{Action, Decision, LeaseVerdict, RewindState, Upstream};
+use crate::model::{Action, Decision, LeaseVerdict, RewindState, StopMode, Upstream};
 
 /// Postgres is alive as a standby (the fence has seen to that) and the lock is somebody else's, or silent.
 pub(super) fn follow(ctx: &Ctx<'_>) -> Decision {
@@ -18,6 +18,9 @@ pub(super) fn follow(ctx: &Ctx<'_>) -> Decision {
     }
     if pg.probe.is_none() {
         return ctx.wait(format!("PostgreSQL is still starting up; I am ({}), following ({leader})", ctx.local.me));
+    }
+    if let Some(d) = blocked(ctx) {
+        return d;
     }
     if let Some(d) = rewind::of_running(ctx, leader, member) {
         return d;
@@ -36,6 +39,17 @@ pub(super) fn follow(ctx: &Ctx<'_>) -> Decision {
     }
     let kind = if standby::is_one(ctx.settings) { "standby leader" } else { "leader" };
     idle(ctx, format!("no action. I am ({}), a secondary, and following a {kind} ({leader})", ctx.local.me))
+}
+
+/// PostgreSQL waits, with its replay paused, for settings as high as those of the server whose WAL it has. A start takes them.
+pub(super) fn blocked(ctx: &Ctx<'_>) -> Option<Decision> {
+    let pg = &ctx.local.postgres;
+    let why = pg.probe.as_ref()?.blocked.as_ref().filter(|_| pg.stopping.is_none())?;
+    let settled = pg.started_as.is_some() && !ctx.local.maintenance.is_on();
+    settled.then(|| {
+        ctx.wait(format!("replay is paused by PostgreSQL ({why}): starting it again with the settings of its leader"))
+            .then(Action::StopPostgres { mode: StopMode::Fast, why: "its replay waits for higher settings" })
+    })
 }
 
 /// A standby with nothing to do: slots, and the early question before a silent lease ends.

@@ -7,7 +7,7 @@
 //! section goes, the holder of the lock is a standby with the lock like any other and is promoted, under a number that it claims
 //! then; when it comes, a primary stops in order and comes back as the one that follows.
 
-use super::{Ctx, Hold, RETRY_PAUSE, failsafe, leader, requests, rewind, sync};
+use super::{Ctx, Hold, RETRY_PAUSE, failsafe, leader, replica, requests, rewind, sync};
 use crate::model::{
     Action, BootInstant, ControlData, Decision, Electorate, LeaseVerdict, Member, MemberName, Permission, Probe,
     RewindState, Role, Settings, StartRole, StopMode, TaskKind, TaskOutcome, Timeline, Upstream,
@@ -52,6 +52,9 @@ pub(super) fn lead(ctx: &Ctx<'_>, probe: &Probe) -> Decision {
         return ctx.wait("a promotion was ordered before this became a standby cluster: waiting for its end");
     }
     if let Some(d) = requests::failover_request(ctx) {
+        return upkeep(ctx, d);
+    }
+    if let Some(d) = replica::blocked(ctx) {
         return upkeep(ctx, d);
     }
     let wanted = upstream(ctx);

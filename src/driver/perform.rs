@@ -310,7 +310,12 @@ impl Hands {
 
     async fn probe(&self) -> Looked {
         match self.sql.probe(clock::boot()).await {
-            Ok(probe) => Looked::Answer(probe),
+            Ok(mut probe) => {
+                if probe.in_recovery && probe.replay_paused {
+                    probe.blocked = self.blocked().await;
+                }
+                Looked::Answer(probe)
+            }
             Err(SqlError::Refused(_)) if self.sql.has_ended() => Looked::Gone,
             Err(SqlError::Refused(_)) => Looked::Nobody,
             Err(SqlError::StartingUp(_)) => Looked::NotReady,
@@ -320,6 +325,14 @@ impl Hands {
                 Looked::Silent
             }
         }
+    }
+
+    /// Why PostgreSQL itself keeps replay from going on; `None` where a person has paused it.
+    async fn blocked(&self) -> Option<String> {
+        let running = self.sql.limits().await.ok()?;
+        let dir = self.setup.data_dir.clone();
+        let control = blocking(move || control::read_file(&dir).map_err(|e| e.to_string())).await.ok()?;
+        control::too_low(&control, &running)
     }
 
     async fn look(self) -> Outcome {

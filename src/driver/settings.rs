@@ -138,6 +138,7 @@ fn lease_seconds(value: i64) -> Duration {
 
 fn settings(config: &Config, dynamic: &Dynamic, effective: &EffectivePostgres, warnings: &mut Vec<String>) -> Settings {
     let margin = config.watchdog.safety_margin;
+    let (permanent_slots, skipped) = slots::permanent(&dynamic.slots, warnings);
     Settings {
         ttl: lease_seconds(dynamic.ttl),
         loop_wait: lease_seconds(dynamic.loop_wait),
@@ -155,8 +156,8 @@ fn settings(config: &Config, dynamic: &Dynamic, effective: &EffectivePostgres, w
         max_timelines_history: usize::try_from(dynamic.max_timelines_history).unwrap_or(0),
         member_slots_ttl: seconds(dynamic.member_slots_ttl),
         use_slots: effective.use_slots,
-        permanent_slots: slots::permanent(&dynamic.slots, warnings),
-        ignored_slots: slots::ignored(&dynamic.ignore_slots, warnings),
+        permanent_slots,
+        ignored_slots: slots::ignored(&dynamic.ignore_slots, warnings).into_iter().chain(skipped).collect(),
         tags: effective_tags(&config.tags),
         may_bootstrap: config.bootstrap.is_some(),
         use_pg_rewind: effective.use_pg_rewind,

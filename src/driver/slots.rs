@@ -7,9 +7,13 @@ use serde_json::{Map, Value};
 use crate::config::merge;
 use crate::model::{IgnoredSlot, PermanentSlot};
 
-/// The permanent physical slots. What is no slot is skipped with a warning.
-pub(super) fn permanent(slots: &Map<String, Value>, warnings: &mut Vec<String>) -> BTreeMap<String, PermanentSlot> {
-    let mut out = BTreeMap::new();
+/// The permanent physical slots. What is no slot is skipped with a warning, and its name left alone: a slip in the definition of
+/// a slot that is there is no reason to drop it.
+pub(super) fn permanent(
+    slots: &Map<String, Value>,
+    warnings: &mut Vec<String>,
+) -> (BTreeMap<String, PermanentSlot>, Vec<IgnoredSlot>) {
+    let (mut out, mut skipped) = (BTreeMap::new(), Vec::new());
     for (name, definition) in slots {
         let kind = definition.get("type").and_then(Value::as_str).unwrap_or("physical");
         if crate::config::is_logical(definition) {
@@ -17,10 +21,13 @@ pub(super) fn permanent(slots: &Map<String, Value>, warnings: &mut Vec<String>) 
         }
         match permanent_one(name, kind, definition) {
             Ok(slot) => drop(out.insert(name.clone(), slot)),
-            Err(why) => warnings.push(format!("slots.{name}: {why}; skipped")),
+            Err(why) => {
+                warnings.push(format!("slots.{name}: {why}; skipped"));
+                skipped.push(IgnoredSlot { name: Some(name.clone()), ..IgnoredSlot::default() });
+            }
         }
     }
-    out
+    (out, skipped)
 }
 
 fn permanent_one(name: &str, kind: &str, definition: &Value) -> Result<PermanentSlot, String> {
@@ -89,7 +96,9 @@ mod tests {
             "m": {"database": "d", "plugin": "p"},
             "Bad": {}, "t": {"type": "temporal"}, "c": {"cluster_type": "both"},
         }));
-        let found = permanent(&slots, &mut warnings);
+        let (found, skipped) = permanent(&slots, &mut warnings);
+        let left_alone: Vec<_> = skipped.into_iter().filter_map(|slot| slot.name).collect();
+        assert_eq!(left_alone, ["Bad", "t", "c"]);
         let expected = [
             ("a", PermanentSlot::Always),
             ("b", PermanentSlot::Always),

@@ -80,6 +80,7 @@ mod tests {
             replayed: Lsn(1),
             streaming: true,
             replay_paused: false,
+            blocked: None,
             system_id: "1".into(),
             replication: Default::default(),
         });

@@ -171,6 +171,7 @@ fn probe(in_recovery: bool) -> Probe {
         replayed: Lsn(100),
         streaming: false,
         replay_paused: false,
+        blocked: None,
         system_id: SYSTEM.into(),
         replication: Default::default(),
     }

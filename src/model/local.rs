@@ -133,6 +133,8 @@ pub struct Probe {
     pub streaming: bool,
     /// Replay is paused.
     pub replay_paused: bool,
+    /// PostgreSQL has paused it, until a restart: which settings are lower here than at the server whose WAL this is, in words.
+    pub blocked: Option<String>,
     /// Database system identifier, decimal.
     pub system_id: String,
     /// Primary: whom its commits wait for, and who streams from it.

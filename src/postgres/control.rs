@@ -3,6 +3,7 @@
 //! The file is one struct of at most 512 bytes that is rewritten in place; a reader may see it half-written, so the CRC
 //! is checked and the read repeated a few times. Offsets are those of a 64-bit server of our byte order.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
@@ -167,6 +168,16 @@ fn fields(b: &[u8]) -> Option<ControlFile> {
         ],
         data_checksums: checksums,
     })
+}
+
+/// Which of the settings in force are lower than those of the server whose WAL came last, in words.
+pub fn too_low(control: &ControlFile, running: &BTreeMap<String, u32>) -> Option<String> {
+    let low = |(name, last): &(&str, u32)| {
+        let mine = running.get(*name).filter(|mine| *mine < last)?;
+        Some(format!("{name} is {mine} here and {last} there"))
+    };
+    let found: Vec<String> = control.limits.iter().filter_map(low).collect();
+    (!found.is_empty()).then(|| found.join(", "))
 }
 
 fn u32_at(b: &[u8], at: usize) -> Option<u32> {

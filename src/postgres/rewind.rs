@@ -356,6 +356,7 @@ mod tests {
             replayed: Lsn(90),
             streaming: false,
             replay_paused: true,
+            blocked: None,
             system_id: "1".into(),
             replication: Default::default(),
         };

@@ -239,6 +239,17 @@ impl Sql {
         let rows = self.all(query, args).await?;
         rows.into_iter().next().ok_or_else(|| SqlError::NoAnswer("the server answered without a row".to_owned()))
     }
+    /// The settings in force that a standby needs as high as its primary has them.
+    ///
+    /// # Errors
+    /// See [`SqlError`].
+    pub async fn limits(&self) -> Result<BTreeMap<String, u32>, SqlError> {
+        let query = "SELECT name::text, setting::int8 FROM pg_settings WHERE name IN ('max_connections', \
+                     'max_worker_processes', 'max_wal_senders', 'max_prepared_transactions', 'max_locks_per_transaction')";
+        let rows = self.all(query, &[]).await?;
+        let limit = |row: &Row| Ok((row.try_get(0)?, u32::try_from(row.try_get::<_, i64>(1)?).unwrap_or(0)));
+        rows.iter().map(limit).collect::<Result<_, _>>().map_err(|e| SqlError::of(&e))
+    }
     /// All rows, within [`DEADLINE`].
     pub(super) async fn all(&self, query: &str, args: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, SqlError> {
         let target = self.target.lock().await.clone();
@@ -291,6 +302,7 @@ fn probe_of(row: &Row, at: BootInstant) -> Result<Probe, tokio_postgres::Error> 
         replayed,
         streaming: row.try_get::<_, Option<bool>>(6)?.unwrap_or(false),
         replay_paused: row.try_get(5)?,
+        blocked: None,
         system_id: u64::from_ne_bytes(system_id.to_ne_bytes()).to_string(),
         replication: replication_of(row)?,
     })

@@ -95,6 +95,7 @@ async fn a_hanging_query_does_not_hang_the_answer() {
         replayed: Lsn(0),
         streaming: false,
         replay_paused: false,
+        blocked: None,
         system_id: String::new(),
         replication: Default::default(),
     });

@@ -116,6 +116,7 @@ pub const TESTS: &[Test] = tests![
     scaled endpoints start::sighup_applies_the_changed_file,
     scaled endpoints start::a_cluster_killed_whole_comes_back,
     scaled endpoints parameters::a_server_that_cannot_be_asked_gets_what_is_configured,
+    scaled endpoints parameters::a_standby_takes_the_settings_of_its_leader,
     scaled endpoints parameters::a_typo_in_the_document_keeps_no_member_down,
     scaled endpoints sites::a_failover_stays_in_its_site,
     scaled endpoints handover::a_switchover_to_a_candidate_loses_nothing,

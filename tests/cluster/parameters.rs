@@ -66,6 +66,34 @@ async fn typed_wrong_then_right(trial: &mut Trial, leader: usize) -> Res<()> {
     trial.cluster.wait_for("the corrected values", deadline, arrived).await
 }
 
+/// A leader that was restarted with more connections stops the replay of its standbys: they take the same, without a person.
+pub async fn a_standby_takes_the_settings_of_its_leader(options: Options) -> Res<()> {
+    let (mut trial, leader) = Trial::begin(options).await?;
+    let result = more_connections(&mut trial, leader).await;
+    trial.end(result, Allowed::Nothing).await
+}
+
+async fn more_connections(trial: &mut Trial, leader: usize) -> Res<()> {
+    document(&trial.cluster, leader, json!({"max_connections": 90})).await?;
+    let name = trial.cluster.members[leader].name.clone();
+    let waits = async |c: &mut Cluster| c.rest(leader, "/patroni").await?.1.get("pending_restart").map(drop);
+    trial.cluster.wait_for("the leader to wait for a restart", trial.cluster.options.healed_within(), waits).await?;
+    let (code, out, err) = trial.cluster.patronictl(&["restart", "test", &name, "--force"]).await?;
+    must(code == 0, format!("patronictl restart ended with {code}: {out}{err}"))?;
+    let deadline = trial.cluster.options.healed_within();
+    let all = async |c: &mut Cluster| {
+        for i in 0..c.members.len() {
+            let rows = c
+                .sql(i, "SELECT current_setting('max_connections'), pg_is_in_recovery() AND pg_is_wal_replay_paused()");
+            if rows.await.ok()? != [["90", "f"]] {
+                return None;
+            }
+        }
+        Some(())
+    };
+    trial.cluster.wait_for("every member with the settings of the leader", deadline, all).await
+}
+
 /// A server that does not say what it takes gets everything, and one warning says so.
 pub async fn a_server_that_cannot_be_asked_gets_what_is_configured(mut options: Options) -> Res<()> {
     let dir = machine::private_dir("patroni-postgres")?;

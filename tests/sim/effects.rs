@@ -352,6 +352,7 @@ impl World {
             replayed: Lsn(d.end),
             streaming,
             replay_paused: false,
+            blocked: None,
             system_id: d.system_id.clone(),
             replication: if in_recovery { Replication::default() } else { self.replication(pod) },
         })

@@ -273,6 +273,7 @@ mod tests {
             replayed: Lsn(7),
             streaming: in_recovery,
             replay_paused: false,
+            blocked: None,
             system_id: "7439021837465564321".into(),
             replication: Default::default(),
         })
