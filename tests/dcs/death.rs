@@ -80,6 +80,7 @@ impl Prover<'_> {
             acquire_time: self.record.acquire_time.clone().unwrap(),
             renew_time: self.record.renew_time.clone().unwrap(),
             paused: false,
+            site: None,
         });
         cluster.leader = Some(leader);
         let a = MemberName::from("a");

@@ -111,6 +111,7 @@ impl Member {
             acquire_time: record.acquire_time.clone().unwrap(),
             renew_time: record.renew_time.clone().unwrap(),
             paused: false,
+            site: None,
         });
         LeaderWrite {
             expect: self.desk.version_of(Object::Leader),

@@ -502,6 +502,10 @@ impl World {
             // Who is unfit by its history makes others yield all the same.
             self.is_known("a member that may not lead is waited for");
         }
+        if primaries.is_empty() && (0..n).all(|i| self.needs_a_person(i)) {
+            // Each pod was made again in the middle of its own initdb: what is left is somebody's, as far as a program knows.
+            self.is_known("every member waits for a person");
+        }
         if !self.judge.known && (primaries.len() != 1 || !idle.is_empty()) {
             for i in 0..n {
                 let p = &self.pods[i];

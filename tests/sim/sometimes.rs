@@ -13,7 +13,10 @@ const SEEDS_LEAST: u32 = 3;
 const EXCEPTIONS: &[(&str, &str)] = &[
     ("new standby", "no cluster begins as a standby cluster; a scenario and a cluster test do"),
     ("Script", "no scripts in the simulation"),
-    ("replay is paused", "no parameters in the simulation; a scenario and a cluster test take it"),
+    (
+        "starting it again with the settings of its leader",
+        "no parameters in the simulation; a scenario and a cluster test take it",
+    ),
     ("PendingRestart", "asked after a reload of changed parameters; the model has none"),
     ("login", "the model lets everybody in"),
     ("end of recovery after bootstrap", "no custom bootstrap"),
