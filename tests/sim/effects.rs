@@ -183,6 +183,7 @@ impl World {
                 let written = leader_written(got);
                 if written == LeaderWritten::Wrote {
                     self.note(format!("m{pod} wrote the leader object"));
+                    self.judge.first_lock.get_or_insert(self.t);
                 }
                 (id, Answer::LeaderWritten(written))
             }

@@ -14,6 +14,8 @@ use super::world::{MS, Ns, SEC, World};
 pub struct Judge {
     /// The newest branch a commit was acknowledged on, and by whom.
     newest: Option<(Branch, usize)>,
+    /// When the first lock of all was written.
+    pub first_lock: Option<Ns>,
     /// When the store was wiped, or the leader object was.
     pub wiped: Option<Ns>,
     /// The same until the holder of that moment has written it again, and who that was.
@@ -214,7 +216,9 @@ impl World {
     /// L2, when a primary is told to stop.
     pub fn check_demotion(&mut self, pod: usize, mode: StopMode) {
         self.check_stop_at_rest(pod, mode);
-        if self.plan.outages && self.t > CALM && self.stays_itself(pod) {
+        // A cluster that began late has to form first, as every other.
+        let formed = self.judge.first_lock.is_some_and(|at| self.t > at + CALM);
+        if self.plan.outages && formed && self.stays_itself(pod) {
             self.violation(format!("S8 m{pod} is demoted, everybody answers it, and failsafe mode is on"));
         }
         if self.plan.blips && self.t > CALM {
@@ -222,10 +226,11 @@ impl World {
         }
     }
 
-    /// It was the leader before the outage and its member was not asked for anything.
+    /// It was the leader before the outage and its member was not asked for anything; everybody's sidecar is there to answer.
     fn stays_itself(&self, pod: usize) -> bool {
         let p = &self.pods[pod];
-        p.sidecar.as_ref().is_some_and(|s| s.member.is_some()) && !p.leaving && p.marker.is_none()
+        let answer = self.pods.iter().all(|p| p.sidecar.as_ref().is_some_and(|s| s.member.is_some()));
+        answer && !p.leaving && p.marker.is_none()
     }
 
     /// L3: at any write, who is labelled as the leader. Services send their clients there.
@@ -501,6 +506,11 @@ impl World {
         if primaries.is_empty() && idle.iter().any(|why| why.contains("accepts the loss")) {
             // Who is unfit by its history makes others yield all the same.
             self.is_known("a member that may not lead is waited for");
+        }
+        let resumed = |why: &String| why.contains("was in maintenance mode when it was last heard of");
+        if primaries.is_empty() && !idle.is_empty() && idle.iter().all(resumed) {
+            // Its holder could not say that the maintenance is over, has stopped, and does not know its own lock again.
+            self.is_known("the lock of a maintenance that ended without its leader waits for a person");
         }
         if primaries.is_empty() && (0..n).all(|i| self.needs_a_person(i)) {
             // Each pod was made again in the middle of its own initdb: what is left is somebody's, as far as a program knows.
