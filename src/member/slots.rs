@@ -29,8 +29,7 @@ pub(super) struct SlotsKept {
     last: Option<(BootInstant, SlotOrders)>,
     /// Every name that was wanted since this process runs.
     ours: BTreeSet<String>,
-    /// Slots of others that nobody uses: since when.
-    idle: BTreeMap<String, BootInstant>,
+    idle: Idle,
     /// What the last look at the cluster looked at: the same gives the same slots.
     looked: Option<(Arc<Cluster>, Arc<InForce>, bool)>,
     complained: String,
@@ -83,28 +82,17 @@ impl State {
         SlotOrders {
             wanted,
             ours: OurSlots { names, ..OurSlots::of_family(&self.local.me) },
-            forsaken: self.forsaken(),
+            forsaken: self.slots.idle.forsaken(settings.member_slots_ttl, self.now.boot),
             ignored: settings.ignored_slots.clone(),
             keep: self.local.maintenance.is_on(),
         }
     }
 
-    /// Slots of others that nobody has used here for `member_slots_ttl`: on a node that does not lead they would keep WAL until its
-    /// disk is full. Where their consumers connect, at the leader, they stay whatever they cost.
-    fn forsaken(&self) -> BTreeSet<String> {
-        let ttl = self.in_force.settings.member_slots_ttl.max(FORSAKEN_LEAST);
-        let over = |since: &BootInstant| !self.slots.leading && since.until(self.now.boot) > ttl;
-        self.slots.idle.iter().filter(|(_, since)| over(since)).map(|(slot, _)| slot.clone()).collect()
-    }
-
     /// Slots of others that nobody uses: each is told of once.
-    pub(super) fn tell_strangers(&mut self, strangers: BTreeMap<String, String>) {
-        self.slots.idle.retain(|slot, _| strangers.contains_key(slot));
-        for (slot, what) in strangers {
-            if !self.slots.idle.contains_key(&slot) {
-                self.warn(what);
-                self.slots.idle.insert(slot, self.now.boot);
-            }
+    pub(super) fn tell_strangers(&mut self, mut strangers: BTreeMap<String, String>) {
+        let (leading, now) = (self.slots.leading, self.now.boot);
+        for slot in self.slots.idle.note(strangers.keys(), leading, now) {
+            self.warn(strangers.remove(&slot).unwrap_or_default());
         }
     }
 
@@ -135,6 +123,26 @@ impl State {
             self.warn(format!("replication slots: {why}"));
             self.slots.complained = why;
         }
+    }
+}
+
+/// Slots of others that nobody uses, and since when. On a node that does not lead they would keep WAL until its disk is full. Where
+/// their consumers connect, at the leader, their time does not begin: there they stay whatever they cost.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Idle(BTreeMap<String, Option<BootInstant>>);
+
+impl Idle {
+    /// These are idle now. Returns those that were not before.
+    fn note<'s>(&mut self, slots: impl Iterator<Item = &'s String>, leading: bool, now: BootInstant) -> Vec<String> {
+        let before = std::mem::take(&mut self.0);
+        let since = |slot: &String| before.get(slot).copied().flatten().unwrap_or(now);
+        self.0 = slots.map(|slot| (slot.clone(), (!leading).then(|| since(slot)))).collect();
+        self.0.keys().filter(|slot| !before.contains_key(*slot)).cloned().collect()
+    }
+    /// Those that were idle here for longer than `ttl`, and five minutes at least.
+    fn forsaken(&self, ttl: Duration, now: BootInstant) -> BTreeSet<String> {
+        let over = |since: &Option<BootInstant>| since.is_some_and(|at| at.until(now) > ttl.max(FORSAKEN_LEAST));
+        self.0.iter().filter(|(_, since)| over(since)).map(|(slot, _)| slot.clone()).collect()
     }
 }
 
@@ -287,6 +295,23 @@ mod tests {
     fn equal_slot_names_are_an_error_that_names_both_members() {
         let err = wanted(&"x".into(), &cluster(&["a-b", "a.b"]), &Settings::default(), true, &[]).unwrap_err();
         assert!(err.contains("a-b") && err.contains("a.b"), "{err}");
+    }
+
+    #[test]
+    fn a_slot_that_nobody_uses_goes_from_a_standby_and_never_from_the_leader() {
+        let (at, ttl) = (BootInstant::from_secs_f64, Duration::from_secs(1800));
+        let (cdc, none) = (["cdc".to_owned()], [].into());
+        let mut idle = Idle::default();
+        assert_eq!(idle.note(cdc.iter(), true, at(0.0)), cdc, "told of");
+        assert!(idle.note(cdc.iter(), true, at(9000.0)).is_empty(), "once");
+        assert_eq!(idle.forsaken(ttl, at(9000.0)), none, "the leader keeps it");
+        let _told = idle.note(cdc.iter(), false, at(9010.0));
+        assert_eq!(idle.forsaken(ttl, at(10_800.0)), none, "its time began when this node stopped leading");
+        assert_eq!(idle.forsaken(ttl, at(10_811.0)), cdc.clone().into());
+        assert_eq!(idle.forsaken(Duration::ZERO, at(9300.0)), none, "five minutes at least");
+        let _told = idle.note([].iter(), false, at(10_800.0));
+        let _told = idle.note(cdc.iter(), false, at(10_805.0));
+        assert_eq!(idle.forsaken(ttl, at(10_811.0)), none, "somebody used it meanwhile");
     }
 
     #[test]
