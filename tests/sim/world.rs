@@ -393,7 +393,7 @@ impl World {
         let name = &self.pods[pod].name;
         let zoned = self.seed % 7 == 2;
         let settings = Settings {
-            site: zoned.then(|| if pod % 2 == 0 { "x" } else { "y" }.to_owned()),
+            site: zoned.then(|| if pod.is_multiple_of(2) { "x" } else { "y" }.to_owned()),
             failover_site: if zoned { FailoverSite::Prefer } else { FailoverSite::Any },
             synchronous: if follows_by(document) { Synchronous::default() } else { commits_of(document) },
             pause: paused_by(document),
