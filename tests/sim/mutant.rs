@@ -34,7 +34,7 @@ const MOVE: &[Fault] = &[F::Switchover, F::SwitchoverTo, F::Terminate, F::StopAl
 const DIVERGE: &[Fault] = &[F::FreezePod, F::NetworkCut, F::KillPod { reported: false }, F::ApiCut, F::Switchover];
 /// A branch is made while somebody's watch shows nothing of it.
 const UNSEEN: &[Fault] =
-    &[F::FreezeContainer, F::FreezePod, F::KillPod { reported: true }, F::ApiCut, F::PostgresCrash];
+    &[F::ApiStalls, F::FreezePod, F::KillPod { reported: true }, F::ApiCut, F::PostgresCrash];
 
 const WATCHERS: &[Fault] =
     &[F::FreezeWarden, F::FreezeSidecarKeeper, F::FreezeWatchers, F::FreezeKeeper, F::SwitchoverTo, F::KillSidecar];
@@ -51,6 +51,7 @@ fn bad_api(plan: &mut Plan) {
 }
 fn slow_views(plan: &mut Plan) {
     (plan.bad_api, plan.slow_network) = (true, true);
+    (plan.servers, plan.pods, plan.pause) = (3, 4, 5 * SEC);
 }
 fn deaf(plan: &mut Plan) {
     plan.deaf = true;
