@@ -32,7 +32,6 @@
 //! | [`dcs`] | the store's client; `desk` is all of it but the connection, `schema` spells every annotation key | decide, parse others' timestamps |
 //! | [`postgres`] | files, SQL, control data, commands of this member's Postgres; the client of the keeper | start processes |
 //! | [`keeper`] | the daemon that owns the postmaster and fences it when its permission lapses; `core` is what it decides | know Kubernetes, leases, SQL |
-//! | [`watchdog`] | the watchdog device | |
 //! | [`door`] | what others may see of a member and ask of it | know HTTP, the machine, the driver |
 //! | [`api`] | the REST API, through the door | touch the store or Postgres |
 //! | [`ctl`] | `patronictl` | share state with a running member |
@@ -75,8 +74,6 @@ pub mod dcs;
 pub mod postgres;
 
 pub mod keeper;
-
-pub mod watchdog;
 
 pub mod driver;
 

@@ -79,6 +79,8 @@ mutants! {
     KeyBeforeSure,
     /// Who has the lock to win trusts the history in its view, although others know of newer timelines.
     HistoryOnTrust,
+    /// The watchdog is disarmed before Postgres is dead.
+    DisarmsTooEarly,
     /// A promotion takes the number after its own, whatever others have heard of.
     NumbersAreNotShared,
     /// An empty store is initialized although other members have data.

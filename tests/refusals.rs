@@ -240,8 +240,10 @@ fn validation_says_what_a_start_would_warn_about() {
     let text =
         config(&place.0, 30_100, 30_101, &bin).replace("connect_address: 127.0.0.1", "connect_address: 10.0.0.1");
     assert_eq!(validate(&place, &text, &[]), (0, String::new()), "nothing to say, nothing said");
-    let odd =
-        text.replace("watchdog: {mode: off}", "watchdog: {mode: required}\npause: true\nrestapy: {}\nname: again");
+    let odd = text.replace(
+        "watchdog: {mode: off}",
+        "watchdog: {mode: required, device: /nonexistent/watchdog}\npause: true\nrestapy: {}\nname: again",
+    );
     let variables = [("PATRONI_SCOEP", "x"), ("PATRONI_KUBERNETES_USE_ENDPOINTS", "perhaps")];
     let (code, said) = validate(&place, &odd, &variables);
     assert_eq!(code, 0, "{said}");
@@ -251,7 +253,7 @@ fn validation_says_what_a_start_would_warn_about() {
         "name is given twice",
         "PATRONI_SCOEP is not a variable of the configuration, did you mean PATRONI_SCOPE?",
         "PATRONI_KUBERNETES_USE_ENDPOINTS is ignored: kubernetes.use_endpoints must be true or false",
-        "watchdog.mode is required, but no watchdog device can be driven",
+        "watchdog.device /nonexistent/watchdog: No such file or directory (os error 2); load a driver on the host (modprobe softdog)",
     ] {
         assert!(said.lines().any(|line| line.starts_with("WARNING: ") && line.contains(words)), "{words} in {said}");
     }

@@ -12,6 +12,8 @@
 
 #[path = "sim/api.rs"]
 mod api;
+#[path = "sim/device.rs"]
+mod device;
 #[path = "sim/disasters.rs"]
 mod disasters;
 #[path = "sim/disk.rs"]

@@ -170,6 +170,9 @@ fn of_cluster(d: &mut Map<String, Value>, snapshot: &Snapshot) {
     if snapshot.failsafe_active {
         d.insert("failsafe_mode_is_active".into(), json!(true));
     }
+    if snapshot.watchdog_failed {
+        d.insert("watchdog_failed".into(), json!(true));
+    }
     if snapshot.settings.pause {
         d.insert("pause".into(), json!(true));
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use clap::Parser;
 use patroni::driver::settings::{self, Source};
 use patroni::driver::{preflight, startup};
-use patroni::model::Timings;
+use patroni::model::{Timings, WatchdogMode, timings};
 use patroni::{api, config, dcs};
 use tracing::{info, warn};
 
@@ -133,7 +133,16 @@ fn print_timings(source: &Source) -> Result<(), String> {
         eprintln!("{warning}");
     }
     let read = settings::read(&config, &dynamic, &source.home, settings::Pod::default(), 15);
-    let timings = Timings::new(&read.wishes.settings, read.wishes.settings.ttl, false).map_err(|e| e.to_string())?;
+    let (settings, ttl) = (&read.wishes.settings, read.wishes.settings.ttl);
+    let device = Some(timings::device(settings, ttl)).filter(|_| settings.watchdog != WatchdogMode::Off);
+    let timings = match Timings::new(settings, ttl, device) {
+        Err(tight) if settings.watchdog == WatchdogMode::Automatic => {
+            eprintln!("running without the watchdog: {tight}");
+            Timings::new(settings, ttl, None)
+        }
+        other => other,
+    };
+    let timings = timings.map_err(|e| e.to_string())?;
     println!("{timings}");
     Ok(())
 }

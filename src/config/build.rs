@@ -252,8 +252,17 @@ fn watchdog(section: Section<'_>, warnings: &mut Vec<String>) -> Watchdog {
             WatchdogMode::Off
         }
     };
+    let testing = match section.text_or("driver", "default").as_str() {
+        "default" => false,
+        "testing" => true,
+        other => {
+            warnings.push(format!("watchdog.driver: {other} is unknown (default, testing); using default"));
+            false
+        }
+    };
     Watchdog {
         mode,
+        testing,
         device: section.text_or("device", "/dev/watchdog"),
         safety_margin: section.whole("safety_margin").unwrap_or(5),
     }

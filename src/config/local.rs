@@ -272,6 +272,8 @@ pub struct Watchdog {
     pub device: String,
     /// Seconds; -1 means half of the ttl.
     pub safety_margin: i64,
+    /// `driver: testing`: a pipe in the place of a device.
+    pub testing: bool,
 }
 
 /// The local configuration of one member.

@@ -379,6 +379,9 @@ fn absent(ctx: &Ctx<'_>) -> Decision {
     if let Some(wish) = ctx.settings.unsupported.first() {
         return ctx.wait(format!("not initializing a cluster: {wish}"));
     }
+    if let Some(why) = super::watchdog::bars(ctx) {
+        return ctx.wait(format!("not initializing a cluster: the watchdog is required and does not work: {why}"));
+    }
     claim(ctx, "no cluster here yet: racing to initialize it")
 }
 

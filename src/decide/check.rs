@@ -3,7 +3,7 @@
 //! Taking the lease, giving it up and becoming a writer are judged from what this member knows, once more and in other
 //! words (`Raw`): a mistake in how `decide` reads its lease must not mislead both.
 //!
-//! Stopping, demoting, permission `none` and disarming are never refused.
+//! Stopping, demoting and permission `none` are never refused.
 
 mod pause;
 mod sync;
@@ -12,8 +12,9 @@ use super::{Ctx, Hold};
 use crate::model::{
     Action, BootInstant, Cluster, DataDir, Decision, Fence, KeeperLink, Local, Now, PeerAnswer, Permission, Role,
     Settings, Shutdown, StandbyNames, StartRole, StartRoleSeen, Stood, TaskKind, Timeline, Timings, UnfencedReason,
-    Upstream,
+    Upstream, WatchdogMode,
 };
+use crate::mutant::{self, Mutant};
 
 /// Checks every action of a decision.
 ///
@@ -69,6 +70,7 @@ fn broken_rule(ctx: &Ctx<'_>, action: &Action) -> Option<&'static str> {
         }
         Action::ReleaseLease { shutdown } => Raw::of(ctx).release(shutdown.as_ref()),
         Action::Begin(kind) => begin(ctx, kind),
+        Action::DisarmWatchdog => Raw::of(ctx).disarm(),
         Action::ClaimInitialize { .. } => initialize(ctx),
         Action::ReadLease
         | Action::ReadSync
@@ -98,8 +100,7 @@ fn broken_rule(ctx: &Ctx<'_>, action: &Action) -> Option<&'static str> {
         | Action::PlanRestart { .. }
         | Action::RestartDone
         | Action::SyncSlots
-        | Action::FeedWatchdog
-        | Action::DisarmWatchdog
+        | Action::FeedWatchdog(_)
         | Action::SetRewind(_)
         | Action::SetBootstrapping(_)
         | Action::PublishStatus
@@ -155,8 +156,8 @@ impl<'a> Raw<'a> {
             return Some("a writer in a standby cluster");
         }
         let Some(own) = &self.local.own else { return Some("a writer without a lease") };
-        let armed = Timings::new(self.settings, own.ttl, self.local.watchdog_armed);
-        let demote = armed.or_else(|_| Timings::new(self.settings, own.ttl, false)).map_or(own.ttl / 3, |t| t.demote);
+        let armed = Timings::new(self.settings, own.ttl, self.local.watchdog.armed);
+        let demote = armed.or_else(|_| Timings::new(self.settings, own.ttl, None)).map_or(own.ttl / 3, |t| t.demote);
         if self.now >= own.evidence + demote {
             return Some("a writer without an unexpired lease");
         }
@@ -181,7 +182,25 @@ impl<'a> Raw<'a> {
         if self.local.postgres.started_as == Some(StartRoleSeen::Primary) && !standby {
             return Some("promoting what runs as a primary");
         }
+        let unarmed = self.settings.watchdog == WatchdogMode::Required && self.local.watchdog.armed.is_none();
+        if unarmed && !self.local.maintenance.is_on() {
+            return Some("a promotion without the watchdog that is required");
+        }
         self.writer()
+    }
+
+    /// Whatever stops everything else stops no device: only when nobody can write it is switched off.
+    fn disarm(&self) -> Option<&'static str> {
+        let pg = &self.local.postgres;
+        let standby = match &pg.probe {
+            Some(probe) => probe.in_recovery,
+            None => pg.started_as == Some(StartRoleSeen::Standby),
+        };
+        let silent = matches!(self.local.keeper, KeeperLink::Lost { .. });
+        let writes = pg.alive && !(standby && !self.local.deadman.ordered) && !(silent && self.ended_by_the_kernel());
+        let wanted = self.settings.watchdog != WatchdogMode::Off && !self.local.maintenance.is_on();
+        (wanted && writes && !mutant::is(Mutant::DisarmsTooEarly))
+            .then_some("disarming the watchdog while somebody may write")
     }
 
     /// Nobody holds the lease any more, as far as can be known here.

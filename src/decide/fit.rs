@@ -15,7 +15,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::{Ctx, failsafe, sync};
+use super::{Ctx, failsafe, sync, watchdog};
 use crate::model::{
     FailoverSite, HistoryRow, LeaderRecord, Lsn, Member, MemberName, PeerAnswer, PeerRole, RewindState, Shutdown,
     SyncRecord, Tags, Timeline,
@@ -27,8 +27,8 @@ use crate::mutant::{self, Mutant};
 pub(super) enum Why {
     /// `nofailover`.
     NoFailover,
-    /// Its watchdog does not work.
-    Watchdog,
+    /// Its watchdog does not work; why, if that is known.
+    Watchdog(Option<String>),
     /// The sync key does not name it: commits that were acknowledged may be missing there.
     NotSynchronous,
     /// The holder that is silent has not named it among those that it needs to go on (failsafe): it was not asked.
@@ -51,7 +51,7 @@ impl Why {
     /// A person who accepts the loss may name it all the same: its data is whole.
     pub(super) fn by_history_alone(&self) -> bool {
         match self {
-            Why::NoFailover | Why::Watchdog | Why::NotSynchronous | Why::Unlisted | Why::HalfMade(_) => false,
+            Why::NoFailover | Why::Watchdog(_) | Why::NotSynchronous | Why::Unlisted | Why::HalfMade(_) => false,
             Why::Diverged
             | Why::BeyondSwitch { .. }
             | Why::Behind { .. }
@@ -65,7 +65,8 @@ impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Why::NoFailover => f.write_str("not allowed to promote"),
-            Why::Watchdog => f.write_str("without a working watchdog"),
+            Why::Watchdog(None) => f.write_str("without a working watchdog"),
+            Why::Watchdog(Some(why)) => write!(f, "without a working watchdog, which is required: {why}"),
             Why::NotSynchronous => f.write_str("not a synchronous standby"),
             Why::Unlisted => f.write_str("not among the members that the last holder has named (failsafe)"),
             Why::HalfMade(why) => write!(f, "half-made: pg_rewind did not finish ({why})"),
@@ -304,7 +305,7 @@ impl<'a> Field<'a> {
 fn barred(answer: &PeerAnswer) -> Option<Why> {
     match answer {
         PeerAnswer::Fit { tags: Tags { nofailover: true, .. }, .. } => Some(Why::NoFailover),
-        PeerAnswer::Fit { watchdog_failed: true, .. } => Some(Why::Watchdog),
+        PeerAnswer::Fit { watchdog_failed: true, .. } => Some(Why::Watchdog(None)),
         PeerAnswer::Fit { .. } | PeerAnswer::Unfit { .. } | PeerAnswer::Down { .. } | PeerAnswer::Unreachable(_) => {
             None
         }
@@ -332,6 +333,9 @@ fn elsewhere(rule: FailoverSite, home: Option<&str>, site: Option<&str>) -> Opti
 pub(super) fn of_me(ctx: &Ctx<'_>) -> Option<Why> {
     if ctx.settings.tags.nofailover {
         return Some(Why::NoFailover);
+    }
+    if let Some(why) = watchdog::bars(ctx) {
+        return Some(Why::Watchdog(Some(why)));
     }
     match &ctx.local.rewind {
         RewindState::Failed { why, .. } => Some(Why::HalfMade(why.clone())),

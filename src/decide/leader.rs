@@ -1,6 +1,6 @@
 //! What the lock holder does, and what stops a primary that is none.
 
-use super::{Ctx, Hold, failsafe, fit, requests, silence, standby, sync};
+use super::{Ctx, Hold, failsafe, fit, requests, silence, standby, sync, watchdog};
 use crate::model::{
     Action, Decision, Handover, LeaseVerdict, OwnLease, Permission, Role, StandbyNames, StopMode, StoreLink, Timeline,
 };
@@ -63,6 +63,10 @@ pub(super) fn lead(ctx: &Ctx<'_>, own: &OwnLease) -> Decision {
             if let Some(d) = stale_primary(ctx, probe.timeline) {
                 return d;
             }
+            if let Some(why) = watchdog::bars(ctx) {
+                let text = format!("Demoting self because watchdog could not be activated: {why}");
+                return step_down(ctx, "the watchdog", &text);
+            }
             if let Some(text) = sync::usurped(ctx) {
                 return step_down(ctx, "the sync key names others", &text);
             }
@@ -122,7 +126,10 @@ fn promotion(ctx: &Ctx<'_>, own: &OwnLease) -> Decision {
         return ctx.wait("not promoting because the keeper does not answer (fence: lost)");
     }
     if ctx.backs_off() {
-        return no_promotion(ctx);
+        return gives_back(ctx, "releasing the lock: the pre-promote script failed");
+    }
+    if let Some(why) = watchdog::bars(ctx) {
+        return gives_back(ctx, &format!("Not promoting self because watchdog could not be activated: {why}"));
     }
     if !ctx.renewed_since_death(own) {
         let renew = ctx.local.lease_write.is_none();
@@ -139,6 +146,9 @@ fn promotion(ctx: &Ctx<'_>, own: &OwnLease) -> Decision {
             .wake_by(ctx.now.boot + super::RETRY_PAUSE);
         }
         return ctx.wait("promote in progress").wake_by(ctx.now.boot + super::RETRY_PAUSE);
+    }
+    if let Some(d) = watchdog::before_promoting(ctx) {
+        return d;
     }
     let claim = match claimed(ctx, own) {
         Ok(claim) => claim,
@@ -172,7 +182,7 @@ fn promotion(ctx: &Ctx<'_>, own: &OwnLease) -> Decision {
 
 /// Somebody else is to lead. A standby goes on as one; but one that was ordered to promote may follow the order at any moment,
 /// whatever the answer to it was: it is stopped, and the lock goes when it is dead.
-fn no_promotion(ctx: &Ctx<'_>) -> Decision {
+fn gives_back(ctx: &Ctx<'_>, text: &str) -> Decision {
     if ctx.local.deadman.ordered {
         let why = "failed promotion";
         return ctx
@@ -181,9 +191,7 @@ fn no_promotion(ctx: &Ctx<'_>) -> Decision {
             .then(Action::StopPostgres { mode: StopMode::Immediate, why });
     }
     let free = ctx.local.lease_write.is_none();
-    ctx.wait("releasing the lock: the pre-promote script failed")
-        .then(Action::Permit(Permission::None))
-        .then_if(free, || Action::ReleaseLease { shutdown: None })
+    ctx.wait(text).then(Action::Permit(Permission::None)).then_if(free, || Action::ReleaseLease { shutdown: None })
 }
 
 /// The number that was claimed with the lock that I hold. `Err`: none was (the lock of an earlier life, renewed), or it is used

@@ -26,6 +26,7 @@ mod rewind;
 mod silence;
 mod standby;
 mod sync;
+mod watchdog;
 
 use std::time::Duration;
 
@@ -37,6 +38,7 @@ use crate::mutant::{self, Mutant};
 
 pub use check::check;
 pub(crate) use silence::{Silence, judge as judge_silence};
+pub(crate) use watchdog::failing as watchdog_failing;
 
 /// How long before the expiry of a silent lease the peers are asked. A holder has killed its Postgres 2 s before its
 /// lease ends (K = E − 1 = T − 2), so positions read after that are final; asking then, and not at the expiry, hides
@@ -99,7 +101,7 @@ struct Ctx<'a> {
 impl<'a> Ctx<'a> {
     fn new(cluster: &'a Cluster, local: &'a Local, settings: &'a Settings, now: Now) -> Self {
         let ttl = local.own.as_ref().map_or(settings.ttl, |own| own.ttl);
-        let timings = timings_for(settings, ttl, local.watchdog_armed);
+        let timings = timings_for(settings, ttl, local.watchdog.armed);
         let hold = match &local.own {
             Some(own) if now.boot < own.runs_from() + timings.demote => Hold::Leader(own),
             // One that says that it is in maintenance does not end by time.
@@ -204,7 +206,7 @@ impl<'a> Ctx<'a> {
         if self.verdict == LeaseVerdict::Absent && !holding && !leaving {
             d = self.make_leader_object(d);
         }
-        d = pause::fence_again(self, d);
+        d = watchdog::upkeep(self, pause::fence_again(self, d));
         let leaving_now = d.actions.iter().any(|a| matches!(a, Action::Exit { .. }));
         d.then_if(!leaving_now, || Action::PublishStatus)
     }
@@ -457,8 +459,8 @@ impl<'a> Ctx<'a> {
 }
 
 /// Timings for a lease of `ttl`; a watchdog margin that does not fit falls back to the fences without device.
-fn timings_for(settings: &Settings, ttl: Duration, armed: bool) -> Timings {
-    Timings::new(settings, ttl, armed).or_else(|_| Timings::new(settings, ttl, false)).unwrap_or(Timings {
+fn timings_for(settings: &Settings, ttl: Duration, armed: Option<Duration>) -> Timings {
+    Timings::new(settings, ttl, armed).or_else(|_| Timings::new(settings, ttl, None)).unwrap_or(Timings {
         ttl,
         renew: ttl / 6,
         failsafe: ttl / 4,

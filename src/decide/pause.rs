@@ -359,7 +359,7 @@ fn resuming(ctx: &Ctx<'_>, since: BootInstant) -> Option<Decision> {
         return None;
     }
     let own = ctx.local.own.as_ref().filter(|own| own.paused)?;
-    let timings = super::timings_for(ctx.settings, own.ttl, ctx.local.watchdog_armed);
+    let timings = super::timings_for(ctx.settings, own.ttl, ctx.local.watchdog.armed);
     let forgotten = mutant::is(Mutant::ResumesUnrenewed);
     let from = ctx.local.maintenance.runs_from(own);
     let until = if forgotten { ctx.now.boot + ctx.settings.loop_wait } else { from + timings.demote };

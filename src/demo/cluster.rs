@@ -88,6 +88,8 @@ pub struct Options {
     pub extra: String,
     /// `site` of each member in turn; empty: none.
     pub sites: Vec<String>,
+    /// `watchdog.mode`; but for `off` with a file in the place of a device.
+    pub watchdog: String,
 }
 
 impl Options {
@@ -117,6 +119,7 @@ impl Options {
             postgresql_extra: String::new(),
             extra: String::new(),
             sites: Vec::new(),
+            watchdog: "off".to_owned(),
         }
     }
 

@@ -96,7 +96,17 @@ impl Member {
         }
         let path = self.config_path();
         fs::write(&path, self.config(options, api)).doing(format!("write {}", path.display()))?;
+        if options.watchdog != "off" {
+            let device = self.watchdog_path();
+            fs::write(&device, "").doing(format!("write {}", device.display()))?;
+            user.own(&device)?;
+        }
         user.own(&path)
+    }
+
+    /// The file in the place of a watchdog device.
+    pub fn watchdog_path(&self) -> PathBuf {
+        self.dir.join("watchdog")
     }
 
     /// The line that says where it is.
@@ -127,9 +137,13 @@ impl Member {
              rewind: {{username: rewinder, password: {PASSWORD}}}\n  parameters:\n    \
              unix_socket_directories: {run}\n    logging_collector: 'off'\n{parameters}  pg_hba:\n  - local all all trust\n  \
              - host replication replicator 127.0.0.1/32 {hba}\n  - host all all 127.0.0.1/32 {hba}\n{postgresql}\
-             watchdog:\n  mode: off\n{extra}",
+             watchdog:\n  mode: {watchdog}\n{extra}",
             scope = o.scope,
             site = self.site(o),
+            watchdog = match o.watchdog.as_str() {
+                "off" => "off".to_owned(),
+                mode => format!("{mode}\n  driver: testing\n  device: {}", self.watchdog_path().display()),
+            },
             namespace = api.namespace(),
             pod_ip = api.pod_ip(),
             endpoints = o.mode == super::cluster::StoreMode::Endpoints,

@@ -25,6 +25,7 @@ mod status;
 mod tasks;
 pub mod telemetry;
 mod trials;
+mod watchdog;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -73,6 +74,7 @@ pub struct Driver {
     dynamic_text: Arc<str>,
     binaries: Binaries,
     trials: Arc<trials::Trials>,
+    watchdog: watchdog::Watchdog,
     sql: Arc<Sql>,
     ends: HandleEnds,
     signals: mpsc::Receiver<Signal>,

@@ -36,6 +36,7 @@ pub(super) struct Hands {
     pub sql: Arc<Sql>,
     pub trials: Arc<super::trials::Trials>,
     pub wishes: Arc<super::settings::Wishes>,
+    pub watchdog: super::watchdog::Watchdog,
 }
 
 /// Are the parameters of Postgres written, or compared with what is in force? Then the server was asked before, within the time
@@ -53,6 +54,9 @@ fn can_be_dropped(effect: &Effect) -> bool {
         | Effect::Reconfigure { .. }
         | Effect::Look
         | Effect::ReadHistory { .. }
+        | Effect::FeedWatchdog(_)
+        | Effect::DisarmWatchdog
+        | Effect::LookAtWatchdog
         | Effect::SaveFiles
         | Effect::EndBootstrap
         | Effect::KeepPublished { .. } => false,
@@ -95,6 +99,7 @@ impl Driver {
             sql: self.sql.clone(),
             trials: self.trials.clone(),
             wishes: self.wishes.clone(),
+            watchdog: self.watchdog.clone(),
         }
     }
 
@@ -184,6 +189,18 @@ impl Hands {
             Effect::ReadHistory { timeline, previous } => self.history(timeline, previous).await,
             Effect::Reconfigure { role, upstream, names, reload } => {
                 self.reconfigure(start::Files { role, upstream, names }, reload).await
+            }
+            Effect::FeedWatchdog(feed) => {
+                let place = super::settings::watchdog(&self.wishes.config);
+                self.watchdog.feed(place, feed).await.map(Answer::Fed).map_err(Fail::Refused)
+            }
+            Effect::DisarmWatchdog => {
+                let place = super::settings::watchdog(&self.wishes.config);
+                let end = self.watchdog.disarm(place).await;
+                end.map(|(armed, warning)| Answer::Disarmed { armed, warning }).map_err(Fail::Refused)
+            }
+            Effect::LookAtWatchdog => {
+                self.files(|h| super::watchdog::look(&super::settings::watchdog(&h.wishes.config))).await
             }
             Effect::SaveFiles => self.files(|h| conf::save_backups(&h.setup).map_err(|e| e.to_string())).await,
             Effect::EndBootstrap => self.files(end_bootstrap).await,

@@ -7,6 +7,7 @@ use super::keeper;
 use super::settings::{self, Source};
 use super::trials;
 use crate::config::{self, Config, Dynamic};
+use crate::model::WatchdogMode;
 use crate::postgres::binaries;
 
 /// What there is to say about a configuration.
@@ -62,5 +63,9 @@ async fn effects(config: &Config, source: &Source, report: &mut Report) {
         }
     }
     report.warnings.extend(read.warnings);
-    report.warnings.extend(crate::watchdog::refusal(config.watchdog.mode));
+    if config.watchdog.mode == WatchdogMode::Required
+        && let Err(why) = super::watchdog::look(&settings::watchdog(config))
+    {
+        report.warnings.push(format!("{why}; the watchdog is required, so this member would not lead"));
+    }
 }

@@ -14,10 +14,11 @@ use serde_json::{Map, Value};
 use super::peers::PeerTls;
 use super::slots;
 use super::telemetry::{self, LogSettings};
+use super::watchdog::Place;
 use crate::config::{self, Config, Dynamic, EffectivePostgres, PgAuth, StandbyCluster, SynchronousMode, merge, tags};
 use crate::dcs::options::{Access, Mode, Port, StoreOptions};
 use crate::door::ApiSettings;
-use crate::model::{Commits, FailoverSite, MemberName, Remote, Settings, Synchronous, Tags, WatchdogMode, time_scale};
+use crate::model::{Commits, FailoverSite, MemberName, Remote, Settings, Synchronous, Tags, time_scale};
 use crate::postgres::{self, Credentials, CustomMethod, ReplicaMethod, Setup};
 
 /// Where the local configuration comes from: read again on reload.
@@ -164,12 +165,16 @@ fn settings(config: &Config, dynamic: &Dynamic, effective: &EffectivePostgres, w
         remove_on_rewind_failure: effective.remove_data_directory_on_rewind_failure,
         remove_on_diverged_timelines: effective.remove_data_directory_on_diverged_timelines,
         proofs: config.kubernetes.proof_of_death.iter().copied().collect::<BTreeSet<_>>(),
-        // No device is opened: see `watchdog`.
-        watchdog: WatchdogMode::Off,
-        watchdog_margin: (margin >= 0).then(|| seconds(margin)),
+        watchdog: config.watchdog.mode,
+        watchdog_margin: (margin >= 0).then(|| lease_seconds(margin)),
         pg_ctl_timeout: Duration::from_secs(effective.pg_ctl_timeout),
-        unsupported: unsupported(config, dynamic),
+        unsupported: unsupported(dynamic),
     }
+}
+
+/// The watchdog device.
+pub fn watchdog(config: &Config) -> Place {
+    Place { path: config.watchdog.device.clone().into(), testing: config.watchdog.testing }
 }
 
 /// `standby_cluster` as decisions see it.
@@ -224,13 +229,11 @@ fn synchronous(dynamic: &Dynamic) -> Synchronous {
 }
 
 /// What the configuration asks for and this version cannot promise.
-fn unsupported(config: &Config, dynamic: &Dynamic) -> Vec<String> {
-    let mut out: Vec<String> = config::unsupported(dynamic)
+fn unsupported(dynamic: &Dynamic) -> Vec<String> {
+    config::unsupported(dynamic)
         .into_iter()
         .map(|wish| format!("{wish}; this member takes no lock until it is removed"))
-        .collect();
-    out.extend(crate::watchdog::refusal(config.watchdog.mode));
-    out
+        .collect()
 }
 
 fn failover_site(dynamic: &Dynamic, warnings: &mut Vec<String>) -> FailoverSite {

@@ -17,6 +17,7 @@ use super::keeper::{self, KeeperSide};
 use super::peers::PeerClient;
 use super::settings::{self, Source};
 use super::trials::Trials;
+use super::watchdog::Watchdog;
 use super::{ANSWERS_MAX, Driver, clock, configure, shown, status, telemetry};
 use crate::config::{Config, Dynamic};
 use crate::dcs::kube::KubeStore;
@@ -97,6 +98,7 @@ pub async fn start(source: Source, api: Arc<ApiSettings>, config: Config) -> Res
         peers,
         source,
         trials: Trials::new(),
+        watchdog: Watchdog::start()?,
         sql: Arc::new(Sql::local(&setup, "Patroni heartbeat")),
         setup,
         setups,

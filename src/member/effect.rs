@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::model::{
-    Asked, BootInstant, Callback, HistoryRow, LeaderWrite, LeaseRecord, MemberName, MemberStatus, Permission,
+    Asked, BootInstant, Callback, Feed, HistoryRow, LeaderWrite, LeaseRecord, MemberName, MemberStatus, Permission,
     SlotOrders, StandbyNames, StartRole, StopMode, StoreWrite, TaskKind, Timeline, Upstream,
 };
 
@@ -166,6 +166,12 @@ pub enum Effect {
         /// What follows.
         reload: Reload,
     },
+    /// Arm the watchdog device if it is closed, and feed it. → `Answer::Fed`
+    FeedWatchdog(Feed),
+    /// Disarm the watchdog device and close it. → `Answer::Disarmed`
+    DisarmWatchdog,
+    /// Look whether the watchdog device could be opened, without opening it. → `Answer::Done`
+    LookAtWatchdog,
     /// Keep copies of the configuration files of a server that came up. → `Answer::Done`
     SaveFiles,
     /// Make the new cluster durable and remove the mark of an unfinished bootstrap. → `Answer::Done`
@@ -220,6 +226,7 @@ impl Effect {
             Effect::WriteLeader(_) | Effect::WriteStore(_) | Effect::Publish(_) | Effect::StripLabels => retry_timeout,
             Effect::AskPeers { .. } | Effect::AskFailsafe { .. } => Duration::from_secs(3),
             Effect::Permit { .. } | Effect::Stop { .. } => KEEPER,
+            Effect::FeedWatchdog(_) | Effect::DisarmWatchdog | Effect::LookAtWatchdog => Duration::from_secs(3),
             // Files are written before the request: on a slow disk that takes its time.
             Effect::Start { .. } | Effect::Promote { .. } | Effect::Reconfigure { .. } => Duration::from_secs(20),
             Effect::Script(_) => SCRIPT,

@@ -54,6 +54,8 @@ pub(super) enum Lane {
     Files,
     /// Configuration.
     Configuration,
+    /// The watchdog device.
+    Watchdog,
 }
 
 /// What an effect was for.
@@ -114,6 +116,10 @@ pub(super) enum About {
     Slots,
     Pending,
     History,
+    /// The evidence it is fed for.
+    FeedWatchdog(BootInstant),
+    DisarmWatchdog,
+    LookAtWatchdog,
     SaveFiles,
     EndBootstrap,
     KeepPublished,
@@ -145,6 +151,10 @@ impl Flights {
     /// Is something of this lane under way, or not known to have ended?
     pub fn busy(&self, lane: Lane) -> bool {
         self.list.iter().any(|f| f.lane == lane)
+    }
+    /// The same, and its deadline has not passed.
+    pub fn expected(&self, lane: Lane) -> bool {
+        self.list.iter().any(|f| f.lane == lane && !f.late)
     }
     /// The running task.
     pub fn task(&self) -> Option<&Flight> {
@@ -196,7 +206,8 @@ impl Lane {
             | Lane::Checkpoint
             | Lane::Slots
             | Lane::Files
-            | Lane::Configuration => false,
+            | Lane::Configuration
+            | Lane::Watchdog => false,
         }
     }
     /// The lane of an effect that a decision asked for.
@@ -225,6 +236,7 @@ impl Lane {
             Effect::ReadHistory { .. } => Lane::History,
             Effect::SaveFiles | Effect::EndBootstrap | Effect::KeepPublished { .. } => Lane::Files,
             Effect::Configure { .. } => Lane::Configuration,
+            Effect::FeedWatchdog(_) | Effect::DisarmWatchdog | Effect::LookAtWatchdog => Lane::Watchdog,
             Effect::Cancel(_) | Effect::Callback { .. } | Effect::Answer { .. } | Effect::Exit { .. } => Lane::Look,
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::effect::{Id, Ticket};
 pub use crate::model::Command;
@@ -207,8 +208,28 @@ pub enum Answer {
         /// It did.
         reloaded: bool,
     },
+    /// To `FeedWatchdog`.
+    Fed(Fed),
+    /// To `DisarmWatchdog`.
+    Disarmed {
+        /// It was armed before.
+        armed: bool,
+        /// What is to be warned about.
+        warning: Option<String>,
+    },
     /// To everything else: done.
     Done,
+}
+
+/// What became of the order to feed the watchdog.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fed {
+    /// It is armed and resets the machine so long after it was fed; `None`: it was too late to feed it.
+    pub resets_after: Option<Duration>,
+    /// It was closed before: which device that is, in words.
+    pub armed: Option<String>,
+    /// What is to be warned about.
+    pub warning: Option<String>,
 }
 
 /// The configuration in force, as far as the member looks at it.

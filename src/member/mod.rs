@@ -36,7 +36,7 @@ mod tests;
 use std::time::Duration;
 
 pub use effect::{Effect, Id, Reload, Script, Sent, Ticket};
-pub use input::{Answer, Command, Fail, InForce, Input, Looked, News, Signal, Standing, StartEnd};
+pub use input::{Answer, Command, Fail, Fed, InForce, Input, Looked, News, Signal, Standing, StartEnd};
 
 use crate::decide;
 use crate::model::{BootInstant, Decision, MemberSnapshot, Now};

@@ -1,6 +1,7 @@
 //! The one value that others may see.
 
 use super::state::State;
+use crate::decide;
 use crate::model::{DataDir, Fence, KeeperLink, MemberSnapshot, StoreLink};
 
 impl State {
@@ -42,6 +43,7 @@ impl State {
             fence_lost: matches!(self.local.keeper, KeeperLink::Lost { .. }),
             fence_partial: pg.alive && self.local.deadman.fence == Fence::Partial,
             failsafe_active: self.failsafe_is_active(),
+            watchdog_failed: decide::watchdog_failing(&self.in_force.settings, &self.local, self.now.boot).is_some(),
             quits_sync: self.local.quits_sync.is_some(),
         }
     }

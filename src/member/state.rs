@@ -243,7 +243,7 @@ impl State {
 
     /// The timings of my own lease.
     pub fn timings(&self, ttl: Duration) -> Option<Timings> {
-        Timings::new(&self.in_force.settings, ttl, self.local.watchdog_armed).ok()
+        Timings::new(&self.in_force.settings, ttl, self.local.watchdog.armed).ok()
     }
 
     /// Until when I may call myself leader.

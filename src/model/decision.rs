@@ -342,7 +342,7 @@ pub enum Action {
     /// Create missing and drop needless member slots.
     SyncSlots,
     /// Arm (if needed) and feed the watchdog.
-    FeedWatchdog,
+    FeedWatchdog(super::Feed),
     /// Disarm the watchdog.
     DisarmWatchdog,
     /// Remember a change of the divergence check.

@@ -451,8 +451,8 @@ pub struct Local {
     pub failsafe: Failsafe,
     /// The promise given to another leader that cannot reach the store: no race for its lock.
     pub promise: Option<Promise>,
-    /// The watchdog device is armed.
-    pub watchdog_armed: bool,
+    /// The watchdog device.
+    pub watchdog: super::Watchdog,
     /// Scheduled restart of this member, if any.
     pub scheduled_restart: Option<(WallTime, RestartFilter)>,
 }
@@ -517,7 +517,7 @@ impl Local {
             stepped_down: None,
             failsafe: Failsafe::default(),
             promise: None,
-            watchdog_armed: false,
+            watchdog: super::Watchdog { left_over: true, ..super::Watchdog::default() },
             scheduled_restart: None,
         }
     }

@@ -28,6 +28,7 @@ pub mod sync;
 pub mod time;
 pub mod timings;
 pub mod wal;
+pub mod watchdog;
 
 pub use callback::Callback;
 pub use cluster::{
@@ -62,3 +63,4 @@ pub use sync::{Commits, PLACEHOLDER, Replication, Sender, StandbyNames, SyncKeep
 pub use time::{BootInstant, Now, WallTime, backoff};
 pub use timings::{Timings, TooTight, time_scale};
 pub use wal::{Lsn, Timeline};
+pub use watchdog::{Feed, Watchdog};

@@ -56,6 +56,8 @@ pub struct MemberSnapshot {
     pub fence_partial: bool,
     /// It leads without the store, because everybody who could race has promised not to; or it has promised that itself.
     pub failsafe_active: bool,
+    /// Its watchdog is required and does not work.
+    pub watchdog_failed: bool,
     /// It is about to stop: nobody should wait for it, and its tags say so.
     pub quits_sync: bool,
 }

@@ -55,23 +55,26 @@ impl fmt::Display for TooTight {
 
 const LEAST_DEMOTE_S: f64 = 3.0;
 
+/// W: how long a device may wait to be fed under a lease of `ttl`; zero when the margin eats all of it.
+pub fn device(settings: &Settings, ttl: Duration) -> Duration {
+    match settings.watchdog_margin {
+        Some(margin) => ttl.saturating_sub(margin),
+        None => Duration::from_secs(ttl.as_secs() / 2),
+    }
+}
+
 impl Timings {
-    /// For a lease of `ttl`. `armed`: a device is armed now.
+    /// For a lease of `ttl`. `armed`: a device is armed now, and resets the machine this long after it was fed.
     ///
     /// # Errors
     /// [`TooTight`] when D < 3 s; without a device that cannot happen for legal settings (ttl ≥ 20 s).
-    pub fn new(settings: &Settings, ttl: Duration, armed: bool) -> Result<Timings, TooTight> {
+    pub fn new(settings: &Settings, ttl: Duration, armed: Option<Duration>) -> Result<Timings, TooTight> {
         let scale = time_scale();
         let t = ttl.as_secs_f64();
         let (l, r) = (settings.loop_wait.as_secs_f64(), settings.retry_timeout.as_secs_f64());
-        let w = if armed && settings.watchdog != WatchdogMode::Off {
-            match settings.watchdog_margin {
-                Some(margin) => t - margin.as_secs_f64(),
-                None => (t / 2.0).floor(),
-            }
-        } else {
-            f64::INFINITY
-        };
+        let w = armed
+            .filter(|_| settings.watchdog != WatchdogMode::Off)
+            .map_or(f64::INFINITY, |resets| device(settings, ttl).min(resets).as_secs_f64());
         let end = if mutant::is(Mutant::NoMarginForClocks) { t } else { t - scale };
         let last = if mutant::is(Mutant::FencesAfterTheLease) { end + 8.0 } else { end.min(w) };
         let kill = last - scale;
@@ -130,7 +133,8 @@ mod tests {
             watchdog_margin: margin.flatten().map(Duration::from_secs),
             ..Settings::default()
         };
-        let x = Timings::new(&settings, settings.ttl, margin.is_some()).expect("the settings of the test are legal");
+        let x = Timings::new(&settings, settings.ttl, margin.map(|_| device(&settings, settings.ttl)))
+            .expect("the settings of the test are legal");
         [x.renew, x.failsafe, x.demote, x.stop, x.kill, x.device.unwrap_or_default()].map(|d| d.as_secs_f64())
     }
 
@@ -167,7 +171,7 @@ mod tests {
             watchdog_margin: Some(Duration::from_secs(26)),
             ..Settings::default()
         };
-        let err = Timings::new(&settings, settings.ttl, true).unwrap_err();
+        let err = Timings::new(&settings, settings.ttl, Some(device(&settings, settings.ttl))).unwrap_err();
         assert!(err.to_string().contains("safety_margin"), "{err}");
     }
 }

@@ -17,6 +17,7 @@ mod standby;
 mod start;
 mod stopped;
 mod synchronous;
+mod watchdog;
 
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
@@ -119,6 +120,7 @@ pub const TESTS: &[Test] = tests![
     scaled endpoints parameters::a_standby_takes_the_settings_of_its_leader,
     scaled endpoints parameters::a_typo_in_the_document_keeps_no_member_down,
     scaled endpoints sites::a_failover_stays_in_its_site,
+    scaled endpoints watchdog::the_watchdog_goes_with_the_writer,
     scaled endpoints handover::a_switchover_to_a_candidate_loses_nothing,
     scaled configmaps handover::a_switchover_through_rest_loses_nothing,
     scaled endpoints handover::a_terminated_leader_hands_over_and_loses_nothing,

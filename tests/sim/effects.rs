@@ -79,6 +79,9 @@ impl World {
                     s.running.remove(&id);
                 }
             }
+            Effect::FeedWatchdog(feed) => self.feed_device(pod, id, feed),
+            Effect::DisarmWatchdog => self.disarm_device(pod, id, now > deadline),
+            Effect::LookAtWatchdog => self.reply_in(pod, MS, id, Ok(Answer::Done)),
             other => self.perform_on_files(pod, id, other),
         }
     }
@@ -407,7 +410,7 @@ impl World {
             timeline: probe.timeline,
             known_timeline: shown.known_timeline,
             tags: Tags::default(),
-            watchdog_failed: false,
+            watchdog_failed: shown.watchdog_failed,
             store_seen: Some(shown.dcs_last_seen),
         })
     }

@@ -4,7 +4,6 @@
 use patroni::keeper::core::End;
 use patroni::keeper::protocol::StopMode;
 use patroni::member::Signal;
-use patroni::model::Timings;
 use serde_json::{Value, json};
 
 use super::keeper::ToKeeper;
@@ -453,8 +452,9 @@ impl World {
     /// L2: an outage shorter than this demotes nobody.
     fn least_outage(&self) -> Ns {
         let s = &self.settings;
-        let spare = Timings::new(s, s.ttl, false).map_or(SEC, |t| (t.demote - t.renew).as_nanos() as Ns);
-        spare.min(s.retry_timeout.as_nanos() as Ns)
+        let spare = super::device::timings(s).map_or(SEC, |t| (t.demote - t.renew).as_nanos() as Ns);
+        // A device at half of the ttl leaves no time for a request that hangs and another one.
+        (if s.watchdog_margin.is_none() { spare / 3 } else { spare }).min(s.retry_timeout.as_nanos() as Ns)
     }
 
     pub fn kind(&self) -> (&'static str, &'static str) {

@@ -33,8 +33,7 @@ const ABSENT: &[Fault] = &[F::LeaderDeleted, F::ApiCut, F::ApiStalls, F::FreezeS
 const MOVE: &[Fault] = &[F::Switchover, F::SwitchoverTo, F::Terminate, F::StopAll];
 const DIVERGE: &[Fault] = &[F::FreezePod, F::NetworkCut, F::KillPod { reported: false }, F::ApiCut, F::Switchover];
 /// A branch is made while somebody's watch shows nothing of it.
-const UNSEEN: &[Fault] =
-    &[F::ApiStalls, F::FreezePod, F::KillPod { reported: true }, F::ApiCut, F::PostgresCrash];
+const UNSEEN: &[Fault] = &[F::ApiStalls, F::FreezePod, F::KillPod { reported: true }, F::ApiCut, F::PostgresCrash];
 
 const WATCHERS: &[Fault] =
     &[F::FreezeWarden, F::FreezeSidecarKeeper, F::FreezeWatchers, F::FreezeKeeper, F::SwitchoverTo, F::KillSidecar];
@@ -123,6 +122,7 @@ pub const CASES: &[Case] = &[
         &["S1", "S2"],
     ),
     case(HistoryOnTrust, UNSEEN, slow_views, &["S5", "S6"]),
+    case(DisarmsTooEarly, &[F::ApiCut, F::KillSidecar, F::ApiCutForAll], plain, &["W1"]),
     case(NumbersAreNotShared, DIVERGE, plain, &["S6"]),
     case(InitdbDespiteData, &[F::StoreWiped, F::DataWiped], plain, &["S7"]),
     case(UnfencedForEver, &[F::ApiCutForAll, F::FreezeSidecar], early, &["S9"]),

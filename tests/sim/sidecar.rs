@@ -161,6 +161,7 @@ pub struct Sidecar {
 impl World {
     pub fn start_sidecar(&mut self, pod: usize) {
         let life = self.new_life(pod);
+        self.pods[pod].started = self.t;
         let p = &self.pods[pod];
         let access = Access::Server { url: String::new(), token: None };
         let mut o = StoreOptions::new("demo", Some(p.name.clone()), access, BootInstant::default, WallTime::default);

@@ -145,5 +145,5 @@ macro_rules! effects {
 effects! {
     ReadLeader, ReadConfig, ReadSync, WriteLeader, ReadPod, WriteStore, Publish, StripLabels, AskPeers, AskFailsafe, Permit, Stop, Start, Promote, Script, Task,
     Cancel, Probe, Look, Compare, Checkpoint, SyncSlots, PendingRestart, ReadHistory, Reconfigure, SaveFiles, EndBootstrap,
-    KeepPublished, Configure, Callback, Answer, Exit,
+    KeepPublished, Configure, FeedWatchdog, DisarmWatchdog, LookAtWatchdog, Callback, Answer, Exit,
 }

@@ -10,6 +10,7 @@ use patroni::member::{Id, InForce, Ticket};
 use patroni::model::{BootInstant, Commits, FailoverSite, MemberName, Now, Remote, Settings, Synchronous, WallTime};
 
 use super::api::{ApiServer, Landing};
+use super::device;
 use super::disk::{Disk, Marker};
 use super::failsafe::Ping;
 use super::faults::Plan;
@@ -94,6 +95,10 @@ pub enum Event {
         life: u64,
         id: Id,
     },
+    DeviceFires {
+        pod: usize,
+        at: Ns,
+    },
     End,
 }
 
@@ -156,6 +161,10 @@ pub struct Pod {
     pub name: MemberName,
     pub uid: String,
     pub clock: Clock,
+    /// When its watchdog device resets it.
+    pub device: Option<Ns>,
+    /// When its sidecar was started last.
+    pub started: Ns,
     pub disk: Option<Disk>,
     pub marker: Option<Marker>,
     pub pg: Option<Pg>,
@@ -258,7 +267,7 @@ impl World {
         );
         let store = Store::new(4096, true, sources);
         let timeout = [300, 300, 20, 0][chance.below(4) as usize];
-        let settings = Settings {
+        let mut settings = Settings {
             use_pg_rewind: !chance.one_in(4),
             remove_on_rewind_failure: true,
             remove_on_diverged_timelines: true,
@@ -266,6 +275,7 @@ impl World {
             primary_race_backoff: Duration::from_secs(if seed % 11 == 4 { 15 } else { 0 }),
             ..Settings::default()
         };
+        device::settle(seed, &mut settings);
         let mut w = World {
             seed,
             t: 0,
@@ -347,6 +357,7 @@ impl World {
             Event::KeeperThaws(pod) => self.keeper_thaws(pod),
             Event::Lands(landing) => self.land(*landing),
             Event::Applies { server, version } => self.applies(server, version),
+            Event::DeviceFires { pod, at } => self.device_fires(pod, at),
             Event::Postgres { pod, life, what } => self.postgres(pod, life, what),
             Event::Client(pod) => self.client(pod),
             Event::Kubelet { pod, what } => self.kubelet(pod, what),
@@ -476,6 +487,8 @@ fn pod(seed: u64, i: usize, chance: &mut Rng, plan: &Plan) -> Pod {
         containers: BTreeMap::new(),
         claim: None,
         promote_ordered: 0,
+        device: None,
+        started: 0,
         last_death: None,
         paused: 0,
         fell: false,

@@ -50,8 +50,8 @@ impl Raw<'_> {
         let (Maintenance::Resuming { since }, Some(own)) = (self.local.maintenance, &self.local.own) else {
             return false;
         };
-        let armed = Timings::new(self.settings, own.ttl, self.local.watchdog_armed);
-        let timings = armed.or_else(|_| Timings::new(self.settings, own.ttl, false));
+        let armed = Timings::new(self.settings, own.ttl, self.local.watchdog.armed);
+        let timings = armed.or_else(|_| Timings::new(self.settings, own.ttl, None));
         let from = own.evidence.max(since);
         own.paused && timings.is_ok_and(|t| stop_at <= from + t.stop && kill_at <= from + t.kill)
     }

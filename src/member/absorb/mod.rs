@@ -2,7 +2,7 @@
 //!
 //! `view` (the store and the configuration), `lease` (how lease jobs end), `keeper`, `postgres` (what becomes of the server),
 //! `proof` (is a holder dead?), `orders` (starts and promotions),
-//! `pause` (maintenance mode), `failsafe`, `replies` (every other answer), `sync` (synchronous replication), `asked` (people), `time` (what is due by itself).
+//! `pause` (maintenance mode), `failsafe`, `replies` (every other answer), `sync` (synchronous replication), `asked` (people), `watchdog`, `time` (what is due by itself).
 
 mod asked;
 mod failsafe;
@@ -16,6 +16,7 @@ mod replies;
 mod sync;
 mod time;
 mod view;
+mod watchdog;
 
 use super::input::{Input, Signal};
 use super::state::State;

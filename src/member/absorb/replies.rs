@@ -119,6 +119,9 @@ impl State {
             About::Slots => self.slots_synced(answer),
             About::Pending => self.pending_found(answer),
             About::History => self.history_read(answer),
+            About::FeedWatchdog(evidence) => self.watchdog_fed(evidence, answer),
+            About::DisarmWatchdog => self.watchdog_disarmed(answer),
+            About::LookAtWatchdog => self.watchdog_looked(answer),
             About::SaveFiles => {
                 if let Err(fail) = answer {
                     self.warn(format!("could not save copies of the configuration files: {}", fail.text()));

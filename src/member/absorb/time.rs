@@ -35,6 +35,7 @@ impl State {
         self.due_rewrite();
         self.due_pending();
         self.due_probe();
+        self.due_watchdog();
         self.due_look();
     }
 

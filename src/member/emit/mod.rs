@@ -21,11 +21,7 @@ use crate::model::{Action, BootstrapFailed, Decision, Permission, PlannedRestart
 pub(super) fn only_stops(action: &Action) -> bool {
     matches!(
         action,
-        Action::StopPostgres { .. }
-            | Action::Permit(Permission::None)
-            | Action::DisarmWatchdog
-            | Action::PublishStatus
-            | Action::CancelTask
+        Action::StopPostgres { .. } | Action::Permit(Permission::None) | Action::PublishStatus | Action::CancelTask
     )
 }
 
@@ -44,7 +40,8 @@ impl State {
 
     fn act(&mut self, action: Action) -> bool {
         match action {
-            Action::ReadLease | Action::FeedWatchdog | Action::DisarmWatchdog => {}
+            Action::ReadLease => {}
+            Action::FeedWatchdog(_) | Action::DisarmWatchdog => self.act_on_watchdog(action),
             Action::AcquireLease { .. }
             | Action::RenewLease
             | Action::ClaimTimeline(_)
@@ -90,14 +87,7 @@ impl State {
                     self.send(Effect::EndBootstrap, About::EndBootstrap);
                 }
             }
-            // Nothing half-done is left behind: a directory on its way out, a start or a write that may still land.
-            Action::Exit { leave_postgres: false, .. }
-                if [Lane::Task, Lane::Store, Lane::Postgres].into_iter().any(|lane| self.flights.busy(lane))
-                    || self.lease.busy() => {}
-            Action::Exit { code, message, leave_postgres } => {
-                self.tell(Effect::Exit { code, message, leave_postgres });
-                self.exiting = true;
-            }
+            Action::Exit { code, message, leave_postgres } => self.exit(code, message, leave_postgres),
             memory @ (Action::SetBootstrapping(true)
             | Action::BeginHandover(_)
             | Action::EndHandover
@@ -111,6 +101,41 @@ impl State {
             | Action::SetRewind(_)) => return self.remember(memory),
         }
         false
+    }
+
+    #[expect(clippy::wildcard_enum_match_arm, reason = "only actions on the device come here")]
+    fn act_on_watchdog(&mut self, action: Action) {
+        if self.flights.busy(Lane::Watchdog) {
+            return;
+        }
+        match action {
+            Action::FeedWatchdog(feed) => {
+                self.send(Effect::FeedWatchdog(feed), About::FeedWatchdog(feed.evidence));
+            }
+            _ => {
+                self.send(Effect::DisarmWatchdog, About::DisarmWatchdog);
+            }
+        }
+    }
+
+    /// Nothing half-done is left behind: a directory on its way out, a start or a write that may still land; a device that
+    /// would reset the machine for nothing.
+    fn exit(&mut self, code: u8, message: String, leave_postgres: bool) {
+        let busy = [Lane::Task, Lane::Store, Lane::Postgres].into_iter().any(|lane| self.flights.busy(lane));
+        let armed = self.local.watchdog.armed;
+        let waits = busy || self.lease.busy() || armed.is_some() && !self.local.postgres.alive;
+        if waits && !leave_postgres {
+            return;
+        }
+        if let (true, Some(resets)) = (leave_postgres, armed) {
+            let seconds = resets.as_secs();
+            self.warn(format!(
+                "the watchdog stays armed over a running primary: the machine is reset {seconds} s after it was fed last, \
+                 unless a new sidecar feeds it before"
+            ));
+        }
+        self.tell(Effect::Exit { code, message, leave_postgres });
+        self.exiting = true;
     }
 
     fn checkpoint(&mut self) {

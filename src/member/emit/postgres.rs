@@ -27,6 +27,10 @@ impl State {
 
     /// Does the keeper let a writer begin, by its own answer?
     fn writer_permitted(&self) -> bool {
+        // A device that is being disarmed would be off under it.
+        if self.flights.expected(Lane::Watchdog) {
+            return false;
+        }
         match self.standing() {
             Permission::None => false,
             Permission::Unfenced(UnfencedReason::Bootstrap) => self.local.bootstrapping,
