@@ -23,7 +23,8 @@ use crate::model::{
 };
 use crate::mutant::{self, Mutant};
 
-/// Attempts remembered. A renewal period fits a dozen at the fastest back-off; older ones expect versions long gone.
+/// Attempts remembered. A renewal period fits a dozen at the fastest back-off. A store that refuses every write makes more of
+/// them while one lock of maintenance mode stands: the confirmed attempt stays, the oldest of the others is forgotten.
 const ATTEMPTS_MAX: usize = 64;
 /// Reads under way at once. More than one, since a read may hang on a connection that died silently.
 const READS_MAX: usize = 3;
@@ -83,6 +84,10 @@ pub struct Lease {
     /// Attempts sent and when; the confirmed one among them.
     attempts: Vec<Sent>,
     adopted: Option<LeaseRecord>,
+    /// The confirmed attempt is the first of them.
+    confirmed: bool,
+    /// One that was forgotten for want of room does not say that its holder is in maintenance mode. It may still land.
+    said_otherwise: bool,
     last_stamp: i64,
     job: Option<Attempt>,
     flying: Vec<(Id, Flight)>,
@@ -101,6 +106,8 @@ impl Lease {
             writer,
             attempts: Vec::new(),
             adopted: None,
+            confirmed: false,
+            said_otherwise: false,
             last_stamp: 0,
             job: None,
             flying: Vec::new(),
@@ -288,7 +295,8 @@ impl Lease {
 
     /// Every record of mine that stands or may still land says that its holder is in maintenance mode.
     pub fn says_nothing_else(&self) -> bool {
-        self.attempts.iter().all(|sent| sent.paused) && self.job.as_ref().is_none_or(|job| job.paused)
+        let remembered = self.attempts.iter().all(|sent| sent.paused);
+        remembered && !self.said_otherwise && self.job.as_ref().is_none_or(|job| job.paused)
     }
 
     /// Does this record of mine say that its holder is in maintenance mode?
@@ -300,11 +308,21 @@ impl Lease {
     fn confirm(&mut self, record: &LeaseRecord, sent: BootInstant) {
         self.attempts = vec![Sent { record: record.clone(), at: sent, paused: self.says_paused(record) }];
         self.adopted = None;
+        (self.confirmed, self.said_otherwise) = (true, false);
     }
 
     fn forget(&mut self) {
         self.attempts.clear();
         self.adopted = None;
+        (self.confirmed, self.said_otherwise) = (false, false);
+    }
+
+    fn remember(&mut self, sent: Sent) {
+        if self.attempts.len() == ATTEMPTS_MAX {
+            let oldest = self.attempts.remove(usize::from(self.confirmed));
+            self.said_otherwise |= !oldest.paused;
+        }
+        self.attempts.push(sent);
     }
 
     /// The wall clock, but never twice the same: a renewal must change `renewTime` whatever the clock does.
@@ -326,10 +344,7 @@ impl Lease {
                 a.writes += 1;
                 let paused = a.paused;
                 let Some(write) = self.attempt(seen.as_deref(), now.wall) else { return };
-                if self.attempts.len() == ATTEMPTS_MAX {
-                    self.attempts.remove(0);
-                }
-                self.attempts.push(Sent { record: write.record.clone(), at: now.boot, paused });
+                self.remember(Sent { record: write.record.clone(), at: now.boot, paused });
                 self.flying.push((id, Flight::Write { record: write.record.clone(), sent: now.boot }));
                 self.out.push((id, Effect::WriteLeader(Box::new(write))));
             }

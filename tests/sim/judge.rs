@@ -507,11 +507,6 @@ impl World {
             // Who is unfit by its history makes others yield all the same.
             self.is_known("a member that may not lead is waited for");
         }
-        let resumed = |why: &String| why.contains("was in maintenance mode when it was last heard of");
-        if primaries.is_empty() && !idle.is_empty() && idle.iter().all(resumed) {
-            // Its holder could not say that the maintenance is over, has stopped, and does not know its own lock again.
-            self.is_known("the lock of a maintenance that ended without its leader waits for a person");
-        }
         if primaries.is_empty() && (0..n).all(|i| self.needs_a_person(i)) {
             // Each pod was made again in the middle of its own initdb: what is left is somebody's, as far as a program knows.
             self.is_known("every member waits for a person");

@@ -10,6 +10,7 @@ use super::*;
 use crate::model::{HolderMark, Version};
 
 mod claims;
+mod refused;
 
 const TTL: Duration = Duration::from_secs(30);
 const DEADLINE: Duration = Duration::from_secs(10);
