@@ -356,6 +356,7 @@ impl World {
         self.local.data = match args[0] {
             "empty" => DataDir::Empty,
             "half-made" => DataDir::HalfMade,
+            "restored" => DataDir::Restored,
             "unusable" => DataDir::Unusable("permission denied".into()),
             "half-rewound" => DataDir::HalfRewound { control: None },
             "no-control" => DataDir::Present { control: None, standby_signal: false },

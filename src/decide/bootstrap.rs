@@ -10,8 +10,8 @@ use std::time::Duration;
 use super::{Ctx, Hold, rewind, standby, sync};
 use crate::model::{
     Action, BootInstant, Commits, DataDir, Decision, Electorate, Initialize, Initializer, KeeperLink, LeaseVerdict,
-    Member, MemberName, Permission, StandbyNames, StartRole, Stood, StopMode, StoreLink, TaskKind, UnfencedReason,
-    Upstream,
+    Member, MemberName, Permission, PostgresView, Probe, StandbyNames, StartRole, Stood, StopMode, StoreLink, TaskKind,
+    UnfencedReason, Upstream,
 };
 use crate::mutant::{self, Mutant};
 
@@ -24,13 +24,44 @@ pub(super) fn situation(ctx: &Ctx<'_>) -> Option<Decision> {
         return Some(initializing(ctx));
     }
     if ctx.local.postgres.alive {
-        return None;
+        return goes_on(ctx).then(|| restored(ctx));
     }
     match ctx.local.data {
         DataDir::Empty => Some(empty(ctx, false)),
         DataDir::HalfMade => Some(empty(ctx, true)),
+        DataDir::Restored => Some(restored(ctx)),
         DataDir::Present { .. } | DataDir::HalfRewound { .. } | DataDir::Unusable(_) => None,
     }
+}
+
+/// A new cluster recovers, or has recovered, that an earlier life of this member has begun: it lives under the permission that
+/// was given for that, and its directory says that nothing else has begun, or was not looked at yet.
+pub(super) fn goes_on(ctx: &Ctx<'_>) -> bool {
+    let unseen = ctx.local.data == DataDir::Empty && ctx.local.data_stale;
+    matches!(ctx.hold, Hold::No)
+        && ctx.standing() == Permission::Unfenced(UnfencedReason::Bootstrap)
+        && (unseen || ctx.local.data == DataDir::Restored)
+}
+
+/// What was restored is gone on with while this very pod is the one that initializes the cluster. A recovery of hours does
+/// not begin anew because a sidecar did.
+fn restored(ctx: &Ctx<'_>) -> Decision {
+    if ctx.local.data != DataDir::Restored {
+        return ctx.wait("looking at the data directory");
+    }
+    let announced = ctx.cluster.initializer.as_ref().filter(|_| ctx.cluster.initialize == Initialize::InProgress);
+    if announced.is_some_and(|i| i.uid == ctx.local.uid && !i.uid.is_empty()) {
+        return claim(ctx, "going on with the recovery of the new cluster, as this pod has begun it");
+    }
+    if !ctx.local.postgres.alive {
+        return empty(ctx, true);
+    }
+    ctx.wait("stopping the recovery of the new cluster: its initialization is not mine any more")
+        .then(Action::Permit(Permission::None))
+        .then_if(ctx.local.postgres.stopping.is_none(), || Action::StopPostgres {
+            mode: StopMode::Immediate,
+            why: "the initialization is not mine",
+        })
 }
 
 /// Is the initialization still mine: `initialize` is empty and names my session, or is my own system identifier?
@@ -76,7 +107,7 @@ fn initializing(ctx: &Ctx<'_>) -> Decision {
     };
     if !pg.alive {
         if pg.failed_starts > 0 || pg.crashed || done.kind == TaskKind::PostBootstrap {
-            return give_up(ctx, "Postgres did not start, or ended, after its initialization");
+            return give_up(ctx, &ended_early(pg));
         }
         return ctx
             .wait("starting the new cluster")
@@ -89,12 +120,40 @@ fn initializing(ctx: &Ctx<'_>) -> Decision {
     }
     let Some(probe) = &pg.probe else { return ctx.wait("starting the new cluster") };
     if probe.in_recovery {
-        return ctx.wait("waiting for end of recovery after bootstrap").wake_by(ctx.now.boot + super::RETRY_PAUSE);
+        return recovering(ctx, probe);
     }
     if done.kind == TaskKind::Bootstrap {
         return ctx.wait("running post_bootstrap").then(Action::Begin(TaskKind::PostBootstrap));
     }
     publish_new_cluster(ctx)
+}
+
+fn ended_early(pg: &PostgresView) -> String {
+    let how = if pg.ended.is_empty() { String::new() } else { format!(" ({}; its own last lines say why)", pg.ended) };
+    format!("Postgres did not start, or ended, after its initialization{how}")
+}
+
+/// Recovery after a custom method ends by itself: at its target, or at the end of the WAL where there is none. That may take
+/// hours, and has no deadline.
+fn recovering(ctx: &Ctx<'_>, probe: &Probe) -> Decision {
+    if let Some(why) = &probe.blocked {
+        // The next start takes them from pg_control.
+        let stops = ctx.local.postgres.stopping.is_none();
+        return ctx
+            .wait(format!("recovery is paused by PostgreSQL ({why}): starting it again with higher settings"))
+            .then_if(stops, || Action::StopPostgres {
+                mode: StopMode::Fast,
+                why: "its recovery waits for higher settings",
+            });
+    }
+    let again = ctx.now.boot + super::RETRY_PAUSE;
+    if probe.replay_paused {
+        let at = probe.replayed;
+        return ctx
+            .wait(format!("recovery is paused at {at}: SELECT pg_wal_replay_resume() ends the pause"))
+            .wake_by(again);
+    }
+    ctx.wait("waiting for end of recovery after bootstrap").wake_by(again)
 }
 
 /// A new standby cluster: a copy of the one that it follows, which nobody writes to. `None`: it began as one that writes.

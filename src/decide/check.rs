@@ -366,6 +366,7 @@ impl<'a> Raw<'a> {
             | DataDir::HalfRewound { .. }
             | DataDir::Empty
             | DataDir::HalfMade
+            | DataDir::Restored
             | DataDir::Unusable(_) => None,
         };
         let true_words = clean == Some(sworn.position) && sworn.members.contains(&self.local.me) && !pg.alive;
@@ -388,7 +389,7 @@ impl Raw<'_> {
 }
 
 fn remove(ctx: &Ctx<'_>, keep_as_failed: bool, verify: bool) -> Option<&'static str> {
-    if keep_as_failed && ctx.local.bootstrapping || ctx.local.data == DataDir::HalfMade {
+    if keep_as_failed && ctx.local.bootstrapping || matches!(ctx.local.data, DataDir::HalfMade | DataDir::Restored) {
         return None;
     }
     if !verify {
@@ -405,6 +406,7 @@ fn begin(ctx: &Ctx<'_>, kind: &TaskKind) -> Option<&'static str> {
         return Some("changing the data directory of a living postmaster");
     }
     match kind {
+        TaskKind::Bootstrap if ctx.local.data == DataDir::Restored => Some("restoring over what is restored"),
         TaskKind::Bootstrap => initialize(ctx),
         TaskKind::Rewind { .. } => verified_leader(ctx, false),
         TaskKind::CreateReplica { .. } => (ctx.local.data != DataDir::Empty).then_some("cloning over data"),
@@ -414,7 +416,7 @@ fn begin(ctx: &Ctx<'_>, kind: &TaskKind) -> Option<&'static str> {
 }
 
 fn initialize(ctx: &Ctx<'_>) -> Option<&'static str> {
-    if ctx.local.data != DataDir::Empty {
+    if !matches!(ctx.local.data, DataDir::Empty | DataDir::Restored) {
         return Some("initializing over data");
     }
     let data = ctx.cluster.members.iter().any(|(name, m)| *name != ctx.local.me && m.shows_data());

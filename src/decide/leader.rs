@@ -1,6 +1,6 @@
 //! What the lock holder does, and what stops a primary that is none.
 
-use super::{Ctx, Hold, failsafe, fit, requests, silence, standby, sync, watchdog};
+use super::{Ctx, Hold, bootstrap, failsafe, fit, requests, silence, standby, sync, watchdog};
 use crate::model::{
     Action, Decision, Handover, LeaseVerdict, OwnLease, Permission, Role, StandbyNames, StopMode, StoreLink, Timeline,
 };
@@ -12,7 +12,7 @@ use crate::model::{
 ///
 /// The bootstrap of a new cluster runs unfenced: there is no other member with data, and no lease yet.
 pub(super) fn fence(ctx: &Ctx<'_>) -> Option<Decision> {
-    if !ctx.writer() || ctx.local.bootstrapping || matches!(ctx.hold, Hold::Leader(_)) {
+    if !ctx.writer() || ctx.local.bootstrapping || matches!(ctx.hold, Hold::Leader(_)) || bootstrap::goes_on(ctx) {
         return None;
     }
     if ctx.local.store == StoreLink::NotRead && matches!(ctx.hold, Hold::No) && ctx.local.own.is_none() {

@@ -453,6 +453,7 @@ impl<'a> Ctx<'a> {
             | DataDir::HalfRewound { control: None }
             | DataDir::Empty
             | DataDir::HalfMade
+            | DataDir::Restored
             | DataDir::Unusable(_) => self.local.postgres.probe.as_ref().map(|p| p.system_id.as_str()),
         }
     }

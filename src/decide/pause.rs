@@ -177,7 +177,7 @@ fn down(ctx: &Ctx<'_>) -> Decision {
             return d;
         }
         // A copy that was asked for is made like any other; a new cluster is nobody's wish.
-        let empty = matches!(ctx.local.data, DataDir::Empty | DataDir::HalfMade);
+        let empty = matches!(ctx.local.data, DataDir::Empty | DataDir::HalfMade | DataDir::Restored);
         if empty && (ctx.leader().is_none() || ctx.local.reinit.is_none()) {
             return ctx.wait("no data directory");
         }

@@ -22,7 +22,7 @@ pub(super) fn data_directory(ctx: &Ctx<'_>) -> Option<Decision> {
     }
     match &ctx.local.data {
         DataDir::Unusable(why) => Some(no_data(ctx, format!("data directory is not accessible: {why}"))),
-        DataDir::Empty | DataDir::HalfMade => {
+        DataDir::Empty | DataDir::HalfMade | DataDir::Restored => {
             Some(no_data(ctx, "data directory has vanished under the running Postgres".to_owned()))
         }
         DataDir::Present { control: None, .. } => Some(no_data(

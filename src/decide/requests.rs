@@ -113,6 +113,7 @@ pub(super) fn oath(ctx: &Ctx<'_>) -> Option<Shutdown> {
         | DataDir::HalfRewound { .. }
         | DataDir::Empty
         | DataDir::HalfMade
+        | DataDir::Restored
         | DataDir::Unusable(_) => None,
     }
 }
@@ -466,7 +467,7 @@ pub(super) fn reinit(ctx: &Ctx<'_>) -> Option<Decision> {
         };
     }
     match &ctx.local.data {
-        DataDir::Empty | DataDir::HalfMade => None,
+        DataDir::Empty | DataDir::HalfMade | DataDir::Restored => None,
         DataDir::Present { .. } if copied(ctx, reinit.began) => over("reinitialized"),
         DataDir::Present { .. } | DataDir::HalfRewound { .. } | DataDir::Unusable(_) => Some(clear(ctx)),
     }

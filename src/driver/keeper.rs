@@ -18,8 +18,9 @@ use crate::dcs::{Dcs, Life, schema};
 use crate::keeper::protocol::{self, Ask, Program, SOCKET_PATH_MAX, State, UnfencedReason};
 use crate::member::{Fail, News, Standing};
 use crate::model::{self, BootInstant, Fence, LeaseRecord, Permission, StartRole, StopMode, WallTime};
+use crate::postgres::Setup;
 use crate::postgres::keeper_client::{KeeperClient, KeeperError, KeeperEvent, spawn_keeper};
-use crate::postgres::{Command, Setup};
+use crate::postgres::start::StartSpec;
 
 /// Between two tries to reach a keeper that is gone.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
@@ -120,16 +121,17 @@ impl Link {
     pub async fn start(
         &self,
         role: StartRole,
-        command: &Command,
+        spec: &StartSpec,
         data_dir: String,
         renewal: BootInstant,
         socket_locks: Vec<String>,
     ) -> Result<(), Fail> {
+        let (command, recovers) = (&spec.command, spec.recovers);
         let role = match role {
             StartRole::Primary => protocol::Role::Primary,
             StartRole::Standby => protocol::Role::Standby,
         };
-        let program = Program { argv: command.argv.clone(), env: command.env.clone(), ..Program::default() };
+        let program = Program { argv: command.argv.clone(), env: command.env.clone(), recovers, ..Program::default() };
         let ask = Ask::Start { role, program, data_dir, renewal: renewal.as_nanos(), socket_locks };
         self.client.command(ask).await.map_err(fail)
     }

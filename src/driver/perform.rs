@@ -264,7 +264,7 @@ impl Hands {
         }
         let locks = start::socket_locks(&self.setup);
         let data_dir = self.setup.data_dir.to_string_lossy().into_owned();
-        match self.keeper.start(role, &spec.command, data_dir, renewal, locks).await {
+        match self.keeper.start(role, &spec, data_dir, renewal, locks).await {
             Ok(()) => {
                 let fence = match self.keeper.running().await {
                     Ok(Some((_, fence))) => fence,

@@ -138,15 +138,21 @@ impl Work {
     }
 
     async fn bootstrap(&self) -> Result<(), Tool> {
-        let command = match bootstrap::custom_command(&self.hands.setup)? {
+        let custom = bootstrap::custom_command(&self.hands.setup)?;
+        let what = self.hands.setup.bootstrap_method.as_ref().map(|m| format!("bootstrap.{}.command", m.name));
+        let command = match custom {
             Some(custom) => custom,
             None => bootstrap::initdb_command(&self.hands.setup, &self.hands.binaries)?,
         };
-        self.must(Kind::Fill, command).await?;
+        let filled = self.must(Kind::Fill, command).await;
+        filled.map_err(|e| what.iter().fold(e, |e, what| e.during(what)))?;
         Ok(bootstrap::after_method(&self.hands.setup).map_err(|e| format!("configuration of the new cluster: {e}"))?)
     }
 
     async fn post_bootstrap(&self) -> Result<(), Tool> {
+        // From here on nobody goes on with what an earlier life has begun.
+        datadir::mark(&self.hands.setup, datadir::Work::Bootstrap)
+            .map_err(|e| format!("write the bootstrap marker beside PGDATA: {e}"))?;
         bootstrap::set_superuser(&self.hands.setup).await.map_err(|e| format!("set the superuser's password: {e}"))?;
         if let Some(script) = bootstrap::post_bootstrap_command(&self.hands.setup, self.hands.binaries.major)? {
             self.must(Kind::Tool, script).await.map_err(|e| e.during("bootstrap.post_bootstrap"))?;

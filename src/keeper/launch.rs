@@ -35,7 +35,7 @@ pub(super) fn postmaster(
     if role == Role::Standby && !signal {
         return Err(format!("{data_dir}/standby.signal is missing: without it Postgres would start read-write").into());
     }
-    if role == Role::Primary && (signal || dir.join("recovery.signal").exists()) {
+    if role == Role::Primary && (signal || !program.recovers && dir.join("recovery.signal").exists()) {
         return Err(
             format!("{data_dir} holds standby.signal or recovery.signal: it would not start as a primary").into()
         );

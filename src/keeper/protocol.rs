@@ -128,6 +128,10 @@ pub struct Program {
     /// The data directory it works on: locked while it runs.
     #[serde(default)]
     pub data_dir: Option<String>,
+    /// Of a postmaster that is started as a primary: recovery.signal may be there. It counts as a writer all the same, since a
+    /// recovery ends by itself.
+    #[serde(default)]
+    pub recovers: bool,
 }
 
 /// A request.

@@ -140,8 +140,9 @@ impl State {
         status.pause = self.local.maintenance.is_on();
         let leader = self.leader_until().is_some_and(|until| self.now.boot < until);
         let mut status = status_of(&self.local, status, leader);
-        if status.replication_state.is_none() && status.receive_lsn.or(status.replay_lsn).is_some() && f.restores {
-            status.replication_state = Some("in archive recovery".to_owned());
+        if status.replication_state.is_none() && status.receive_lsn.or(status.replay_lsn).is_some() {
+            let restores = f.restores || self.local.bootstrapping;
+            status.replication_state = restores.then(|| "in archive recovery".to_owned());
         }
         status
     }

@@ -31,6 +31,7 @@ impl State {
                 | DataDir::HalfRewound { .. }
                 | DataDir::Empty
                 | DataDir::HalfMade
+                | DataDir::Restored
                 | DataDir::Unusable(_) => None,
             },
             known_timeline: pg.probe.as_ref().map(|p| p.timeline).unwrap_or_default().max(pg.newest_history),

@@ -88,6 +88,8 @@ pub(super) struct State {
     pub publisher: Publisher,
     pub told: Told,
     pub slots: SlotsKept,
+    /// When the log last said how far the recovery of a new cluster is.
+    pub recovery_told: Option<BootInstant>,
     pub requests: VecDeque<(Request, Option<Ticket>)>,
     pub scheduled: Option<Scheduled>,
     /// Seconds since 1970 of the last live view.
@@ -143,6 +145,7 @@ impl State {
             pending_restart: BTreeMap::new(),
             publisher: Publisher::default(),
             told: Told::default(),
+            recovery_told: None,
             slots: SlotsKept::default(),
             requests: VecDeque::new(),
             scheduled: None,

@@ -426,6 +426,7 @@ pub fn facts(cluster: &Cluster, data: &DataDir) -> String {
         match data {
             DataDir::Empty => "empty",
             DataDir::HalfMade => "half-made",
+            DataDir::Restored => "restored",
             DataDir::Present { .. } => "present",
             DataDir::HalfRewound { .. } => "half-rewound",
             DataDir::Unusable(_) => "unusable",

@@ -97,6 +97,9 @@ pub enum DataDir {
     Empty,
     /// Half-made by this very pod's own bootstrap: the marker beside PGDATA names our pod.
     HalfMade,
+    /// A custom bootstrap method of this very pod has ended well; Postgres recovers on it or is about to, and nothing of what
+    /// follows a recovery has begun.
+    Restored,
     /// A data directory.
     Present {
         /// pg_control, if readable.
@@ -162,6 +165,8 @@ pub struct PostgresView {
     pub last_death: Option<BootInstant>,
     /// The last death was not asked for, and no start came after it.
     pub crashed: bool,
+    /// How the last one ended, for people; empty: nothing was heard of it.
+    pub ended: String,
     /// Consecutive failed starts since the last good one.
     pub failed_starts: u32,
     /// The living postmaster has answered since it was started.
@@ -558,6 +563,7 @@ impl PostgresView {
             promoting: None,
             last_death: None,
             crashed: false,
+            ended: String::new(),
             failed_starts: 0,
             came_up: false,
             probe: None,
@@ -575,26 +581,4 @@ impl PostgresView {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::{Initializer, Member};
-
-    #[test]
-    fn an_initializer_is_gone_since_its_uid_left_the_view() {
-        let at = BootInstant::from_secs_f64;
-        let mut local = Local::at_start("a".into(), "s".into(), at(0.0), Duration::from_secs(30));
-        let mut cluster = Cluster { initialize: Initialize::InProgress, ..Cluster::default() };
-        cluster.initializer = Some(Initializer { uid: "u1".into(), session: "s".into() });
-        cluster.members.insert("b".into(), Member { uid: "u1".into(), ..Member::default() });
-        local.watch_initializer(&cluster, at(1.0));
-        assert_eq!(local.initializer_gone, None);
-        // A new pod of the same name is another one.
-        cluster.members.insert("b".into(), Member { uid: "u2".into(), ..Member::default() });
-        local.watch_initializer(&cluster, at(2.0));
-        local.watch_initializer(&cluster, at(9.0));
-        assert_eq!(local.initializer_gone, Some(("u1".into(), at(2.0))));
-        cluster.initialize = Initialize::Absent;
-        local.watch_initializer(&cluster, at(10.0));
-        assert_eq!(local.initializer_gone, None);
-    }
-}
+mod tests;

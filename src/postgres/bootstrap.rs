@@ -87,8 +87,12 @@ pub fn split(key: &str, command: &str) -> Result<Vec<String>, String> {
 /// After initdb or the custom method has ended well: restore saved configuration, append `bootstrap.pg_hba`.
 ///
 /// # Errors
-/// A file cannot be written.
+/// There is no data, or a file cannot be written.
 pub fn after_method(setup: &Setup) -> io::Result<()> {
+    if !setup.data_dir.join("PG_VERSION").exists() {
+        let dir = setup.data_dir.display();
+        return Err(io::Error::other(format!("the command ended well and left no data directory in {dir}")));
+    }
     datadir::restore_mode_0700(&setup.data_dir)?;
     conf::restore_backups(setup)?;
     conf::append_bootstrap_hba(setup)

@@ -25,8 +25,13 @@ pub enum Recovery {
         /// It is the cluster that a standby cluster follows, and this is the slot there; `None`: a member.
         remote: Option<Option<String>>,
     },
-    /// Recovery after a custom bootstrap method, with these settings.
-    Custom(BTreeMap<String, String>),
+    /// Recovery after a custom bootstrap method.
+    Custom {
+        /// With these settings.
+        settings: BTreeMap<String, String>,
+        /// And those that its tool has written into postgresql.auto.conf.
+        keeps_existing: bool,
+    },
 }
 
 /// Which pg_hba.conf.
@@ -117,7 +122,7 @@ fn quote(value: &str) -> String {
 pub fn recovery_settings(setup: &Setup, major: u32, recovery: &Recovery) -> BTreeMap<String, String> {
     let (upstream, remote) = match recovery {
         Recovery::Primary => return no_target(),
-        Recovery::Custom(settings) => {
+        Recovery::Custom { settings, .. } => {
             return settings
                 .iter()
                 .filter(|(n, _)| *n != "standby_mode")
@@ -232,7 +237,8 @@ pub fn write_all(
         changed.ident = replace(setup, &setup.config_dir.join("pg_ident.conf"), &text)?;
     }
     let auto = setup.data_dir.join("postgresql.auto.conf");
-    if let Some(text) = read_if_there(&auto)?.as_deref().and_then(strip_auto_conf) {
+    let keeps = matches!(recovery, Recovery::Custom { keeps_existing: true, .. });
+    if let Some(text) = read_if_there(&auto)?.as_deref().and_then(strip_auto_conf).filter(|_| !keeps) {
         changed.conf |= replace(setup, &auto, &text)?;
     }
     let mut effective = effective.clone();

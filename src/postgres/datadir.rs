@@ -19,6 +19,8 @@ use crate::model::DataDir;
 pub enum Work {
     /// A new cluster is being made.
     Bootstrap,
+    /// A custom method has made its data; Postgres recovers on it, and what follows a recovery has not begun.
+    Recovery,
     /// A copy of another member is being made.
     Copy,
     /// It is being removed.
@@ -29,6 +31,7 @@ impl Work {
     fn word(self) -> &'static str {
         match self {
             Work::Bootstrap => "bootstrap",
+            Work::Recovery => "recovery",
             Work::Copy => "copy",
             Work::Removal => "removal",
         }
@@ -76,6 +79,11 @@ pub fn mark(setup: &Setup, work: Work) -> io::Result<()> {
     write_atomically(&marker_path(setup), format!("{} {}\n", work.word(), setup.pod_uid).as_bytes(), 0o600)
 }
 
+/// Does the marker say so?
+pub fn is_marked(setup: &Setup, work: Work) -> bool {
+    fs::read_to_string(marker_path(setup)).is_ok_and(|text| text.split_whitespace().next() == Some(work.word()))
+}
+
 /// Removes the marker: the directory is whole. initdb, pg_basebackup and pg_rewind have synced what they wrote.
 ///
 /// # Errors
@@ -92,7 +100,8 @@ pub fn unmark(setup: &Setup) -> io::Result<()> {
 /// The marker cannot be removed.
 pub fn unmark_if_initialized(setup: &Setup, system_id: &str) -> io::Result<bool> {
     let marker = fs::read_to_string(marker_path(setup)).unwrap_or_default();
-    let bootstrap = marker.split_whitespace().next() == Some(Work::Bootstrap.word());
+    let word = marker.split_whitespace().next();
+    let bootstrap = [Work::Bootstrap, Work::Recovery].iter().any(|work| word == Some(work.word()));
     if !bootstrap || !setup.data_dir.join("global/pg_control").try_exists()? {
         return Ok(false);
     }
@@ -122,6 +131,9 @@ pub fn inspect(setup: &Setup) -> DataDir {
         if removal && dir.join("global/pg_control").exists() {
             // It was ordered and never began: whole, and not to be removed without asking a leader again.
             return whole(setup);
+        }
+        if mine && work == Work::Recovery.word() && dir.join("global/pg_control").exists() {
+            return DataDir::Restored;
         }
         if mine || work == Work::Copy.word() || removal {
             return DataDir::HalfMade;
@@ -196,8 +208,7 @@ pub fn begin_removal(setup: &Setup) -> io::Result<Option<PathBuf>> {
 /// # Errors
 /// The mark cannot be removed.
 pub fn forget_removal(setup: &Setup) -> io::Result<()> {
-    let marker = fs::read_to_string(marker_path(setup)).unwrap_or_default();
-    if marker.split_whitespace().next() == Some(Work::Removal.word()) { unmark(setup) } else { Ok(()) }
+    if is_marked(setup, Work::Removal) { unmark(setup) } else { Ok(()) }
 }
 
 /// It is gone.

@@ -9,10 +9,10 @@ use super::binaries::Binaries;
 use super::conf::{self, Changed, HbaMode, Recovery};
 use super::conninfo::{self, Address};
 use super::control;
-use super::datadir;
+use super::datadir::{self, Work};
 use super::history;
 use super::params::{self, Effective};
-use super::setup::{Command, Setup};
+use super::setup::{Command, CustomMethod, Setup};
 use crate::model::{StandbyNames, StartRole, Upstream};
 
 /// A start that is ready to be handed to the keeper.
@@ -25,6 +25,8 @@ pub struct StartSpec {
     pub pending_restart: BTreeMap<String, (String, String)>,
     /// Parameters replaced or left out, one line each.
     pub warnings: Vec<String>,
+    /// It recovers to a target first, and ends that by itself.
+    pub recovers: bool,
 }
 
 /// The recovery section for a role and upstream. An upstream whose `conn_url` is not understood counts as nobody.
@@ -86,8 +88,11 @@ pub fn prepare(setup: &Setup, binaries: &Binaries, files: &Files) -> Result<Star
     Ok(spec)
 }
 
-/// The first start after a custom bootstrap method: `recovery.signal` when it is to recover, local trust only,
-/// `hot_standby=off` where Postgres would refuse connections anyway.
+/// A start after a custom bootstrap method, until its recovery is over: `recovery.signal` when it is to recover, local trust
+/// only. The first one marks the directory as restored; later ones leave the signal file as Postgres has left it.
+///
+/// What reaches its target ends its recovery and goes on, unless `recovery_conf` asks for a pause there: Postgres itself would
+/// wait for somebody who resumes it. The action goes on the command line, before whatever a tool has written.
 ///
 /// # Errors
 /// One line.
@@ -96,29 +101,54 @@ pub fn prepare_after_custom_bootstrap(setup: &Setup, binaries: &Binaries) -> Res
     let Some(method) = &setup.bootstrap_method else {
         return Err("bootstrap.method names no custom method".to_owned());
     };
-    let recovers = !method.recovery_conf.is_empty();
-    let io_error = |e: io::Error| format!("prepare the start after the custom bootstrap: {e}");
-    conf::save_backups(setup).map_err(io_error)?;
-    if !method.keep_existing_recovery_conf {
-        datadir::make_standby(&setup.data_dir, false).map_err(io_error)?;
-        if recovers {
-            let signal = setup.data_dir.join("recovery.signal");
-            datadir::write_atomically(&signal, b"", datadir::file_mode(&setup.data_dir)).map_err(io_error)?;
-        }
+    let action = method.recovery_conf.get("recovery_target_action").map(|a| a.trim().to_lowercase());
+    if action.as_deref() == Some("shutdown") {
+        return Err(format!(
+            "bootstrap.{}.recovery_conf: recovery_target_action shutdown ends Postgres at the target: use promote or pause",
+            method.name
+        ));
     }
-    let recovery = if recovers { Recovery::Custom(method.recovery_conf.clone()) } else { Recovery::Primary };
+    if !datadir::is_marked(setup, Work::Recovery) {
+        begin_recovery(setup, method)?;
+    }
+    let (settings, keeps_existing) = (method.recovery_conf.clone(), method.keep_existing_recovery_conf);
+    let recovers = !settings.is_empty() || keeps_existing;
+    let recovery = if recovers { Recovery::Custom { settings, keeps_existing } } else { Recovery::Primary };
     let control = control::read_file(&setup.data_dir).ok();
     let effective = params::effective(setup, control.as_ref());
     let mut spec = write(setup, binaries, &recovery, HbaMode::TrustLocal, effective)?;
-    let promotes = method.recovery_conf.get("recovery_target_action").is_some_and(|a| a.trim() == "promote");
-    if method.keep_existing_recovery_conf || promotes {
-        for word in &mut spec.command.argv {
-            if word.starts_with("--hot_standby=") {
-                "--hot_standby=off".clone_into(word);
-            }
+    let pauses = action.as_deref() == Some("pause");
+    if recovers && !pauses {
+        spec.command.argv.push("--recovery_target_action=promote".to_owned());
+    }
+    // An older server ends where its WAL wants higher settings than it has; from 14 on it pauses, and can be asked meanwhile.
+    if recovers && !pauses && binaries.major < 14 {
+        for word in spec.command.argv.iter_mut().filter(|word| word.starts_with("--hot_standby=")) {
+            "--hot_standby=off".clone_into(word);
         }
     }
-    Ok(spec)
+    Ok(StartSpec { recovers, ..spec })
+}
+
+/// Signal files as configured, and the mark.
+fn begin_recovery(setup: &Setup, method: &CustomMethod) -> Result<(), String> {
+    let io_error = |e: io::Error| format!("prepare the start after the custom bootstrap: {e}");
+    conf::save_backups(setup).map_err(io_error)?;
+    if method.keep_existing_recovery_conf && setup.data_dir.join("standby.signal").exists() {
+        return Err(format!(
+            "bootstrap.{}: its command has left a standby.signal, and a standby's recovery never ends: have it write \
+             recovery.signal",
+            method.name
+        ));
+    }
+    let signal = setup.data_dir.join("recovery.signal");
+    if !method.keep_existing_recovery_conf {
+        datadir::make_standby(&setup.data_dir, false).map_err(io_error)?;
+    }
+    if !method.recovery_conf.is_empty() && !signal.exists() {
+        datadir::write_atomically(&signal, b"", datadir::file_mode(&setup.data_dir)).map_err(io_error)?;
+    }
+    datadir::mark(setup, Work::Recovery).map_err(io_error)
 }
 
 /// After a custom bootstrap and its post_bootstrap: the real pg_hba.conf and a primary's configuration are back. The
@@ -162,6 +192,7 @@ fn write(
         command: Command::new(argv(setup, binaries, &effective)),
         pending_restart: effective.pending_restart,
         warnings: effective.warnings,
+        recovers: false,
     })
 }
 

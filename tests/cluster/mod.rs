@@ -12,6 +12,7 @@ mod outage;
 mod parameters;
 mod pause;
 mod rejoin;
+mod restore;
 mod sites;
 mod standby;
 mod start;
@@ -113,6 +114,9 @@ pub const TESTS: &[Test] = tests![
     scaled configmaps start::three_members_start_from_nothing,
     scaled endpoints start::a_bootstrap_killed_half_way_is_finished,
     scaled endpoints start::a_custom_method_makes_the_cluster,
+    scaled endpoints restore::a_recovery_to_a_restore_point_outlives_its_sidecar,
+    scaled configmaps restore::what_a_tool_has_written_is_recovered_to,
+    scaled endpoints restore::a_method_that_fails_gives_the_key_back,
     scaled endpoints start::a_data_directory_of_another_version_is_refused,
     scaled endpoints start::sighup_applies_the_changed_file,
     scaled endpoints start::a_cluster_killed_whole_comes_back,

@@ -15,6 +15,9 @@ impl State {
             News::Lost(why) => self.keeper_lost(&why),
             News::Died { how, at } => {
                 self.info(format!("Postgres has ended ({how})"));
+                let recovering = self.local.postgres.probe.as_ref().filter(|p| p.in_recovery);
+                self.local.postgres.ended =
+                    recovering.map_or(how.clone(), |p| format!("{how}, in recovery behind {}", p.replayed));
                 self.died(at.min(self.now.boot));
             }
             News::Fenced(why) => self.warn(format!("the keeper stops Postgres: {why}")),

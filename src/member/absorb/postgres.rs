@@ -205,7 +205,7 @@ pub(in crate::member) fn data(local: &mut Local, data: DataDir) {
     let pg = &mut local.postgres;
     if !pg.alive {
         pg.role = match &data {
-            DataDir::Empty | DataDir::HalfMade => Role::Uninitialized,
+            DataDir::Empty | DataDir::HalfMade | DataDir::Restored => Role::Uninitialized,
             DataDir::Present { standby_signal: true, .. } => Role::Replica,
             DataDir::Present { standby_signal: false, .. } | DataDir::HalfRewound { .. } => Role::Demoted,
             DataDir::Unusable(_) => pg.role,

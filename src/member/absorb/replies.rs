@@ -24,6 +24,8 @@ const COMPARE_PAUSE: Duration = Duration::from_secs(1);
 const COMPARE_PAUSE_RUNNING: Duration = Duration::from_secs(10);
 /// After a reload Postgres takes a moment to read its files; then pending restarts are known.
 const AFTER_RELOAD: Duration = Duration::from_secs(1);
+/// A recovery of hours shows in the log that it moves, and does not fill it.
+const RECOVERY_TOLD_AGAIN: Duration = Duration::from_secs(30);
 
 impl State {
     pub(super) fn reply(&mut self, id: Id, answer: Result<Answer, Fail>) {
@@ -268,7 +270,10 @@ impl State {
                 self.info("won the race to initialize the cluster");
                 self.local.bootstrapping = true;
                 self.local.bootstrap_failed = None;
-                self.local.task_end = None;
+                // An earlier life of this member has seen its method end well.
+                let restored = self.local.data == DataDir::Restored;
+                let done = TaskEnd { kind: TaskKind::Bootstrap, at: self.now.boot, result: TaskOutcome::Done };
+                self.local.task_end = restored.then_some(done);
             }
             WriteResult::Conflict => {
                 self.info("failed to acquire initialize lock");
@@ -324,6 +329,17 @@ impl State {
             self.came_up();
         }
         self.judge_promotion();
+        self.tell_recovery();
+    }
+
+    /// How far the recovery of a new cluster has come: it may take hours.
+    fn tell_recovery(&mut self) {
+        let probe = self.local.postgres.probe.as_ref().filter(|p| p.in_recovery && self.local.bootstrapping);
+        let Some(replayed) = probe.map(|p| p.replayed) else { return };
+        if self.recovery_told.is_none_or(|at| self.now.boot >= at + RECOVERY_TOLD_AGAIN) {
+            self.info(format!("recovery has replayed WAL up to {replayed}"));
+            self.recovery_told = Some(self.now.boot);
+        }
     }
 
     /// After a promotion the timeline must be the one that was claimed with the lock.
@@ -372,6 +388,7 @@ impl State {
             DataDir::HalfRewound { .. }
             | DataDir::Empty
             | DataDir::HalfMade
+            | DataDir::Restored
             | DataDir::Present { .. }
             | DataDir::Unusable(_) => data,
         };
@@ -384,7 +401,8 @@ impl State {
         // pod did it: the store has its system identifier, others may have cloned it, and it must not be cleared as half-made.
         // While it runs, what follows is written beside it; once it has ended, its data is the cluster's or nobody's.
         let running = self.local.bootstrapping && self.local.postgres.alive;
-        let marked = matches!(self.local.data, DataDir::HalfMade | DataDir::Unusable(_)) && answered;
+        let marked =
+            matches!(self.local.data, DataDir::HalfMade | DataDir::Restored | DataDir::Unusable(_)) && answered;
         if marked
             && !running
             && let Some(id) = self.cluster.initialize.system_id()

@@ -24,7 +24,7 @@ impl State {
         let named = view.cluster.initialize.system_id() != self.cluster.initialize.system_id();
         self.cluster = view.cluster.clone();
         self.local.store = view.link;
-        let marked = matches!(self.local.data, DataDir::HalfMade | DataDir::Unusable(_));
+        let marked = matches!(self.local.data, DataDir::HalfMade | DataDir::Restored | DataDir::Unusable(_));
         if named && marked && !self.local.postgres.alive {
             // The system identifier was written after all, or is another one: the data stays until it is known whose it is.
             self.not_published = false;
