@@ -288,7 +288,8 @@ impl World {
         self.cluster.initializer = None;
         self.cluster.initialize = match word.split_once(':') {
             Some((_, who)) => {
-                self.cluster.initializer = Some(Initializer { uid: format!("uid-{who}"), session: "s1".into() });
+                let (who, session) = who.split_once('/').unwrap_or((who, "s1"));
+                self.cluster.initializer = Some(Initializer { uid: format!("uid-{who}"), session: session.into() });
                 Initialize::InProgress
             }
             None if word == "absent" => Initialize::Absent,
@@ -344,7 +345,7 @@ impl World {
             received: Lsn(0),
             replayed: Lsn(0),
             streaming: flag("streaming"),
-            replay_paused: false,
+            replay_paused: flag("paused"),
             blocked: opt("blocked").map(str::to_owned),
             system_id: SYSTEM_ID.into(),
             replication: Default::default(),
@@ -353,7 +354,9 @@ impl World {
 
     fn data(&mut self, args: &[&str]) {
         let opt = |key: &str| args.iter().find_map(|a| a.strip_prefix(key).and_then(|v| v.strip_prefix('=')));
+        self.local.data_stale = args[0] == "unlooked";
         self.local.data = match args[0] {
+            "unlooked" => DataDir::Empty,
             "empty" => DataDir::Empty,
             "half-made" => DataDir::HalfMade,
             "restored" => DataDir::Restored,

@@ -51,6 +51,9 @@ fn restored(ctx: &Ctx<'_>) -> Decision {
     }
     let announced = ctx.cluster.initializer.as_ref().filter(|_| ctx.cluster.initialize == Initialize::InProgress);
     if announced.is_some_and(|i| i.uid == ctx.local.uid && !i.uid.is_empty()) {
+        if ctx.local.maintenance.is_on() {
+            return ctx.wait("PAUSE: the recovery of the new cluster goes on by itself");
+        }
         return claim(ctx, "going on with the recovery of the new cluster, as this pod has begun it");
     }
     if !ctx.local.postgres.alive {

@@ -87,13 +87,13 @@ impl Backup {
         self.dir.join("gate")
     }
 
+    /// The beginning of a `restore_command` that waits there.
+    fn waits(&self) -> String {
+        format!("while test -e {} && test %f = {}; do sleep 0.1; done; cp ", self.gate().display(), self.segment)
+    }
+
     fn restore_command(&self) -> String {
-        let (gate, segment, archive) = (self.gate(), &self.segment, self.dir.join("archive"));
-        format!(
-            "while test -e {} && test %f = {segment}; do sleep 0.1; done; cp {}/%f %p",
-            gate.display(),
-            archive.display()
-        )
+        format!("{}{}/%f %p", self.waits(), self.dir.join("archive").display())
     }
 
     /// A method `pitr` that copies the base backup, tells so, and has these lines besides.
@@ -135,16 +135,24 @@ async fn initializer(cluster: &mut Cluster, said: &str) -> Res<usize> {
     cluster.wait_for(said, deadline, async |c| c.members.iter().position(|m| m.log().contains(said))).await
 }
 
-/// "It goes on when the sidecar is killed, and ends at its target".
+/// "A test runs this example": a piece of the page, with this directory.
+fn documented(backup: &Backup, begins: &str) -> Res<String> {
+    let page = include_str!("../../docs/backup.md");
+    let piece = page.split("```").find_map(|piece| piece.strip_prefix(begins));
+    let Some(piece) = piece else { return fail(format!("docs/backup.md has no piece that begins with {begins:?}")) };
+    Ok(piece.replace("/backup", &backup.dir.display().to_string()))
+}
+
+/// "A sidecar that is killed meanwhile finds the recovery running and goes on with it".
 pub async fn a_recovery_to_a_restore_point_outlives_its_sidecar(options: Options) -> Res<()> {
     let backup = Backup::make(&options).await?;
     backup.write_programs("")?;
+    let script = documented(&backup, "sh\n")?;
+    backup.write("restore.sh", &format!("echo restores: \"$@\"\n{script}"))?;
     backup.write("gate", "")?;
-    let lines = format!(
-        "    recovery_conf:\n      restore_command: '{}'\n      recovery_target_name: before_the_mistake\n",
-        backup.restore_command()
-    );
-    let mut cluster = Cluster::start(Options { bootstrap_extra: backup.method(&lines), members: 2, ..options }).await?;
+    let method = documented(&backup, "yaml\nbootstrap:\n")?.replace("cp ", &backup.waits());
+    let bootstrap_extra = format!("{method}  post_bootstrap: sh {}/after.sh\n", backup.dir.display());
+    let mut cluster = Cluster::start(Options { bootstrap_extra, members: 2, ..options }).await?;
     let result = killed_in_the_middle(&mut cluster, &backup).await;
     if result.is_err() {
         keep_logs(&cluster);
@@ -210,6 +218,7 @@ pub async fn what_a_tool_has_written_is_recovered_to(options: Options) -> Res<()
          touch \"$to/recovery.signal\"\n",
         backup.time
     ))?;
+    backup.write("gate", "")?;
     let lines = "    keep_existing_recovery_conf: true\n    no_params: true\n    to: DATADIR\n";
     // Where the data goes is known once the cluster has a directory.
     let method = backup.method(lines);
@@ -221,9 +230,14 @@ pub async fn what_a_tool_has_written_is_recovered_to(options: Options) -> Res<()
         cluster.restart_sidecar(i)?;
     }
     let result = async {
+        // Postgres and keeper end with the sidecar: the recovery goes on, the method does not run again.
+        let first = initializer(&mut cluster, "recovery has replayed WAL up to").await?;
+        cluster.kill_member(first).await?;
+        cluster.start_member(first).await?;
+        std::fs::remove_file(backup.gate())?;
         cluster.wait_whole(cluster.options.healed_within() + Duration::from_secs(20)).await?;
-        let ran = cluster.members.iter().any(|m| m.log().contains("restores: --to=/"));
-        must(ran, "the arguments of the method")?;
+        let log = cluster.members[first].log();
+        must(log.matches("restores: --to=/").count() == 1, "the method did not run once, with its own argument")?;
         restored(&cluster, &backup).await
     }
     .await;
