@@ -520,6 +520,8 @@ async fn a_custom_bootstrap_recovers_behind_local_trust_and_gets_its_files_back(
     bootstrap::after_method(&b.setup).unwrap();
     let spec = start::prepare_after_custom_bootstrap(&b.setup, &b.binaries).unwrap();
     assert!(std::fs::read_to_string(b.setup.data_dir.join("pg_hba.conf")).unwrap().contains("127.0.0.1/32 trust"));
+    assert!(spec.recovers && spec.command.argv.ends_with(&["--recovery_target_action=promote".to_owned()]));
+    assert_eq!(datadir::inspect(&b.setup), DataDir::Restored);
     hand_over(b.home());
     let log = std::fs::File::create(b.home().join("log")).unwrap();
     b.server = Some(process(&spec.command).stdout(Stdio::null()).stderr(log).spawn().unwrap());
@@ -527,6 +529,10 @@ async fn a_custom_bootstrap_recovers_behind_local_trust_and_gets_its_files_back(
     let sql = b.sql();
     until("end of recovery", async || sql.probe(at()).await.is_ok_and(|p| !p.in_recovery)).await;
     assert_eq!(sql.probe(at()).await.unwrap().timeline, Timeline(2));
+    // A start in a new life, after the recovery, recovers nothing again.
+    assert!(start::prepare_after_custom_bootstrap(&b.setup, &b.binaries).unwrap().recovers);
+    assert!(!b.setup.data_dir.join("recovery.signal").exists());
+    datadir::mark(&b.setup, Work::Bootstrap).unwrap();
     bootstrap::set_superuser(&b.setup).await.unwrap();
     bootstrap::create_accounts(&b.setup).await.unwrap();
     assert!(start::leave_custom_bootstrap(&b.setup, &b.binaries).unwrap().changed.conf);
