@@ -12,7 +12,7 @@ use super::{Ctx, Hold};
 use crate::model::{
     Action, BootInstant, Cluster, DataDir, Decision, Fence, KeeperLink, Local, Now, PeerAnswer, Permission, Role,
     Settings, Shutdown, StandbyNames, StartRole, StartRoleSeen, Stood, TaskKind, Timeline, Timings, UnfencedReason,
-    Upstream, WatchdogMode,
+    Upstream, WatchdogMode, timings,
 };
 use crate::mutant::{self, Mutant};
 
@@ -197,8 +197,15 @@ impl<'a> Raw<'a> {
             None => pg.started_as == Some(StartRoleSeen::Standby),
         };
         let silent = matches!(self.local.keeper, KeeperLink::Lost { .. });
-        let writes = pg.alive && !(standby && !self.local.deadman.ordered) && !(silent && self.ended_by_the_kernel());
-        let wanted = self.settings.watchdog != WatchdogMode::Off && !self.local.maintenance.is_on();
+        let ended = silent && self.ended_by_the_kernel();
+        let writes = pg.alive && (!standby || self.local.deadman.ordered) && !ended;
+        let ttl = self.local.own.as_ref().map_or(self.settings.ttl, |own| own.ttl).min(self.settings.ttl);
+        let fits = Timings::new(self.settings, ttl, Some(timings::device(self.settings, ttl))).is_ok();
+        let wanted = match self.settings.watchdog {
+            WatchdogMode::Off => false,
+            WatchdogMode::Automatic => fits && !self.local.maintenance.is_on(),
+            WatchdogMode::Required => !self.local.maintenance.is_on(),
+        };
         (wanted && writes && !mutant::is(Mutant::DisarmsTooEarly))
             .then_some("disarming the watchdog while somebody may write")
     }

@@ -52,6 +52,10 @@ pub(super) fn lead(ctx: &Ctx<'_>, own: &OwnLease) -> Decision {
     if pg.stopping.is_some() {
         return ctx.wait("waiting for Postgres to stop");
     }
+    if let Some(why) = watchdog::lost(ctx).filter(|_| ctx.writer() && pg.promoting.is_none()) {
+        let text = format!("Demoting self because watchdog could not be activated: {why}");
+        return step_down(ctx, "the watchdog", &text);
+    }
     match &pg.probe {
         None => starting(ctx),
         Some(probe) if standby::is_one(ctx.settings) => standby::lead(ctx, probe),
@@ -62,10 +66,6 @@ pub(super) fn lead(ctx: &Ctx<'_>, own: &OwnLease) -> Decision {
             }
             if let Some(d) = stale_primary(ctx, probe.timeline) {
                 return d;
-            }
-            if let Some(why) = watchdog::bars(ctx) {
-                let text = format!("Demoting self because watchdog could not be activated: {why}");
-                return step_down(ctx, "the watchdog", &text);
             }
             if let Some(text) = sync::usurped(ctx) {
                 return step_down(ctx, "the sync key names others", &text);
@@ -128,7 +128,7 @@ fn promotion(ctx: &Ctx<'_>, own: &OwnLease) -> Decision {
     if ctx.backs_off() {
         return gives_back(ctx, "releasing the lock: the pre-promote script failed");
     }
-    if let Some(why) = watchdog::bars(ctx) {
+    if let Some(why) = watchdog::lost(ctx) {
         return gives_back(ctx, &format!("Not promoting self because watchdog could not be activated: {why}"));
     }
     if !ctx.renewed_since_death(own) {

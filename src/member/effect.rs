@@ -245,6 +245,7 @@ impl Effect {
 
     /// Does it only take something away? Such an effect is never too late, and nothing refuses it.
     pub fn only_stops(&self) -> bool {
-        matches!(self, Effect::Stop { .. } | Effect::Permit { permission: Permission::None, .. } | Effect::Cancel(_))
+        let stops = matches!(self, Effect::Stop { .. } | Effect::DisarmWatchdog | Effect::Cancel(_));
+        stops || matches!(self, Effect::Permit { permission: Permission::None, .. })
     }
 }

@@ -224,7 +224,7 @@ pub enum Answer {
 /// What became of the order to feed the watchdog.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fed {
-    /// It is armed and resets the machine so long after it was fed; `None`: it was too late to feed it.
+    /// It is armed and resets the machine so long after the evidence; `None`: it was too late to feed it, and it is closed if it was.
     pub resets_after: Option<Duration>,
     /// It was closed before: which device that is, in words.
     pub armed: Option<String>,

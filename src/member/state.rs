@@ -246,7 +246,9 @@ impl State {
 
     /// The timings of my own lease.
     pub fn timings(&self, ttl: Duration) -> Option<Timings> {
-        Timings::new(&self.in_force.settings, ttl, self.local.watchdog.armed).ok()
+        let settings = &self.in_force.settings;
+        let armed = Timings::new(settings, ttl, self.local.watchdog.armed);
+        armed.or_else(|_| Timings::new(settings, ttl, None)).ok()
     }
 
     /// Until when I may call myself leader.

@@ -11,9 +11,11 @@ use super::BootInstant;
 /// The device as the member sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Watchdog {
-    /// Open: the machine is reset this long after the device was fed last. `None`: closed.
+    /// Open: the machine is reset this long after the evidence it was fed for last. `None`: closed.
     pub armed: Option<Duration>,
-    /// An earlier life of this program may have left it armed.
+    /// It did not answer in time, and nothing was heard of it since.
+    pub hung: bool,
+    /// It may be armed although `armed` does not say so: by an earlier life of this program, or by an order that was given up.
     pub left_over: bool,
     /// The evidence for which it was fed last, or for which that was tried last.
     pub fed: Option<BootInstant>,

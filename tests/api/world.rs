@@ -220,6 +220,7 @@ pub fn leader() -> Snapshot {
         ..Cluster::default()
     };
     let member = MemberSnapshot {
+        watchdog_failed: false,
         now,
         me,
         cluster: Arc::new(cluster),

@@ -1,18 +1,20 @@
-//! The watchdog device of the machine that a pod runs on: it resets the machine when it is not fed in time. One seed in
-//! six has one, for half of those it is required.
+//! The watchdog device of the machine that a pod runs on: it resets the machine when it is not fed in time. Two seeds in
+//! thirteen have one, and for one of these it is required.
 
 use patroni::member::{Answer, Fail, Fed, Id};
 use patroni::model::{Feed, Settings, Timings, WatchdogMode, timings};
 
+use super::mutant::Profile;
 use super::postgres::Phase;
 use super::world::{Event, MS, Ns, SEC, World};
 
 /// The settings of a seed. Nothing is drawn: seeds without a device stay as they are.
-pub fn settle(seed: u64, settings: &mut Settings) {
-    settings.watchdog = match seed % 13 {
-        4 => WatchdogMode::Automatic,
-        9 => WatchdogMode::Required,
-        _ => return,
+pub fn settle(seed: u64, profile: Option<&Profile>, settings: &mut Settings) {
+    settings.watchdog = match (profile, seed % 13) {
+        (Some(profile), _) if !profile.device => return,
+        (Some(_), 0..=6) | (None, 4) => WatchdogMode::Automatic,
+        (Some(_), _) | (None, 9) => WatchdogMode::Required,
+        (None, _) => return,
     };
     if seed.is_multiple_of(2) {
         // Half of the ttl.
@@ -38,7 +40,8 @@ impl World {
         let at = self.t + Ns::from(wanted) * SEC;
         let armed = self.pods[pod].device.replace(at).is_none().then(|| "Model".to_owned());
         self.at(at, Event::DeviceFires { pod, at });
-        let resets_after = Some(std::time::Duration::from_secs(wanted.into()));
+        let age = self.boot(pod).since(feed.evidence);
+        let resets_after = Some(age + std::time::Duration::from_secs(wanted.into()));
         self.reply_in(pod, MS, id, Ok(Answer::Fed(Fed { resets_after, armed, warning: None })));
     }
 

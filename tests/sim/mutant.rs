@@ -11,6 +11,8 @@ use super::world::SEC;
 pub struct Profile {
     pub faults: &'static [Fault],
     pub twist: fn(&mut Plan),
+    /// Every machine has a watchdog.
+    pub device: bool,
 }
 
 /// A mutant, where it shows, and to whom.
@@ -22,7 +24,13 @@ pub struct Case {
 }
 
 const fn case(mutant: Mutant, faults: &'static [Fault], twist: fn(&mut Plan), rules: &'static [&'static str]) -> Case {
-    Case { mutant, profile: Profile { faults, twist }, rules }
+    Case { mutant, profile: Profile { faults, twist, device: false }, rules }
+}
+
+/// The same on machines with a watchdog.
+const fn watched(mut case: Case) -> Case {
+    case.profile.device = true;
+    case
 }
 
 const LEASE: &[Fault] = &[F::ApiCut, F::ApiStalls, F::FreezeSidecar, F::FreezePod, F::KillSidecar, F::ApiCutForAll];
@@ -122,7 +130,7 @@ pub const CASES: &[Case] = &[
         &["S1", "S2"],
     ),
     case(HistoryOnTrust, UNSEEN, slow_views, &["S5", "S6"]),
-    case(DisarmsTooEarly, &[F::ApiCut, F::KillSidecar, F::ApiCutForAll], plain, &["W1"]),
+    watched(case(DisarmsTooEarly, &[F::ApiCut, F::KillSidecar, F::ApiCutForAll], plain, &["W1"])),
     case(NumbersAreNotShared, DIVERGE, plain, &["S6"]),
     case(InitdbDespiteData, &[F::StoreWiped, F::DataWiped], plain, &["S7"]),
     case(UnfencedForEver, &[F::ApiCutForAll, F::FreezeSidecar], early, &["S9"]),

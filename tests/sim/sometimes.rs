@@ -20,6 +20,8 @@ const EXCEPTIONS: &[(&str, &str)] = &[
     ("PendingRestart", "asked after a reload of changed parameters; the model has none"),
     ("login", "the model lets everybody in"),
     ("end of recovery after bootstrap", "no custom bootstrap"),
+    ("): starting it again with higher settings", "no custom bootstrap; a scenario takes it"),
+    (": SELECT pg_wal_replay_resume() ends the pause", "no custom bootstrap; a scenario takes it"),
     ("recovery is paused", "no custom bootstrap; a scenario takes it"),
     ("the recovery of the new cluster", "no custom bootstrap; a scenario and a cluster test take it"),
     ("no usable data directory", "every other state of a directory is decided before"),

@@ -275,7 +275,7 @@ impl World {
             primary_race_backoff: Duration::from_secs(if seed % 11 == 4 { 15 } else { 0 }),
             ..Settings::default()
         };
-        device::settle(seed, &mut settings);
+        device::settle(seed, profile, &mut settings);
         let mut w = World {
             seed,
             t: 0,

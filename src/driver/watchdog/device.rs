@@ -48,14 +48,19 @@ impl Device {
         let mut how = OpenOptions::new();
         // A pipe without a reader is refused, and does not hang.
         how.append(testing).write(true).custom_flags(libc::O_CLOEXEC | if testing { libc::O_NONBLOCK } else { 0 });
-        let file = how.open(path)?;
+        let mut file = how.open(path)?;
         if testing {
             let (options, identity) = (CAN_SET_TIMEOUT | MAGIC_CLOSE, "Watchdog test harness".to_owned());
             return Ok(Device { file, testing, options, identity, no_way_out: false, timeout: None });
         }
         let mut info = Info { options: 0, firmware: 0, identity: [0; 32] };
         // SAFETY: the call fills a struct of exactly this layout.
-        check(unsafe { libc::ioctl(file.as_raw_fd(), GET_SUPPORT, &raw mut info) })?;
+        let asked = check(unsafe { libc::ioctl(file.as_raw_fd(), GET_SUPPORT, &raw mut info) });
+        if asked.is_err() {
+            // Opening has armed it.
+            drop(file.write_all(b"V"));
+        }
+        asked?;
         let end = info.identity.iter().position(|b| *b == 0).unwrap_or(info.identity.len());
         let identity = String::from_utf8_lossy(&info.identity[..end]).into_owned();
         let no_way_out = no_way_out(path);

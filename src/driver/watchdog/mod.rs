@@ -85,13 +85,14 @@ pub fn look(place: &Place) -> Result<(), String> {
 
 fn explained(place: &Place, e: &std::io::Error) -> String {
     let path = place.path.display();
-    let help = match e.kind() {
-        std::io::ErrorKind::NotFound => {
-            "; load a driver on the host (modprobe softdog) and mount the device into the container"
-        }
-        std::io::ErrorKind::PermissionDenied => "; it must be writable for the user that runs patroni",
-        std::io::ErrorKind::ResourceBusy => "; another program has opened it",
-        _ => "",
+    let help = if e.kind() == std::io::ErrorKind::NotFound {
+        "; load a driver on the host (modprobe softdog) and mount the device into the container"
+    } else if e.kind() == std::io::ErrorKind::PermissionDenied {
+        "; it must be writable for the user that runs patroni"
+    } else if e.kind() == std::io::ErrorKind::ResourceBusy {
+        "; another program has opened it"
+    } else {
+        ""
     };
     format!("watchdog.device {path}: {e}{help}")
 }
@@ -106,8 +107,12 @@ fn serve(inbox: &mpsc::Receiver<Order>) {
     while let Ok(order) = inbox.recv() {
         match order {
             Order::Feed(place, feed, answer) => {
+                let before = open.is_some();
                 let fed = feed_it(&mut open, &place, &feed);
-                if fed.is_err()
+                let useless = fed.as_ref().map_or(true, |fed| fed.resets_after.is_none());
+                // One that was armed before goes on counting over whoever writes; it is disarmed when nobody does.
+                if useless
+                    && !before
                     && let Some(device) = open.take()
                     && let Err(e) = device.disarm()
                 {
@@ -150,21 +155,38 @@ fn feed_it(open: &mut Option<Device>, place: &Place, feed: &Feed) -> Result<Fed,
     }
     let Some(device) = open else { return Ok(fed) };
     let of = |e: std::io::Error| explained(place, &e);
-    let actual = device.set_timeout(wanted).map_err(of)?;
-    if let Some(warning) = feed.judge(wanted, actual)? {
+    let actual = at_most(device, wanted).map_err(of)?;
+    // What age has shortened is not held against the device.
+    if u64::from(wanted) == feed.most.as_secs()
+        && let Some(warning) = feed.judge(wanted, actual)?
+    {
         fed.warning = Some(warning);
     }
     // The time that the calls have taken counts.
-    let still = feed.timeout(clock::boot());
-    if still.is_none_or(|still| still < wanted) {
-        match still {
-            Some(less) => drop(device.set_timeout(less).map_err(of)?),
-            None => return Ok(fed),
+    match feed.timeout(clock::boot()) {
+        None => return Ok(fed),
+        Some(still) if still < wanted => drop(at_most(device, still).map_err(of)?),
+        Some(_) => {}
+    }
+    let age = clock::boot().since(feed.evidence);
+    device.keep_alive().map_err(of)?;
+    fed.resets_after = Some(age + Duration::from_secs(u64::from(actual)));
+    Ok(fed)
+}
+
+/// Some devices round up: the longest timeout that is no longer than this, as far as the device has one.
+fn at_most(device: &mut Device, wanted: u32) -> std::io::Result<u32> {
+    let mut actual = device.set_timeout(wanted)?;
+    for less in (2..wanted).rev() {
+        if actual <= wanted {
+            break;
+        }
+        let was = std::mem::replace(&mut actual, device.set_timeout(less)?);
+        if actual == was && less + 10 < wanted {
+            break;
         }
     }
-    device.keep_alive().map_err(of)?;
-    fed.resets_after = Some(Duration::from_secs(u64::from(actual)));
-    Ok(fed)
+    Ok(actual)
 }
 
 /// Whoever opens it takes it over. One that another program holds cannot be opened, and is none of ours.

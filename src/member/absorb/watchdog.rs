@@ -19,6 +19,7 @@ impl State {
 
     pub(super) fn watchdog_looked(&mut self, answer: Result<Answer, Fail>) {
         self.local.watchdog.looked = Some(self.now.boot);
+        self.local.watchdog.hung = matches!(answer, Err(Fail::Interrupted));
         let found = answer.err().map(|fail| fail.text().to_owned());
         if let Some(why) = found.as_ref().filter(|why| self.local.watchdog.unusable.as_ref() != Some(*why)) {
             self.warn(format!("the watchdog is required and cannot be used: {why}; this member takes no lock"));
@@ -34,11 +35,12 @@ impl State {
         let watchdog = &mut self.local.watchdog;
         watchdog.fed = Some(evidence);
         watchdog.looked = Some(now);
-        watchdog.left_over = false;
+        watchdog.hung = matches!(answer, Err(Fail::Interrupted));
         match answer {
             Ok(Answer::Fed(fed)) => {
                 if fed.resets_after.is_some() {
                     watchdog.armed = fed.resets_after;
+                    watchdog.left_over = false;
                     (watchdog.failed, watchdog.unusable) = (None, None);
                 }
                 if let (Some(device), Some(resets)) = (fed.armed, fed.resets_after) {
@@ -54,18 +56,18 @@ impl State {
                 }
             }
             Ok(_) | Err(Fail::TooLate) => {}
-            Err(fail) => {
-                let why = match &fail {
-                    Fail::Interrupted => "the device does not answer".to_owned(),
-                    other => other.text().to_owned(),
-                };
-                let known = watchdog.failed.as_ref().is_some_and(|(was, _)| *was == why);
-                let before = watchdog.armed.take().is_some();
-                // An order that was given up may still be carried out.
+            // One that counts goes on counting: it was fed, or it resets the machine.
+            Err(Fail::Interrupted) => {
                 watchdog.left_over = true;
+                self.warn("the watchdog does not answer".to_owned());
+            }
+            Err(fail) => {
+                let why = fail.text().to_owned();
+                let known = watchdog.failed.as_ref().is_some_and(|(was, _)| *was == why);
+                let what = if watchdog.armed.is_some() { "fed" } else { "activated" };
                 watchdog.failed = Some((why.clone(), now));
-                if before || !known {
-                    let what = if before { "fed" } else { "activated" };
+                watchdog.left_over = true;
+                if !known {
                     self.warn(format!("Watchdog could not be {what}: {why}"));
                 }
             }
@@ -73,13 +75,19 @@ impl State {
     }
 
     pub(super) fn watchdog_disarmed(&mut self, answer: Result<Answer, Fail>) {
-        self.local.watchdog.armed = None;
-        (self.local.watchdog.fed, self.local.watchdog.left_over) = (None, false);
+        let watchdog = &mut self.local.watchdog;
+        watchdog.hung = matches!(answer, Err(Fail::Interrupted));
+        (watchdog.armed, watchdog.fed, watchdog.left_over) = (None, None, answer.is_err());
         match answer {
             Ok(Answer::Disarmed { warning: Some(warning), .. }) => self.warn(warning),
             Ok(Answer::Disarmed { armed: true, warning: None }) => self.info("the watchdog is disarmed"),
             Ok(_) => {}
-            Err(fail) => self.warn(format!("the watchdog could not be disarmed: {}", fail.text())),
+            Err(fail) => {
+                self.failed("disarm");
+                self.warn_once(format!("the watchdog could not be disarmed: {}", fail.text()));
+                return;
+            }
         }
+        self.worked("disarm");
     }
 }

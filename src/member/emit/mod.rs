@@ -112,9 +112,10 @@ impl State {
             Action::FeedWatchdog(feed) => {
                 self.send(Effect::FeedWatchdog(feed), About::FeedWatchdog(feed.evidence));
             }
-            _ => {
+            _ if self.rested("disarm") => {
                 self.send(Effect::DisarmWatchdog, About::DisarmWatchdog);
             }
+            _ => {}
         }
     }
 
