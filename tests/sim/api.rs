@@ -188,6 +188,9 @@ impl World {
             3 | 4 => takes += p.net.between(SEC, 9 * SEC),
             _ => {}
         }
+        if write && takes > 2 * SEC {
+            p.late = p.late.max(t + takes);
+        }
         self.after(takes, Event::Lands(Box::new(landing)));
     }
 

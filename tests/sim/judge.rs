@@ -331,7 +331,7 @@ impl World {
         all.chain(newest).any(|b| b.making != made.making && b.timeline >= made.timeline && !by_hand(&b))
     }
 
-    fn is_known(&mut self, what: &str) {
+    pub fn is_known(&mut self, what: &str) {
         self.note(format!("known: {what}"));
         if std::env::var_os("SIM_STRICT").is_none() {
             self.judge.known = true;

@@ -163,6 +163,8 @@ pub struct Pod {
     pub clock: Clock,
     /// When its watchdog device resets it.
     pub device: Option<Ns>,
+    /// When the last of its writes lands that take long.
+    pub late: Ns,
     /// When its sidecar was started last.
     pub started: Ns,
     pub disk: Option<Disk>,
@@ -488,6 +490,7 @@ fn pod(seed: u64, i: usize, chance: &mut Rng, plan: &Plan) -> Pod {
         claim: None,
         promote_ordered: 0,
         device: None,
+        late: 0,
         started: 0,
         last_death: None,
         paused: 0,
