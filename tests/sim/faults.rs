@@ -332,7 +332,7 @@ impl World {
         if self.store.delete("pods", "default", name.as_str()).is_err() {
             self.note(format!("m{pod} had no object"));
         }
-        self.pods[pod].leaving = false;
+        (self.pods[pod].leaving, self.pods[pod].device) = (false, None);
         self.create_pod(pod);
         self.note(format!("m{pod} is made again"));
         self.restart_soon(pod, Kubelet::StartKeeper);
