@@ -4,6 +4,7 @@
 use patroni::member::{Answer, Fail, Fed, Id};
 use patroni::model::{Feed, Settings, Timings, WatchdogMode, timings};
 
+use super::kubelet::Kubelet;
 use super::mutant::Profile;
 use super::postgres::Phase;
 use super::world::{Event, MS, Ns, SEC, World};
@@ -78,5 +79,7 @@ impl World {
             self.violation(format!("W2 the machine of m{pod} is reset, and nobody there can write"));
         }
         self.kill_pod(pod, true);
+        self.restart_soon(pod, Kubelet::StartKeeper);
+        self.restart_soon(pod, Kubelet::StartSidecar);
     }
 }
