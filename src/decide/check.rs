@@ -191,14 +191,6 @@ impl<'a> Raw<'a> {
 
     /// Whatever stops everything else stops no device: only when nobody can write it is switched off.
     fn disarm(&self) -> Option<&'static str> {
-        let pg = &self.local.postgres;
-        let standby = match &pg.probe {
-            Some(probe) => probe.in_recovery,
-            None => pg.started_as == Some(StartRoleSeen::Standby),
-        };
-        let silent = matches!(self.local.keeper, KeeperLink::Lost { .. });
-        let ended = silent && self.ended_by_the_kernel();
-        let writes = pg.alive && (!standby || self.local.deadman.ordered) && !ended;
         let ttl = self.local.own.as_ref().map_or(self.settings.ttl, |own| own.ttl).min(self.settings.ttl);
         let fits = Timings::new(self.settings, ttl, Some(timings::device(self.settings, ttl))).is_ok();
         let wanted = match self.settings.watchdog {
@@ -206,7 +198,7 @@ impl<'a> Raw<'a> {
             WatchdogMode::Automatic => fits && !self.local.maintenance.is_on(),
             WatchdogMode::Required => !self.local.maintenance.is_on(),
         };
-        (wanted && writes && !mutant::is(Mutant::DisarmsTooEarly))
+        (wanted && self.may_acknowledge() && !mutant::is(Mutant::DisarmsTooEarly))
             .then_some("disarming the watchdog while somebody may write")
     }
 
@@ -346,18 +338,26 @@ impl<'a> Raw<'a> {
         }
     }
 
-    /// A stop that has only begun is not enough: backends acknowledge until they are dead.
-    fn release(&self, shutdown: Option<&Shutdown>) -> Option<&'static str> {
-        if self.local.lease_write.is_some() {
-            return Some("two lease writes at once");
-        }
+    /// May a process of Postgres still acknowledge a commit? A standby that was not told to promote does not, nor what the kernel
+    /// has ended while the keeper is silent.
+    fn may_acknowledge(&self) -> bool {
         let pg = &self.local.postgres;
         let standby = pg.started_as == Some(StartRoleSeen::Standby)
             && pg.promoting.is_none()
             && !self.local.deadman.ordered
             && pg.probe.as_ref().is_none_or(|p| p.in_recovery);
+        let ended = matches!(self.local.keeper, KeeperLink::Lost { .. }) && self.ended_by_the_kernel();
+        pg.alive && !standby && !ended
+    }
+
+    /// A stop that has only begun is not enough: backends acknowledge until they are dead.
+    fn release(&self, shutdown: Option<&Shutdown>) -> Option<&'static str> {
+        if self.local.lease_write.is_some() {
+            return Some("two lease writes at once");
+        }
         let silent = matches!(self.local.keeper, KeeperLink::Lost { .. });
-        if (pg.alive && !standby || silent && self.local.deadman.in_doubt) && !(silent && self.ended_by_the_kernel()) {
+        let doubt = silent && self.local.deadman.in_doubt && !self.ended_by_the_kernel();
+        if self.may_acknowledge() || doubt {
             return Some("releasing the lock under a running primary");
         }
         if self.local.stranger.is_some_and(|s| s.answers) {
@@ -376,7 +376,8 @@ impl<'a> Raw<'a> {
             | DataDir::Restored
             | DataDir::Unusable(_) => None,
         };
-        let true_words = clean == Some(sworn.position) && sworn.members.contains(&self.local.me) && !pg.alive;
+        let true_words =
+            clean == Some(sworn.position) && sworn.members.contains(&self.local.me) && !self.local.postgres.alive;
         (!true_words).then_some("an oath about a shutdown that was none")
     }
 }

@@ -80,8 +80,8 @@ pub(super) fn before_promoting(ctx: &Ctx<'_>) -> Option<Decision> {
     Some(ctx.wait("arming the watchdog before promoting").wake_by(ctx.now.boot + super::RETRY_PAUSE))
 }
 
-/// What the device is to be fed with, if it is to be fed at all: whoever holds the lock with a living Postgres, outside of
-/// maintenance, in a cluster that follows no other one.
+/// What the device is to be fed with, if it is to be fed at all: by whoever holds the lock, outside of maintenance, in a cluster
+/// that follows no other one. It is armed over a living Postgres, and kept while one is started again.
 fn feed(ctx: &Ctx<'_>) -> Option<Feed> {
     let Hold::Leader(own) = &ctx.hold else { return None };
     let on = ctx.settings.watchdog != WatchdogMode::Off && ctx.local.maintenance == Maintenance::Off;
@@ -119,7 +119,10 @@ pub(super) fn upkeep(ctx: &Ctx<'_>, d: Decision) -> Decision {
         Ok(_) | Err(_) => None,
     };
     let d = tight.iter().fold(d, |d, tight| d.warn(format!("running without the watchdog: {tight}")));
-    if let Some(feed) = feed(ctx) {
+    // Whoever gives the lock away, or ends, starts nothing again.
+    let ends = |a: &Action| matches!(a, Action::Exit { .. } | Action::ReleaseLease { .. });
+    let over = ctx.local.handover.is_some() || d.actions.iter().any(ends);
+    if let Some(feed) = feed(ctx).filter(|_| ctx.local.postgres.alive || !over) {
         return d.then_if(watchdog.fed != Some(feed.evidence), || Action::FeedWatchdog(feed));
     }
     let off = ctx.settings.watchdog == WatchdogMode::Off || ctx.local.maintenance.is_on() || tight.is_some();

@@ -44,7 +44,7 @@ pub struct Feed {
     pub until: BootInstant,
     /// The longest timeout: the ttl less the safety margin, or half of the ttl.
     pub most: Duration,
-    /// A device that resets the machine earlier than this would do so between two renewals.
+    /// A device that resets the machine earlier than this would do so between two renewals, or before a demotion.
     pub least: Duration,
     /// A device that waits longer than it is told is not good enough.
     pub required: bool,
@@ -67,7 +67,9 @@ impl Feed {
     pub fn judge(&self, wanted: u32, actual: u32) -> Result<Option<String>, String> {
         if Duration::from_secs(u64::from(actual)) < self.least {
             let least = self.least.as_secs_f64();
-            return Err(format!("it resets after {actual} s, which is less than loop_wait ({least:.0} s)"));
+            return Err(format!(
+                "it resets after {actual} s, and {least:.0} s are needed to renew or to demote (loop_wait, at least 8 s)"
+            ));
         }
         match actual > wanted {
             true if self.required => Err(format!(
@@ -114,6 +116,6 @@ mod tests {
         assert_eq!(feed(true).judge(25, 15), Ok(None));
         assert!(feed(false).judge(25, 60).is_ok_and(|w| w.is_some_and(|w| w.contains("after 60 s"))));
         assert!(feed(true).judge(25, 60).is_err_and(|why| why.contains("not after 25 s")));
-        assert!(feed(false).judge(25, 9).is_err_and(|why| why.contains("loop_wait (10 s)")));
+        assert!(feed(false).judge(25, 9).is_err_and(|why| why.contains("10 s are needed")));
     }
 }

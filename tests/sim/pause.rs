@@ -87,7 +87,9 @@ impl World {
     pub fn check_promotion_at_rest(&mut self, pod: usize) {
         if self.rests(pod) && !self.is_asked() {
             if self.t < self.pods[pod].late + 10 * SEC {
-                return self.is_known("a lock that was asked for before the maintenance and landed in it");
+                return self.is_known(
+                    "a lock that was asked for before the maintenance and landed in it: its promotion goes on",
+                );
             }
             self.violation(format!("M2 m{pod} is promoted in maintenance mode, and nobody has asked for that"));
         }

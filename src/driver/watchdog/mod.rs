@@ -56,7 +56,7 @@ impl Watchdog {
     /// Arms the device if it is closed, and feeds it.
     ///
     /// # Errors
-    /// Why it could not; it is closed then.
+    /// Why it could not. It is closed again if this was to arm it, and goes on counting if it was armed before.
     pub async fn feed(&self, place: Place, feed: Feed) -> Result<Fed, String> {
         let (tx, rx) = oneshot::channel();
         self.orders.send(Order::Feed(place, feed, tx)).map_err(|_| gone())?;
